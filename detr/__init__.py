@@ -1,0 +1,8 @@
+"""A training framework for DETR, the detection transformer (Carion et al., ECCV 2020)."""
+
+from detr.detector import Detector
+from detr.errors import NonFiniteError, UserError
+from detr.types import Detections, ImageBatch, Predictions, Target
+
+__all__ = ["Detections", "Detector", "ImageBatch", "NonFiniteError", "Predictions", "Target", "UserError"]
+__version__ = "0.1.0"

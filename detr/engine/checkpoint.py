@@ -1,0 +1,182 @@
+"""Checkpoints on disk: atomic saving, safe loading, and weights in the names of the published DETR.
+
+A checkpoint is a dict of tensors and plain values, so that loading runs no code from the file:
+`model` (state dict), `config` (the composed configuration), `categories` (id and name of each class, in the order of
+the labels) and `training` (optimiser state, position in the run, best result).
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, nn
+
+from detr.errors import UserError
+
+FORMAT = "detr-checkpoint-1"
+
+# Parts of names in the published DETR and in ours; replacing them works in both directions.
+_RENAMED = (
+    ("backbone.0.body.", "backbone.body."),
+    ("backbone.1.", "position."),
+    ("class_embed.", "class_head."),
+    ("bbox_embed.", "box_head."),
+    (".multihead_attn.", ".cross_attn."),
+    (".in_proj_", ".in_proj."),
+    (".linear1.", ".ffn.linear1."),
+    (".linear2.", ".ffn.linear2."),
+)
+# Parts whose shape follows the data set or the number of queries: where it differs, they are trained anew.
+_REPLACEABLE = ("class_head.", "query_embed.")
+
+
+def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the published DETR under our names."""
+    renamed = dict(state_dict)
+    for published, ours in _RENAMED:
+        renamed = {name.replace(published, ours): tensor for name, tensor in renamed.items()}
+    return renamed
+
+
+def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of ours under the names of the published DETR."""
+    renamed = dict(state_dict)
+    for published, ours in _RENAMED:
+        renamed = {name.replace(ours, published): tensor for name, tensor in renamed.items()}
+    return renamed
+
+
+def save(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that `path` holds either the old or the new one, whole, whatever happens meanwhile."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, **checkpoint}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Load any file of tensors and plain values on the CPU; raises UserError for everything else."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"Checkpoint {path} is a folder. Give the file, such as {path / 'checkpoints' / 'best.pt'}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"Checkpoint {path} does not exist. Give the path of a .pt or .pth file.") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"Checkpoint {path} is refused: it is damaged, or holds objects other than tensors and plain values, which "
+            f"could run code ({_first_sentence(error)}). Use a checkpoint that this framework or published DETR wrote."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
+        raise UserError(
+            f"Checkpoint {path} is cut short or damaged ({_first_sentence(error)}). Use an intact copy, "
+            "such as last.pt instead of best.pt."
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"Checkpoint {path} holds a {type(content).__name__}, wanted a dict with a 'model' state dict.")
+    return content
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint that `save` wrote; raises UserError for any other file."""
+    checkpoint = read(path)
+    if checkpoint.get("format") != FORMAT:
+        kind = "the published DETR's weights" if is_published(checkpoint) else "another program's file"
+        raise UserError(
+            f"Checkpoint {path} is {kind}, wanted a checkpoint of this framework, which holds its configuration and "
+            "class names. To start training from published weights, set weights=PATH; to evaluate or predict with "
+            "them, name the model too, as in model=detr."
+        )
+    return checkpoint
+
+
+def is_published(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a loaded file holds weights under the names of the published DETR."""
+    return "class_embed.weight" in _published_state(checkpoint)
+
+
+def model_state(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The weights in a loaded file, ours or published, under our names."""
+    if is_published(checkpoint):
+        return from_published(_published_state(checkpoint))
+    state = checkpoint.get("model")
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds no 'model' state dict. Use a checkpoint of this framework or of published DETR.")
+    return state
+
+
+def _published_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    state = checkpoint.get("model", checkpoint)
+    return state if isinstance(state, Mapping) else {}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which tensors `load_weights` took over, which it left to be trained anew, and which the file had in excess."""
+
+    loaded: list[str]
+    replaced: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} tensors"]
+        lines += [f"trained anew: {name} ({why})" for name, why in self.replaced.items()]
+        lines += [f"left in the file: {name}" for name in self.unused]
+        return "; ".join(lines)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Start from the weights of a checkpoint, ours or published, whose classes or queries may be others.
+
+    Class head and queries of another shape keep their fresh values and are named in the report. Raises UserError
+    where anything else differs: the checkpoint is of another model then.
+    """
+    own = model.state_dict()
+    state = model_state(read(path), path)
+    replaced = {
+        name: f"file {list(state[name].shape)}, model {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name.startswith(_REPLACEABLE) and name in state and state[name].shape != tensor.shape
+    }
+    unused = [name for name in state if name not in own]
+    loaded = {name: tensor for name, tensor in state.items() if name in own and name not in replaced}
+    load_model_state(model, loaded | {name: own[name] for name in replaced}, path)
+    return LoadReport(loaded=list(loaded), replaced=replaced, unused=unused)
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load exactly the tensors that the model has; raises UserError that names what differs."""
+    own = model.state_dict()
+    differences = [f"{name} is missing" for name in own if name not in state]
+    differences += [f"{name} is not known" for name in state if name not in own]
+    differences += [
+        f"{name} is {list(state[name].shape)}, wanted {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if differences:
+        raise UserError(
+            f"Checkpoint {path} is of another model than the configuration describes. {len(differences)} differences: "
+            f"{'; '.join(differences[:4])}{'; ...' if len(differences) > 4 else ''}. Set the model options that it was "
+            "trained with (config.yaml in its run folder), or use another checkpoint."
+        )
+    model.load_state_dict(state)
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,30 @@
+"""Errors that a user can cause, and the signals that end a run early."""
+
+from collections.abc import Sequence
+
+
+class UserError(ValueError):
+    """Bad input or configuration: one message that says what, where, what was wanted and what to do.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
+
+
+class NonFiniteError(UserError):
+    """Predictions or losses became NaN or infinite."""
+
+    def __init__(self, what: str, image_ids: Sequence[int], step: int | None = None) -> None:
+        super().__init__(what, image_ids, step)
+        self.what, self.image_ids, self.step = what, list(image_ids), step
+
+    def __str__(self) -> str:
+        where = "" if self.step is None else f" at step {self.step}"
+        return (
+            f"{self.what} became NaN or infinite{where}, for image ids {self.image_ids}. Likely causes: a learning rate "
+            "that is too high (lower optimizer.lr, or set scheduler.warmup), gradients that are not clipped "
+            "(set trainer.clip_norm=0.1), or weights that were already damaged (check weights=PATH)."
+        )
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after its state was saved; the command line exits with code 75."""

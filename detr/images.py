@@ -1,0 +1,92 @@
+"""From image files to a padded batch: reading, resizing to a short side, padding."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from detr.errors import UserError
+from detr.types import ImageBatch
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 height width"]:
+    """Read any image that Pillow knows as 8-bit RGB, channels-last in memory, which resizes fastest.
+
+    Greyscale, palette, CMYK and 16-bit images are converted, transparency is dropped. size: (height, width) that the
+    annotations were made for. It decides whether the orientation stored in the file's EXIF data is meant; where it
+    cannot tell, and without it, the image is turned upright, as viewers and annotation tools show it.
+
+    Raises UserError where the file is missing, empty or damaged, or has neither of the two sizes.
+    """
+    try:
+        with Image.open(path) as file:
+            image = _upright(file, size, path)
+            image.load()
+    except FileNotFoundError:
+        raise UserError(f"Image file {path} does not exist.") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"Image file {path} cannot be read: {error}. It may be empty, cut short or no image; "
+            "replace it, or remove it from the annotations."
+        ) from None
+    return torch.from_numpy(np.asarray(to_rgb(image)).copy()).permute(2, 0, 1)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A Pillow image of any mode as 8-bit RGB. 16-bit values are scaled, where Pillow alone would clip them."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        scale = 255.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 / 65535.0
+        image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image, size: tuple[int, int] | None, path: str | Path) -> Image.Image:
+    stored = (image.height, image.width)
+    sideways = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    shown = stored[::-1] if sideways else stored
+    if size is None or size == shown:
+        return ImageOps.exif_transpose(image)
+    if size == stored:
+        return image
+    fits = f"{stored[1]}x{stored[0]}" + (f" (or {shown[1]}x{shown[0]} turned upright)" if sideways else "")
+    raise UserError(
+        f"Image file {path} is {fits} pixels, but its annotations are for {size[1]}x{size[0]}. "
+        "Use the images that were annotated, or correct width and height in the annotation file."
+    )
+
+
+def short_side_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
+    """(height, width) with the short side at `size`, but the long side at most `max_size`, rounded as DETR does."""
+    short, long = min(height, width), max(height, width)
+    if max_size is not None and long / short * size > max_size:
+        size = round(max_size * short / long)
+    if height < width:
+        return size, max(int(size * width / height), 1)
+    return max(int(size * height / width), 1), size
+
+
+def resize(image: UInt8[Tensor, "3 _ _"], size: tuple[int, int]) -> UInt8[Tensor, "3 _ _"]:
+    """Bilinear with antialiasing on 8-bit values."""
+    return image if image.shape[1:] == size else F.resize_image(image, list(size), antialias=True)
+
+
+def pad_to_batch(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> ImageBatch:
+    """Images of any sizes, padded with 0 at the right and bottom to the largest height and width among them."""
+    height, width = (max(image.shape[dim] for image in images) for dim in (1, 2))
+    batch = torch.zeros((len(images), 3, height, width), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    mask = torch.ones((len(images), height, width), dtype=torch.bool)
+    for i, image in enumerate(images):
+        _, h, w = image.shape
+        batch[i, :, :h, :w] = image
+        mask[i, :h, :w] = False
+    return ImageBatch(images=batch, mask=mask, padded=any(image.shape[1:] != (height, width) for image in images))

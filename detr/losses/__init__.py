@@ -1,0 +1,6 @@
+"""Matching of predictions to targets, and the losses on the matched pairs."""
+
+from detr.losses.criterion import SetCriterion
+from detr.losses.matcher import HungarianMatcher, Matches
+
+__all__ = ["HungarianMatcher", "Matches", "SetCriterion"]

@@ -1,0 +1,1 @@
+"""The detector and the parts that it is assembled from."""

@@ -1,0 +1,140 @@
+"""ResNet backbones (He et al., CVPR 2016) from torchvision, cut before the classifier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+
+Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm with fixed statistics and affine parameters, kept as buffers: a linear map that never trains."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # trained batch norms count batches; there is no use here
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _group_norm(num_channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, num_channels)
+
+
+NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": _group_norm}
+
+
+class Backbone(nn.Module):
+    """A ResNet that maps images to the features of its last stage.
+
+    name: a ResNet of torchvision: resnet18, resnet34, resnet50, resnet101.
+    weights: torchvision's name of pre-trained weights (such as IMAGENET1K_V1), a path to a state dict, or None for
+        random weights.
+    norm: `frozen` batch norm, for pre-trained weights; `batch` and `group` norms train, which random weights need.
+    dilation: the last stage dilates instead of striding (the DC5 variants), for stride 16 instead of 32;
+        ResNet-50 and larger only.
+    freeze: stages that do not train; published DETR freezes stem and layer1.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "resnet50",
+        weights: str | None = None,
+        norm: Literal["frozen", "batch", "group"] = "frozen",
+        dilation: bool = False,
+        freeze: Sequence[Stage] = ("stem", "layer1"),
+    ) -> None:
+        super().__init__()
+        choices = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
+        if name not in choices:
+            raise UserError(f"Backbone: wanted name as one of {', '.join(choices)}, got '{name}'.")
+        if norm not in NORMS:
+            raise UserError(f"Backbone: wanted norm as one of {', '.join(NORMS)}, got '{norm}'.")
+        if dilation and name in ("resnet18", "resnet34"):
+            raise UserError(f"Backbone: dilation needs resnet50 or larger, got {name}. Set model.backbone.dilation=false.")
+        self.body = torchvision.models.get_model(
+            name, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
+        )
+        self.channels: int = self.body.fc.in_features
+        del self.body.fc, self.body.avgpool
+        if weights is not None:
+            self._load(name, weights)
+        self._freeze(freeze)
+
+    def forward(self, images: Float[Tensor, "batch 3 _ _"]) -> Float[Tensor, "batch {self.channels} _ _"]:
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
+        return body.layer4(body.layer3(body.layer2(body.layer1(x))))
+
+    def _load(self, name: str, weights: str) -> None:
+        if weights.endswith((".pth", ".pt")) or Path(weights).exists():
+            state = _read_state_dict(weights)
+        else:
+            state = _download_state_dict(name, weights)
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        missing, unexpected = self.body.load_state_dict(state, strict=False)
+        missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+        if missing or unexpected:
+            raise UserError(
+                f"Backbone: weights '{weights}' are not of a {name} with this norm: {len(missing)} tensors are missing "
+                f"({', '.join(missing[:3])}), {len(unexpected)} are not known ({', '.join(unexpected[:3])}). "
+                "Choose the matching model/backbone, or model.backbone.weights=null for random weights."
+            )
+
+    def _freeze(self, stages: Sequence[Stage]) -> None:
+        body = self.body
+        known = {"stem": (body.conv1, body.bn1)} | {f"layer{i}": (getattr(body, f"layer{i}"),) for i in (1, 2, 3, 4)}
+        for stage in stages:
+            if stage not in known:
+                raise UserError(f"Backbone: wanted freeze as a list of {', '.join(known)}, got '{stage}'.")
+            for module in known[stage]:
+                module.requires_grad_(False)
+
+
+def _read_state_dict(path: str) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"Backbone: the weights file {path} does not exist. Correct model.backbone.weights.") from None
+    except Exception as error:  # torch.load raises many kinds for damaged and hostile files
+        raise UserError(f"Backbone: {path} is not a readable file of weights: {str(error).splitlines()[0]}") from None
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else None
+    if not isinstance(state, dict):
+        raise UserError(f"Backbone: {path} does not hold a state dict. Correct model.backbone.weights.")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _download_state_dict(name: str, weights: str) -> dict[str, Tensor]:
+    known = torchvision.models.get_model_weights(name)
+    if weights not in [*known.__members__, "DEFAULT"]:
+        raise UserError(
+            f"Backbone: '{weights}' is neither a file nor one of torchvision's weights for {name}: "
+            f"{', '.join(known.__members__)}. Correct model.backbone.weights."
+        )
+    try:
+        return known[weights].get_state_dict(progress=True)
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"Backbone: could not download {known[weights].url}: {error}. Without network access, put the file there "
+            f"yourself and set model.backbone.weights=PATH, or train from random weights with "
+            "model.backbone.weights=null model.backbone.norm=batch model.backbone.freeze=[]."
+        ) from None

@@ -1,0 +1,75 @@
+"""Positional encodings of a feature map's cells."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+
+
+class SinePosition(nn.Module):
+    """Fixed sines and cosines of the cell's row and column (Vaswani et al. 2017; in 2-d by Carion et al. 2020).
+
+    The first half of the channels encodes y, the second x. Padding is not counted, so that an image's encoding does
+    not depend on what it is batched with.
+
+    d_model: channels of the encoding, a multiple of 4.
+    temperature: wave lengths grow from 2 pi to 2 pi * temperature.
+    normalize: count cells in [0, 2 pi] over the image instead of in cells.
+    """
+
+    _eps = 1e-6
+
+    def __init__(self, *, d_model: int, temperature: float = 10000.0, normalize: bool = True) -> None:
+        super().__init__()
+        if d_model % 4:
+            raise UserError(f"SinePosition: wanted d_model as a multiple of 4, got {d_model}.")
+        self.d_model, self.temperature, self.normalize = d_model, temperature, normalize
+
+    def forward(self, mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
+        """mask: True = padding."""
+        valid = (~mask).float()
+        y, x = valid.cumsum(1), valid.cumsum(2)
+        if self.normalize:
+            y = y / (y[:, -1:, :] + self._eps) * (2 * math.pi)
+            x = x / (x[:, :, -1:] + self._eps) * (2 * math.pi)
+        features = self.d_model // 2
+        exponent = 2 * torch.arange(features // 2, device=mask.device, dtype=torch.float32) / features
+        wavelength = self.temperature**exponent
+
+        def encode(position: Tensor) -> Tensor:
+            angle = position.unsqueeze(-1) / wavelength
+            return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+        return torch.cat((encode(y), encode(x)), dim=-1).permute(0, 3, 1, 2)
+
+
+class LearnedPosition(nn.Module):
+    """A learned vector for each column and each row, concatenated (Carion et al. 2020, appendix A.4).
+
+    d_model: channels of the encoding, even.
+    size: rows and columns in the tables. A larger feature map gets an error, because there is nothing learned for it.
+    """
+
+    def __init__(self, *, d_model: int, size: int = 50) -> None:
+        super().__init__()
+        self.size = size
+        self.row_embed = nn.Embedding(size, d_model // 2)
+        self.col_embed = nn.Embedding(size, d_model // 2)
+        nn.init.uniform_(self.row_embed.weight)
+        nn.init.uniform_(self.col_embed.weight)
+
+    def forward(self, mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
+        """mask: True = padding; its content does not matter here."""
+        batch, height, width = mask.shape
+        if max(height, width) > self.size:
+            raise UserError(
+                f"LearnedPosition: wanted a feature map of at most {self.size} x {self.size} cells, got "
+                f"{height} x {width}. Use smaller images (data.max_size), a larger model.position.size when training "
+                "from scratch, or model/position=sine."
+            )
+        rows = self.row_embed.weight[:height, None].expand(-1, width, -1)
+        columns = self.col_embed.weight[None, :width].expand(height, -1, -1)
+        return torch.cat((columns, rows), dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)

@@ -1,0 +1,119 @@
+"""Every value that crosses a floor: what goes into the detector, what comes out, what it is compared with."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor
+
+# Statistics of ImageNet in RGB order and [0, 1], which torchvision's pre-trained backbones expect.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class of a data set: `id` as in the annotation file (any integer), and its name."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of different sizes, padded at the right and bottom to the largest.
+
+    images: (B, 3, H, W); uint8 as they come from the loader, float after `normalized`.
+    mask: (B, H, W), True where there is padding.
+    padded: whether `mask` holds any True; known on the host, so that asking costs no device synchronisation.
+    """
+
+    images: Shaped[Tensor, "batch 3 height width"]
+    mask: Bool[Tensor, "batch height width"]
+    padded: bool
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> "ImageBatch":
+        return replace(
+            self, images=self.images.to(device, non_blocking=True), mask=self.mask.to(device, non_blocking=True)
+        )
+
+    def pin_memory(self) -> "ImageBatch":
+        return replace(self, images=self.images.pin_memory(), mask=self.mask.pin_memory())
+
+    def normalized(self) -> "ImageBatch":
+        """uint8 images as float with ImageNet's mean and deviation taken out, padding exactly 0.
+
+        Runs where the images are, so a quarter of the bytes cross to the device.
+        """
+        mean = torch.tensor(IMAGE_MEAN, device=self.images.device).mul_(255).view(1, 3, 1, 1)
+        scale = torch.tensor(IMAGE_STD, device=self.images.device).mul_(255).reciprocal_().view(1, 3, 1, 1)
+        images = self.images.float().sub_(mean).mul_(scale)
+        if self.padded:
+            images.masked_fill_(self.mask.unsqueeze(1), 0.0)
+        return replace(self, images=images)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is in one image.
+
+    labels: (n,) contiguous, 0..K-1.
+    boxes: (n, 4) as centre x, centre y, width, height in [0, 1] of the image.
+    image_id: as in the annotation file.
+    original_size: (height, width) in pixels that detections are reported in.
+    """
+
+    labels: Int64[Tensor, " n"]
+    boxes: Float[Tensor, "n 4"]
+    image_id: int
+    original_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Target":
+        return replace(
+            self, labels=self.labels.to(device, non_blocking=True), boxes=self.boxes.to(device, non_blocking=True)
+        )
+
+    def pin_memory(self) -> "Target":
+        return replace(self, labels=self.labels.pin_memory(), boxes=self.boxes.pin_memory())
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs of the decoder layers, the last layer last (one layer only without auxiliary losses).
+
+    logits: (L, B, Q, C); for the softmax loss C = K + 1 and the last class means no object.
+    boxes: (L, B, Q, 4) as centre x, centre y, width, height in [0, 1] of each image without its padding.
+    """
+
+    logits: Float[Tensor, "layers batch queries classes"]
+    boxes: Float[Tensor, "layers batch queries 4"]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best score first.
+
+    boxes: (n, 4) as x1, y1, x2, y2 in pixels of the original image.
+    scores: (n,) in [0, 1].
+    labels: (n,) contiguous class indices; `names` holds the same as text.
+    """
+
+    boxes: Float[Tensor, "n 4"]
+    scores: Float[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, threshold: float) -> "Detections":
+        """Those with a score of at least `threshold`."""
+        keep = self.scores >= threshold
+        names = [name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept]
+        return Detections(boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], names=names)
