@@ -1,21 +1,12 @@
-"""Rank, world size and averages over processes; the only file that imports torch.distributed."""
+"""World size and averages over processes; the only file that imports torch.distributed."""
 
 import torch.distributed as dist
 from torch import Tensor
 
 
-def is_initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def rank() -> int:
-    """Index of this process, 0 in a run of one process."""
-    return dist.get_rank() if is_initialized() else 0
-
-
 def world_size() -> int:
     """Number of processes of the run."""
-    return dist.get_world_size() if is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean(value: Tensor) -> Tensor:

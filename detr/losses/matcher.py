@@ -71,16 +71,23 @@ class HungarianMatcher:
         )
 
     def costs(self, predictions: Predictions, targets: Sequence[Target]) -> Float[Tensor, "layers targets queries"]:
-        """Costs of each target against the queries of its own image only, for all layers in one pass."""
+        """Costs of each target against the queries of its own image only, never of the whole batch."""
         labels = torch.cat([target.labels for target in targets])
-        wanted = torch.cat([target.boxes for target in targets])[:, None]
+        wanted = torch.cat([target.boxes for target in targets])
         counts = torch.tensor([len(target) for target in targets])
         image = torch.arange(len(targets)).repeat_interleave(counts).to(labels.device)
+        # A layer's block of costs fits the processor's cache, that of all layers does not.
+        layers = zip(predictions.logits.float(), predictions.boxes.float(), strict=True)
+        return torch.stack([self._layer_costs(logits, boxes, labels, wanted, image) for logits, boxes in layers])
 
-        probability = predictions.logits.float().softmax(-1).transpose(2, 3)[:, image, labels]
-        # Coordinate planes (L, T, Q), contiguous in the queries: slices of 4 would be several times slower.
-        planes = predictions.boxes.float().permute(3, 0, 1, 2).contiguous()
-        found = planes[:, :, image].movedim(0, -1)
-        distance = (found - wanted).abs().sum(-1)
-        overlap = box_ops.giou(box_ops.cxcywh_to_xyxy(found), box_ops.cxcywh_to_xyxy(wanted))
-        return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
+    def _layer_costs(
+        self, logits: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor, image: Tensor
+    ) -> Float[Tensor, "targets queries"]:
+        cost = logits.softmax(-1)[image, :, labels].mul_(-self.class_cost)
+        # Coordinates as planes, contiguous in the queries: work on slices of 4 is several times slower.
+        planes = torch.cat((boxes, box_ops.cxcywh_to_xyxy(boxes)), dim=-1).permute(2, 0, 1).contiguous()
+        found = planes.index_select(1, image)
+        for coordinate, target in zip(found[:4], wanted[:, None].unbind(-1), strict=True):
+            cost.add_((coordinate - target).abs_(), alpha=self.box_cost)
+        overlap = box_ops.giou(found[4:].movedim(0, -1), box_ops.cxcywh_to_xyxy(wanted)[:, None])
+        return cost.sub_(overlap, alpha=self.giou_cost)

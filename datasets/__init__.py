@@ -1,0 +1,6 @@
+"""Data sets in COCO format: reading, augmenting, batching, and the generated `shapes` set."""
+
+from datasets.coco import CocoDetection
+from datasets.loader import TrainLoader, evaluation_loader
+
+__all__ = ["CocoDetection", "TrainLoader", "evaluation_loader"]

@@ -1,0 +1,81 @@
+"""From data sets to batches."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from datasets.coco import CocoDetection
+from detr.errors import UserError
+from detr.images import pad_to_batch
+from detr.types import ImageBatch, Target
+
+Batch = tuple[ImageBatch, list[Target]]
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
+    """Pad the images of several samples to one batch."""
+    images, targets = zip(*samples, strict=True)
+    return pad_to_batch(images), list(targets)
+
+
+class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index), in an order that follows from (seed, epoch). The last incomplete batch is dropped."""
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for batch in range(self.start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in chosen]
+
+
+class TrainLoader:
+    """Endless training batches, each determined by the seed and its place (epoch, batch) alone.
+
+    batch_size: images in a batch. workers: processes that prepare them; 0 prepares them in the training process.
+    """
+
+    def __init__(self, dataset: CocoDetection, *, batch_size: int, workers: int, seed: int) -> None:
+        if len(dataset) < batch_size:
+            raise UserError(
+                f"{dataset.annotations} has {len(dataset)} images, too few for one batch. "
+                f"Set data.batch_size to at most {len(dataset)}, got {batch_size}."
+            )
+        self._sampler = _ShuffledBatches(len(dataset), batch_size, seed)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._sampler)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from the one with index `start` on."""
+        self._sampler.epoch, self._sampler.start = epoch, start
+        return iter(self._loader)
+
+
+def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int) -> DataLoader[Batch]:
+    """Every image once, in the order of the annotation file."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )

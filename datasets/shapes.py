@@ -1,0 +1,133 @@
+"""A generated COCO-format data set of coloured circles, squares and triangles, for trying things out anywhere."""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+logger = logging.getLogger(__name__)
+
+CATEGORIES = ("circle", "square", "triangle")
+_OVERSAMPLING = 2
+
+
+def generate(
+    root: str | Path,
+    *,
+    train_images: int = 2000,
+    val_images: int = 200,
+    image_size: int = 96,
+    min_objects: int = 1,
+    max_objects: int = 5,
+    seed: int = 0,
+) -> None:
+    """Write the set to `root` as train/, val/, instances_train.json and instances_val.json, unless it is there.
+
+    Each image has min_objects..max_objects shapes of random colour, size and rotation on a shaded, noisy background;
+    later shapes may cover up to half of an earlier one. The same options give the same images. A manifest with a
+    checksum tells a complete set from a damaged or different one, which is generated again.
+    """
+    root = Path(root)
+    options = {
+        "train_images": train_images,
+        "val_images": val_images,
+        "image_size": image_size,
+        "min_objects": min_objects,
+        "max_objects": max_objects,
+        "seed": seed,
+    }
+    manifest = root / "manifest.json"
+    if manifest.exists():
+        found = json.loads(manifest.read_text())
+        if found["options"] == options and found["sha256"] == _checksum(root):
+            return
+        logger.info("The shapes in %s are damaged or of other options; generating them again.", root)
+    logger.info("Generating %d + %d images of shapes in %s.", train_images, val_images, root)
+    temporary = root.with_name(root.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for number, (split, count) in enumerate((("train", train_images), ("val", val_images))):
+        _generate_split(temporary, split, count, (seed, number), image_size, min_objects, max_objects)
+    (temporary / manifest.name).write_text(json.dumps({"options": options, "sha256": _checksum(temporary)}, indent=2))
+    shutil.rmtree(root, ignore_errors=True)
+    temporary.rename(root)
+
+
+def _checksum(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.name != "manifest.json":
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _generate_split(
+    root: Path, split: str, count: int, seed: tuple[int, int], image_size: int, min_objects: int, max_objects: int
+) -> None:
+    (root / split).mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(count):
+        rng = np.random.default_rng((*seed, index))
+        picture, objects = _picture(rng, image_size, int(rng.integers(min_objects, max_objects + 1)))
+        name = f"{index:06d}.jpg"
+        picture.save(root / split / name, quality=95)
+        images.append({"id": index, "file_name": name, "width": image_size, "height": image_size})
+        for category, (x1, y1, x2, y2) in objects:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index,
+                    "category_id": category + 1,
+                    "bbox": [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)],
+                    "area": round((x2 - x1) * (y2 - y1), 2),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": number + 1, "name": name} for number, name in enumerate(CATEGORIES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+Box = tuple[float, float, float, float]
+
+
+def _picture(rng: np.random.Generator, size: int, count: int) -> tuple[Image.Image, list[tuple[int, Box]]]:
+    corners = rng.uniform(40, 215, (2, 2, 3)).astype(np.uint8)
+    shade = np.asarray(Image.fromarray(corners).resize((size, size), Image.Resampling.BILINEAR))
+    noisy = shade + rng.integers(0, 25, shade.shape, dtype=np.uint8)
+    canvas = Image.fromarray(noisy).resize((size * _OVERSAMPLING,) * 2, Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(canvas)
+    objects: list[tuple[int, Box]] = []
+    while len(objects) < count:
+        category = int(rng.integers(len(CATEGORIES)))
+        outline, box = _shape(rng, category, size)
+        if any(_covered(old, box) > 0.5 for _, old in objects):
+            continue
+        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+        draw.polygon([(x * _OVERSAMPLING, y * _OVERSAMPLING) for x, y in outline], fill=colour)
+        objects.append((category, box))
+    return canvas.resize((size, size), Image.Resampling.BOX), objects
+
+
+def _shape(rng: np.random.Generator, category: int, size: int) -> tuple[list[tuple[float, float]], Box]:
+    radius = rng.uniform(0.07, 0.22) * size
+    x, y = rng.uniform(radius, size - radius, 2)
+    corners = {"circle": 48, "square": 4, "triangle": 3}[CATEGORIES[category]]
+    turn = rng.uniform(0, 2 * math.pi)
+    angles = turn + np.arange(corners) * 2 * math.pi / corners
+    xs, ys = x + radius * np.cos(angles), y + radius * np.sin(angles)
+    box = (float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max()))
+    return list(zip(xs.tolist(), ys.tolist(), strict=True)), box
+
+
+def _covered(box: Box, by: Box) -> float:
+    """Share of a box that another one covers."""
+    width = min(box[2], by[2]) - max(box[0], by[0])
+    height = min(box[3], by[3]) - max(box[1], by[1])
+    return max(width, 0) * max(height, 0) / ((box[2] - box[0]) * (box[3] - box[1]))

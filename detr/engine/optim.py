@@ -1,0 +1,83 @@
+"""Parameter groups and learning-rate schedules."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch.optim import AdamW
+
+from detr.errors import UserError
+from detr.models.detr import DETR
+
+
+def adamw(
+    model: DETR,
+    *,
+    lr: float = 1e-4,
+    backbone_lr: float = 1e-5,
+    weight_decay: float = 1e-4,
+    betas: Sequence[float] = (0.9, 0.999),
+) -> AdamW:
+    """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning rate of its own for the backbone.
+
+    lr, backbone_lr: learning rates before the schedule; a backbone_lr of 0 freezes the backbone, as in published DETR.
+    weight_decay: on all parameters.
+    """
+    if backbone_lr == 0:
+        model.backbone.requires_grad_(False)
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"name": "lr", "lr": lr, "params": [p for p in trainable if id(p) not in backbone]},
+        {"name": "lr_backbone", "lr": backbone_lr, "params": [p for p in trainable if id(p) in backbone]},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return AdamW(groups, lr=lr, weight_decay=weight_decay, betas=tuple(betas), fused=True)
+
+
+class Schedule(Protocol):
+    """A factor on all learning rates, a function of the position in the training alone."""
+
+    def __call__(self, step: int, total_steps: int) -> float: ...
+
+
+class StepDecay:
+    """Multiply by `gamma` after each of the given fractions of the training.
+
+    drops: fractions in (0, 1). warmup: fraction of the training with a linear rise from 0 at its start.
+    """
+
+    def __init__(self, *, drops: Sequence[float], gamma: float = 0.1, warmup: float = 0.0) -> None:
+        if not all(0 < drop < 1 for drop in drops):
+            raise UserError(f"StepDecay: wanted drops as fractions between 0 and 1, got {list(drops)}.")
+        self.drops, self.gamma, self.warmup = list(drops), gamma, _checked(warmup)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        passed = sum(step >= round(drop * total_steps) for drop in self.drops)
+        return self.gamma**passed * _rise(step, total_steps, self.warmup)
+
+
+class Cosine:
+    """Half a cosine from 1 to `final` (Loshchilov & Hutter, ICLR 2017).
+
+    warmup: fraction of the training with a linear rise from 0 at its start.
+    """
+
+    def __init__(self, *, final: float = 0.0, warmup: float = 0.0) -> None:
+        self.final, self.warmup = final, _checked(warmup)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        start = round(self.warmup * total_steps)
+        progress = max(step - start, 0) / max(total_steps - start, 1)
+        factor = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+        return factor * _rise(step, total_steps, self.warmup)
+
+
+def _rise(step: int, total_steps: int, warmup: float) -> float:
+    return min((step + 1) / max(round(warmup * total_steps), 1), 1.0)
+
+
+def _checked(warmup: float) -> float:
+    if not 0 <= warmup < 1:
+        raise UserError(f"Schedule: wanted warmup as a fraction of the training in [0, 1), got {warmup}.")
+    return warmup

@@ -1,0 +1,7 @@
+"""What a run tells: progress, TensorBoard, JSON lines, drawn boxes."""
+
+from detr.reporting.draw import draw_detections
+from detr.reporting.reporter import Reporter
+from detr.reporting.sinks import JsonLines, Progress, Sink, TensorBoard
+
+__all__ = ["JsonLines", "Progress", "Reporter", "Sink", "TensorBoard", "draw_detections"]

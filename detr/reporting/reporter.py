@@ -1,0 +1,111 @@
+"""Averages a run's records and hands them to the sinks."""
+
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from detr.reporting.draw import draw_detections
+from detr.reporting.sinks import Sink
+from detr.types import Detections
+
+
+class Reporter:
+    """Passes losses, speed, memory and pictures to all sinks. A context manager around the whole run.
+
+    sinks: where to log to.
+    run_dir: the run's folder; drawn validation images go to its predictions/.
+    config_text: the configuration, as text.
+    log_every: steps between two records of averages.
+    threshold: lowest score of a detection that is drawn.
+    """
+
+    def __init__(
+        self, *, sinks: Sequence[Sink], run_dir: Path, config_text: str, log_every: int = 50, threshold: float = 0.5
+    ) -> None:
+        self.sinks, self.run_dir, self.config_text = list(sinks), run_dir, config_text
+        self.log_every, self.threshold = log_every, threshold
+
+    def start(self, step: int, total_steps: int) -> None:
+        """step: steps done before. Must come before everything else."""
+        self.total_steps = total_steps
+        for sink in self.sinks:
+            sink.start(self.run_dir, step, total_steps, self.config_text)
+        self._reset()
+
+    def step(
+        self, step: int, losses: Mapping[str, float], rates: Mapping[str, float], images: int, waited: float
+    ) -> None:
+        """One training step is done.
+
+        losses: by name. rates: learning rates by name. images: in the batch. waited: seconds without data.
+        """
+        self._count += 1
+        self._images += images
+        self._waited += waited
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        for sink in self.sinks:
+            sink.advance(losses)
+        if step % self.log_every and step != self.total_steps:
+            return
+        seconds = time.perf_counter() - self._since
+        averages = {name: value / self._count for name, value in self._sums.items()}
+        speed = {
+            "images_per_second": self._images / seconds,
+            "data_wait": self._waited / seconds,
+            "memory_gb": _peak_memory() / 2**30,
+            "eta_minutes": (self.total_steps - step) * seconds / self._count / 60,
+        }
+        self._scalars(step, {**averages, **rates, **speed}, "train")
+        self._reset()
+
+    def evaluation(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        samples: Sequence[tuple[UInt8[Tensor, "3 _ _"], Detections]],
+    ) -> None:
+        """An evaluation is done; samples: images with what was found in them."""
+        self._scalars(step, metrics, "val")
+        pictures = [
+            draw_detections(Image.fromarray(image.permute(1, 2, 0).numpy()), detections.above(self.threshold))
+            for image, detections in samples
+        ]
+        folder = self.run_dir / "predictions"
+        folder.mkdir(exist_ok=True)
+        for index, picture in enumerate(pictures):
+            picture.save(folder / f"{index}.jpg", quality=92)
+        for sink in self.sinks:
+            sink.pictures(step, pictures)
+        self._reset()  # the time of the evaluation is not training time
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        for sink in self.sinks:
+            sink.scalars(step, values, group)
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
+
+
+def _peak_memory() -> float:
+    """Bytes of device memory, or of main memory where there is no device."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,0 +1,108 @@
+"""Places that a run's records go to. Each is switched on and off in the `logger` configuration."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """What a place to log to has to offer. `start` comes first, `close` last, also after an error."""
+
+    def start(self, run_dir: Path, step: int, total_steps: int, config_text: str) -> None:
+        """step: the steps that were done before, more than 0 where a run goes on."""
+
+    def advance(self, losses: Mapping[str, float]) -> None:
+        """After every training step, with its losses."""
+
+    def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        """Averages since the last call, in the group 'train' or 'val'."""
+
+    def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """Validation images with what was found in them."""
+
+    def close(self) -> None: ...
+
+
+class Progress:
+    """A progress bar with the losses, where there is a terminal, and a line in the log now and then."""
+
+    def start(self, run_dir: Path, step: int, total_steps: int, config_text: str) -> None:
+        self._total = total_steps
+        self._redirect = logging_redirect_tqdm()
+        self._redirect.__enter__()
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
+
+    def advance(self, losses: Mapping[str, float]) -> None:
+        shown = {name: losses[name] for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in losses}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name[-1].isdigit())
+        logger.info("step %d/%d %s: %s", step, self._total, group, shown)
+
+    def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None: ...
+
+    def close(self) -> None:
+        self._bar.close()
+        self._redirect.__exit__(None, None, None)
+
+
+class JsonLines:
+    """metrics.jsonl in the run's folder: one object a line, {"step", "group", values...}."""
+
+    def start(self, run_dir: Path, step: int, total_steps: int, config_text: str) -> None:
+        path = run_dir / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        self._file = path.open("w")  # a run that goes on repeats the steps after its checkpoint
+        self._file.writelines(kept)
+
+    def advance(self, losses: Mapping[str, float]) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
+        self._file.flush()
+
+    def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None: ...
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """tensorboard/ in the run's folder: scalars, validation pictures, the configuration as text."""
+
+    def start(self, run_dir: Path, step: int, total_steps: int, config_text: str) -> None:
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        indented = "".join(f"    {line}\n" for line in config_text.splitlines())
+        self._writer.add_text("config", indented, step)
+
+    def advance(self, losses: Mapping[str, float]) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        for index, picture in enumerate(pictures):
+            self._writer.add_image(f"val/{index}", np.asarray(picture), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """The complete lines of a file; a run that was killed may have left half of one."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
