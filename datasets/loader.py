@@ -1,5 +1,6 @@
 """From data sets to batches."""
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,6 +19,11 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
     """Pad the images of several samples to one batch."""
     images, targets = zip(*samples, strict=True)
     return pad_to_batch(images), list(targets)
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches workers too; the training process decides when they end, after it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
@@ -56,6 +62,7 @@ class TrainLoader:
             batch_sampler=self._sampler,
             collate_fn=collate,
             num_workers=workers,
+            worker_init_fn=_ignore_interrupts,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -77,5 +84,6 @@ def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int) 
         batch_size=batch_size,
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=_ignore_interrupts,
         pin_memory=torch.cuda.is_available(),
     )

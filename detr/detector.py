@@ -1,0 +1,138 @@
+"""Detection on images with a trained checkpoint, from Python."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from detr.config import build_model, plain
+from detr.config.build import MODELS
+from detr.engine import checkpoint
+from detr.errors import UserError
+from detr.images import pad_to_batch, read_image, resize, short_side_size, to_rgb
+from detr.postprocess import postprocess
+from detr.types import Category, Detections
+
+ImageSource = str | Path | Image.Image | np.ndarray | Tensor
+
+# Published DETR was evaluated at these sizes, and its 91 classes are COCO's category ids as they are.
+_PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE = 800, 1333
+
+
+class Detector:
+    """A model with what it takes to use it: class names and the size of its images.
+
+    model: takes an ImageBatch, gives Predictions. categories: its classes, in the order of its labels.
+    size, max_size: short side and limit of the long side that images are resized to.
+    config: the configuration that it was trained with, None for published weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        categories: Sequence[Category],
+        size: int,
+        max_size: int,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.categories, self.config = model.eval(), list(categories), config
+        self.size, self.max_size = size, max_size
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        model: Any = None,
+        allow_targets: Sequence[str] = (),
+    ) -> "Detector":
+        """Load a checkpoint of this framework, or of published DETR.
+
+        model: a `model` configuration; needed for published weights, which come without one, and not used otherwise.
+        allow_targets: packages of your own that the checkpoint's model is built from, beside detr.models.
+        Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed.
+        """
+        content = checkpoint.read(path)
+        if model is None or content.get("format") == checkpoint.FORMAT:
+            content = checkpoint.load(path)
+            config = content["config"]
+            categories = [Category(**category) for category in content["categories"]]
+            size, max_size = config["data"]["size"], config["data"]["max_size"]
+            model = _without_pretrained_weights(config["model"])
+        else:
+            config, categories = None, published_categories(content, path)
+            size, max_size = _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE
+            model = _without_pretrained_weights(plain(model))
+        detector = build_model(model, num_classes=len(categories), allow=(*MODELS, *allow_targets))
+        checkpoint.load_model_state(detector, checkpoint.model_state(content, path), path)
+        return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)
+
+    def predict(
+        self, images: ImageSource | Sequence[ImageSource], threshold: float = 0.5, batch_size: int = 4
+    ) -> list[Detections]:
+        """Detections with a score of at least `threshold`, for each image, with boxes in its own pixels.
+
+        images: one or several; paths, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W), both RGB and
+        either uint8 or float in [0, 1].
+        """
+        if isinstance(images, ImageSource):
+            images = [images]
+        found: list[Detections] = []
+        for start in range(0, len(images), batch_size):
+            found += self._predict_batch([_to_tensor(image) for image in images[start : start + batch_size]])
+        return [detections.above(threshold) for detections in found]
+
+    @torch.inference_mode()
+    def _predict_batch(self, images: Sequence[Tensor]) -> list[Detections]:
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        resized = [
+            resize(image, short_side_size(*size, self.size, self.max_size))
+            for image, size in zip(images, sizes, strict=True)
+        ]
+        device = next(self.model.parameters()).device
+        predictions = self.model(pad_to_batch(resized).to(device).normalized())
+        return postprocess(predictions, sizes, [category.name for category in self.categories])
+
+
+def published_categories(content: dict[str, Any], path: str | Path) -> list[Category]:
+    """The classes of published weights: ids are labels; names are COCO's where there are as many as COCO has ids."""
+    if not checkpoint.is_published(content):
+        raise UserError(f"{path} holds no weights of published DETR. Use such a file, or one that train.py wrote.")
+    count = len(checkpoint.model_state(content, path)["class_head.weight"]) - 1
+    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    names = coco if count == len(coco) else [str(number) for number in range(count)]
+    return [Category(id=number, name=name) for number, name in enumerate(names)]
+
+
+def _without_pretrained_weights(model: Any) -> Any:
+    """The checkpoint holds the backbone's weights; nothing must be downloaded for it."""
+    return {**model, "backbone": {**model["backbone"], "weights": None}}
+
+
+def _to_tensor(image: ImageSource) -> Tensor:
+    """Any accepted kind of image as uint8 (3, H, W)."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+    wanted = "an RGB array (height, width, 3) or tensor (3, height, width), uint8 or float in [0, 1]"
+    if isinstance(image, np.ndarray):
+        image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+        image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
+        shape = tuple(getattr(image, "shape", ()))
+        raise UserError(f"Detector.predict: wanted {wanted}, got {type(image).__name__} of shape {shape}.")
+    if image.is_floating_point():
+        if not 0 <= float(image.min()) <= float(image.max()) <= 1:
+            raise UserError(f"Detector.predict: wanted {wanted}, got floats from {image.min():.3g} to {image.max():.3g}.")
+        return (image * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise UserError(f"Detector.predict: wanted {wanted}, got {image.dtype}.")
+    return image

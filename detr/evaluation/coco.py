@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import pycocotools.coco
 import pycocotools.cocoeval
 
 from detr.errors import UserError
+
+logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it reports every stage
 
 Backend = Literal["faster", "pycocotools"]
 _AREAS = ("all", "small", "medium", "large")

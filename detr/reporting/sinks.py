@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
+_EARLIER_LAYER = re.compile(r"_\d+$")  # losses of the decoder's earlier layers are for the files only
 
 
 class Sink(Protocol):
@@ -48,7 +50,7 @@ class Progress:
         self._bar.update()
 
     def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name[-1].isdigit())
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not _EARLIER_LAYER.search(name))
         logger.info("step %d/%d %s: %s", step, self._total, group, shown)
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None: ...

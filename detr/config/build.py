@@ -1,0 +1,127 @@
+"""Objects from `_target_` nodes, checked before they are built. The only caller of hydra.utils.instantiate."""
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import hydra.utils
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from omegaconf import DictConfig
+from torch import nn
+
+from detr.config.compose import plain
+from detr.errors import UserError
+from detr.losses import SetCriterion
+
+# What a configuration may build. A prefix admits a package's own classes and functions, not what it imports.
+FRAMEWORK = ("detr", "datasets", "torchvision.transforms.v2")
+# What a configuration inside a checkpoint may build: a file from elsewhere is not to be trusted with more.
+MODELS = ("detr.models",)
+
+# Arguments that are not in the configuration, but known when a node is built.
+_GIVEN_LATER = {"model": ("num_classes",), "criterion": ("num_classes",), "optimizer": ("model",)}
+
+
+def build_model(config: Any, num_classes: int, allow: Sequence[str] = FRAMEWORK) -> nn.Module:
+    """The detector that a `model` configuration describes, with random or pre-trained weights as that says."""
+    return build(config, path="model", allow=allow, num_classes=num_classes)
+
+
+def build_criterion(config: Any, num_classes: int, allow: Sequence[str] = FRAMEWORK) -> SetCriterion:
+    """The set loss with its matcher that a `criterion` configuration describes."""
+    return build(config, path="criterion", allow=allow, num_classes=num_classes)
+
+
+def build(config: Any, *, path: str, allow: Sequence[str] = FRAMEWORK, **arguments: Any) -> Any:
+    """What a node's `_target_` makes of its options and further `arguments`.
+
+    path: the node's place in the configuration, for messages. allow: packages whose classes may be built.
+    Raises UserError for a target outside them, an unknown or missing option, or a value of a wrong type.
+    """
+    content = plain(config)
+    _check(content, path=path, allow=allow, given=arguments)
+    return hydra.utils.instantiate(content, _convert_="all", **arguments)
+
+
+def check_config(config: DictConfig) -> None:
+    """Check everything that a composed configuration will build, before any work starts; raises UserError."""
+    allow = (*FRAMEWORK, *config.allow_targets)
+    for name, node in plain(config).items():
+        _check(node, path=name, allow=allow, given=_GIVEN_LATER.get(name, ()))
+
+
+def _check(config: Any, *, path: str, allow: Sequence[str], given: Collection[str]) -> None:
+    """Check each `_target_` node against the signature of what it builds; the outermost gets `given` arguments too."""
+    for place, node in _nodes(config, path):
+        _check_node(node, place, allow, given if place == path else ())
+
+
+def _nodes(config: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield path, config
+        for key, value in config.items():
+            yield from _nodes(value, f"{path}.{key}")
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            yield from _nodes(value, f"{path}[{index}]")
+
+
+def _check_node(node: Mapping[str, Any], path: str, allow: Sequence[str], given: Collection[str]) -> None:
+    target = _resolve(node["_target_"], path, allow)
+    options = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "_convert_")}
+    if reserved := [key for key in options if str(key).startswith("_")]:
+        raise UserError(f"{path}: the key {reserved[0]} is not used here. Remove it.")
+    parameters = inspect.signature(target).parameters
+    for name in options:
+        if name not in parameters:
+            known = [known for known in parameters if known not in given]
+            close = get_close_matches(str(name), known, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UserError(
+                f"{path}.{name} is not an option of {node['_target_']}, whose options are {', '.join(known)}.{hint}"
+            )
+    if not node.get("_partial_"):
+        supplied = {*options, *given}
+        missing = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD and name not in supplied
+        ]
+        if missing:
+            raise UserError(f"{path}: {node['_target_']} needs the option {missing[0]}. Set {path}.{missing[0]}.")
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    for name, value in options.items():
+        if not isinstance(value, dict) and name in hints and not _fits(value, hints[name]):
+            wanted = str(hints[name]).replace("typing.", "").replace("collections.abc.", "")
+            wanted = hints[name].__name__ if isinstance(hints[name], type) else wanted
+            raise UserError(f"{path}.{name}: wanted {wanted}, got {value!r}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    return is_bearable(value, hint, conf=BeartypeConf(is_pep484_tower=True))
+
+
+def _resolve(target: Any, path: str, allow: Sequence[str]) -> Callable[..., Any]:
+    """The class or function of a dotted path, refused where it is not defined inside an allowed package."""
+    refusal = UserError(
+        f"{path}._target_: '{target}' is refused, because a configuration could run any code otherwise; allowed are "
+        f"classes and functions of {', '.join(allow)}. Name your own package in allow_targets=[PACKAGE] if you trust it."
+    )
+    if not isinstance(target, str) or not _inside(target, allow) or "._" in target:
+        raise refusal
+    try:
+        found = hydra.utils.get_object(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}._target_: '{target}' does not exist ({reason}). Correct the dotted path.") from None
+    if not callable(found) or not _inside(f"{getattr(found, '__module__', '')}.", allow):
+        raise refusal
+    return found
+
+
+def _inside(name: str, packages: Sequence[str]) -> bool:
+    return any(name.startswith(f"{package}.") for package in packages)

@@ -1,0 +1,70 @@
+"""Composed configurations, as the command line and as scripts get them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from detr.config import schema
+from detr.errors import UserError
+
+logger = logging.getLogger(__name__)
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+schema.register()
+
+
+def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
+    """The configuration of train.py, evaluate.py or predict.py (`name`) with command-line overrides."""
+    if not CONFIGS.is_dir():
+        raise UserError(f"The folder {CONFIGS} does not exist. Work in a checkout, installed with pip install -e .")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose(name, overrides=list(overrides))
+
+
+def plain(config: Any) -> Any:
+    """A configuration as dicts and lists with everything filled in; it must lack nothing."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True) if OmegaConf.is_config(config) else config
+
+
+def run_directory(config: DictConfig) -> Path:
+    """The folder that Hydra made for this run, with the composed configuration saved in it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    return folder
+
+
+def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[str, Any]:
+    """The `data` options of an evaluation: those given, and for the rest those that the checkpoint was trained with.
+
+    trained: the checkpoint's configuration, None for published weights.
+    """
+    given = plain(config.data)
+    known = trained["data"] if trained else {}
+    data = {**known, **{key: value for key, value in given.items() if value is not None}}
+    data["val"] = {key: value or known.get("val", {}).get(key) for key, value in given["val"].items()}
+    if None in data["val"].values():
+        raise UserError(
+            "The checkpoint does not say what to evaluate on. Set data=coco data.root=DIR, or data.val.images=DIR and "
+            "data.val.annotations=FILE."
+        )
+    return data
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of the option `device`: cuda where there is one for `auto`; raises UserError where it cannot be had."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={name} was asked for, but torch finds no CUDA device. Set device=cpu or device=auto.")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: wanted auto, cpu, cuda or cuda:N, got '{name}'.") from None

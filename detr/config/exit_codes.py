@@ -1,0 +1,58 @@
+"""Exit codes and messages of the command line."""
+
+import logging
+import os
+import sys
+import traceback
+from contextlib import ContextDecorator
+from types import TracebackType
+
+from hydra.errors import HydraException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from detr.errors import Interrupted, UserError
+
+logger = logging.getLogger(__name__)
+
+USER_ERROR, STOPPED = 2, 75
+_WORKER_PREFIX = "Caught "  # torch's data loader puts the worker's traceback in front of its error message
+
+
+class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as contextlib's own are
+    """Turns what a user can cause into one message and exit code 2, and a stop by signal into exit code 75.
+
+    A decorator of a command's function and a context manager around its call, where configurations are composed.
+    With debug=true on the command line the traceback is shown too.
+    """
+
+    def __enter__(self) -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them its own way
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Interrupted):
+            logger.info("%s", error)
+            sys.exit(STOPPED)
+        message = _message(error)
+        if message is None:
+            return
+        if "debug=true" in sys.argv:
+            traceback.print_exception(error)
+        logger.error("%s", message) if logging.getLogger().handlers else print(f"Error: {message}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def _message(error: BaseException | None) -> str | None:
+    """What to tell a user who caused an error; None for errors that are our fault."""
+    if isinstance(error, UserError):
+        text = str(error)
+        return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith(_WORKER_PREFIX) else text
+    if isinstance(error, MissingMandatoryValue):
+        return f"The option {error.full_key} has no value. Set {error.full_key}=... on the command line."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        causes = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
+        return " ".join(" ".join(cause.split()) for cause in causes)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"Cannot use {error.filename}: {error.strerror}. Check that the path exists and that you may write there."
+    return None

@@ -1,0 +1,99 @@
+"""Types of the fixed options: a wrong type or an unknown key fails when the configuration is composed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from detr.engine.trainer import TrainerConfig
+
+
+@dataclass
+class SplitConfig:
+    """images: folder. annotations: JSON file in COCO format."""
+
+    images: str | None = MISSING
+    annotations: str | None = MISSING
+
+
+@dataclass
+class DataConfig:
+    """size, max_size: short side and limit of the long side in evaluation and prediction, in pixels."""
+
+    root: str | None = MISSING
+    train: SplitConfig = field(default_factory=SplitConfig)
+    val: SplitConfig = field(default_factory=SplitConfig)
+    size: int | None = 800
+    max_size: int | None = 1333
+    transforms: Any = None
+    prepare: Any = None
+    batch_size: int = 2
+    workers: int = 4
+
+
+@dataclass
+class RunConfig:
+    """What all commands share. allow_targets: packages of one's own that `_target_` may name, beside the framework's."""
+
+    run_dir: str = MISSING
+    device: str = "auto"
+    debug: bool = False
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class EvaluationConfig:
+    """backend: faster or pycocotools. max_dets: most detections counted in an image."""
+
+    backend: str = "faster"
+    max_dets: int = 100
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """Options of train.py."""
+
+    model: Any = MISSING
+    criterion: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: Any = MISSING
+    log_every: int = 50
+    seed: int = 42
+    weights: str | None = None
+
+
+@dataclass
+class EvaluateConfig(RunConfig):
+    """Options of evaluate.py."""
+
+    checkpoint: str = MISSING
+    model: Any = None
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
+class PredictConfig(RunConfig):
+    """Options of predict.py."""
+
+    checkpoint: str = MISSING
+    model: Any = None
+    source: str = MISSING
+    output: str = "${run_dir}"
+    threshold: float = 0.5
+    batch_size: int = 4
+    size: int | None = None
+    max_size: int | None = None
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, as the first entries of the defaults lists in configs/."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="predict_schema", node=PredictConfig)

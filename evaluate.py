@@ -1,0 +1,44 @@
+"""Evaluate a checkpoint on COCO-format data: python evaluate.py checkpoint=PATH data=coco data.root=DIR"""
+
+import logging
+
+import hydra
+from omegaconf import DictConfig
+
+from datasets import CocoDetection, evaluation_loader
+from datasets.transforms import evaluation
+from detr.config import build, evaluation_data, exit_codes, pick_device, run_directory
+from detr.detector import Detector
+from detr.evaluation import CocoEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+@exit_codes()
+def main(config: DictConfig) -> None:
+    device, run_dir = pick_device(config.device), run_directory(config)
+    detector = Detector.from_checkpoint(
+        config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
+    )
+    data = evaluation_data(config, detector.config)
+    build(config.data.prepare, path="data.prepare")
+    size = {"size": data.get("size") or detector.size, "max_size": data.get("max_size") or detector.max_size}
+    dataset = CocoDetection(**data["val"], transforms=evaluation(**size), categories=detector.categories)
+    logger.info("Evaluating on %d images with a short side of %d pixels.", len(dataset), size["size"])
+
+    evaluator = CocoEvaluator(
+        loader=evaluation_loader(dataset, batch_size=data["batch_size"], workers=data["workers"]),
+        annotations=data["val"]["annotations"],
+        categories=detector.categories,
+        **config.evaluation,
+    )
+    metrics = evaluator(detector.model).metrics
+    print(metrics.table())
+    metrics.save(run_dir / "evaluation" / "metrics.json")
+    logger.info("Metrics are in %s.", run_dir / "evaluation" / "metrics.json")
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main()
