@@ -45,7 +45,7 @@ def find_images(source: str) -> list[Path]:
     """The image files that a file name, folder or pattern names."""
     path = Path(source)
     known = set(Image.registered_extensions())
-    found = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, [source] if path.exists() else glob(source)))
+    found = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, [source] if path.exists() else glob(source)))  # noqa: PTH207 - any pattern
     images = [file for file in found if file.suffix.lower() in known]
     if not images:
         raise UserError(f"source={source} names no image. Give an image file, a folder of images, or a quoted pattern.")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from datasets import CocoDetection, TrainLoader, evaluation_loader
 from datasets.transforms import evaluation
 from detr.config import build, build_criterion, build_model, check_config, exit_codes, pick_device, plain, run_directory
-from detr.engine import Trainer
+from detr.engine import Trainer, TrainerConfig
 from detr.engine.checkpoint import load_weights
 from detr.evaluation import CocoEvaluator
 from detr.reporting import Reporter
@@ -28,16 +28,14 @@ def main(config: DictConfig) -> None:
 
     data = config.data
     build(data.prepare, path="data.prepare")
-    train_set = CocoDetection(
-        **data.train, transforms=build(data.transforms, path="data.transforms"), seed=config.seed
-    )
+    train_set = CocoDetection(**data.train, transforms=build(data.transforms, path="data.transforms"), seed=config.seed)
     resized = evaluation(size=data.size, max_size=data.max_size)
     val_set = CocoDetection(**data.val, transforms=resized, categories=train_set.categories)
 
     model = build_model(config.model, num_classes=len(train_set.categories))
     if config.weights is not None:
         logger.info("From %s: %s.", config.weights, load_weights(model, config.weights))
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     trainer = Trainer(
         model=model,
         criterion=build_criterion(config.criterion, num_classes=len(train_set.categories)).to(device),
@@ -56,7 +54,7 @@ def main(config: DictConfig) -> None:
             config_text=OmegaConf.to_yaml(config, resolve=True),
             log_every=config.log_every,
         ),
-        config=OmegaConf.to_object(config.trainer),
+        config=TrainerConfig(**config.trainer),
         run_dir=run_dir,
         metadata={"config": plain(config), "categories": [asdict(category) for category in train_set.categories]},
         seed=config.seed,

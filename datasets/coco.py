@@ -96,9 +96,7 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         boxes = boxes.clamp(min=0).minimum(limits)
         visible = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a crop can have cut a box away
         boxes = xyxy_to_cxcywh(boxes[visible]) / limits
-        return image, Target(
-            labels=labels[visible], boxes=boxes, image_id=record.id, original_size=record.size
-        )
+        return image, Target(labels=labels[visible], boxes=boxes, image_id=record.id, original_size=record.size)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -250,7 +248,9 @@ def _check_ids(entries: Iterable[Any], kind: str, path: Path) -> None:
 
 def _check_files(folder: Path, records: Sequence[ImageRecord]) -> None:
     if not folder.is_dir():
-        raise UserError(f"Image folder {folder} does not exist. Set data.root, or data.train.images and data.val.images.")
+        raise UserError(
+            f"Image folder {folder} does not exist. Set data.root, or data.train.images and data.val.images."
+        )
     # One listing a folder instead of one system call an image.
     parents = {PurePosixPath(record.file_name).parent for record in records}
     present = {

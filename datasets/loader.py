@@ -1,7 +1,7 @@
 """From data sets to batches."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class TrainLoader:
         return iter(self._loader)
 
 
-def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int) -> DataLoader[Batch]:
+def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int) -> Iterable[Batch]:
     """Every image once, in the order of the annotation file."""
     return DataLoader(
         dataset,

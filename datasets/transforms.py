@@ -21,8 +21,9 @@ class RandomShortSide(v2.Transform):
         self.sizes, self.max_size = list(sizes), max_size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
         size = self.sizes[int(torch.randint(len(self.sizes), ()))]
-        return {"size": list(short_side_size(*v2.query_size(flat_inputs), size, self.max_size))}
+        return {"size": list(short_side_size(height, width, size, self.max_size))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resize, inpt, params["size"], antialias=True)

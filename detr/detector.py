@@ -131,7 +131,9 @@ def _to_tensor(image: ImageSource) -> Tensor:
         raise UserError(f"Detector.predict: wanted {wanted}, got {type(image).__name__} of shape {shape}.")
     if image.is_floating_point():
         if not 0 <= float(image.min()) <= float(image.max()) <= 1:
-            raise UserError(f"Detector.predict: wanted {wanted}, got floats from {image.min():.3g} to {image.max():.3g}.")
+            raise UserError(
+                f"Detector.predict: wanted {wanted}, got floats from {image.min():.3g} to {image.max():.3g}."
+            )
         return (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise UserError(f"Detector.predict: wanted {wanted}, got {image.dtype}.")

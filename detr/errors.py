@@ -20,8 +20,8 @@ class NonFiniteError(UserError):
     def __str__(self) -> str:
         where = "" if self.step is None else f" at step {self.step}"
         return (
-            f"{self.what} became NaN or infinite{where}, for image ids {self.image_ids}. Likely causes: a learning rate "
-            "that is too high (lower optimizer.lr, or set scheduler.warmup), gradients that are not clipped "
+            f"{self.what} became NaN or infinite{where}, for image ids {self.image_ids}. Likely causes: a learning "
+            "rate that is too high (lower optimizer.lr, or set scheduler.warmup), gradients that are not clipped "
             "(set trainer.clip_norm=0.1), or weights that were already damaged (check weights=PATH)."
         )
 

@@ -42,7 +42,8 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[T
     except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "it is empty or no image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(
-            f"Image file {path} cannot be read: {reason.rpartition(', ')[2]}. Replace it, or remove it from the annotations."
+            f"Image file {path} cannot be read: {reason.rpartition(', ')[2]}. "
+            "Replace it, or remove it from the annotations."
         ) from None
 
 

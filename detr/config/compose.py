@@ -31,7 +31,9 @@ def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
 
 def plain(config: Any) -> Any:
     """A configuration as dicts and lists with everything filled in; it must lack nothing."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True) if OmegaConf.is_config(config) else config
+    return (
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True) if OmegaConf.is_config(config) else config
+    )
 
 
 def run_directory(config: DictConfig) -> Path:
@@ -59,7 +61,7 @@ def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of the option `device`: cuda where there is one for `auto`; raises UserError where it cannot be had."""
+    """The device that `device` names; cuda for `auto`, where there is one. Raises UserError where it cannot be had."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -54,5 +54,7 @@ def _message(error: BaseException | None) -> str | None:
         causes = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
         return " ".join(" ".join(cause.split()) for cause in causes)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"Cannot use {error.filename}: {error.strerror}. Check that the path exists and that you may write there."
+        return (
+            f"Cannot use {error.filename}: {error.strerror}. Check that the path exists and that you may write there."
+        )
     return None

@@ -34,7 +34,7 @@ class DataConfig:
 
 @dataclass
 class RunConfig:
-    """What all commands share. allow_targets: packages of one's own that `_target_` may name, beside the framework's."""
+    """What all commands share. allow_targets: packages of your own that `_target_` may name."""
 
     run_dir: str = MISSING
     device: str = "auto"

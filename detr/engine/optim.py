@@ -32,7 +32,7 @@ def adamw(
         {"name": "lr_backbone", "lr": backbone_lr, "params": [p for p in trainable if id(p) in backbone]},
     ]
     groups = [group for group in groups if group["params"]]
-    return AdamW(groups, lr=lr, weight_decay=weight_decay, betas=tuple(betas), fused=True)
+    return AdamW(groups, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
 
 
 class Schedule(Protocol):

@@ -30,7 +30,7 @@ class TrainerConfig:
     epochs: passes over the training data. max_steps: ends the training earlier or later than that, where given.
     clip_norm: largest norm of the gradient; 0 does not clip.
     evaluate_every: epochs between two evaluations; the end of the training is always evaluated.
-    save_every_steps: steps between two checkpoints beside the one after each epoch; 0 for none.
+    save_every_steps: steps between two checkpoints beside the one at each evaluation; 0 for none.
     resume: `auto` goes on from the run folder's last checkpoint where there is one, a path from that checkpoint.
     """
 
@@ -90,6 +90,7 @@ class Trainer:
             self.reporter.start(self.step, self.total_steps)
             while True:
                 if self._evaluation_is_due():
+                    self._save("last.pt")  # an evaluation that fails must not cost the training before it
                     self._evaluate()
                     self._save("last.pt")
                 if self.step >= self.total_steps:
@@ -112,7 +113,6 @@ class Trainer:
             if self.step >= self.total_steps:
                 break
             asked = time.perf_counter()
-        self._save("last.pt")
 
     def _train_step(self, batch: ImageBatch, targets: Sequence[Target]) -> dict[str, float]:
         torch.manual_seed(int(np.random.SeedSequence((self.seed, self.step)).generate_state(1, np.uint64)[0]))

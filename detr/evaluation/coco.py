@@ -113,7 +113,9 @@ def _load(source: Any) -> Any:
     return json.loads(Path(source).read_bytes()) if isinstance(source, str | Path) else source
 
 
-def _run(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], iou_type: str, backend: Backend, max_dets: int) -> Any:
+def _run(
+    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], iou_type: str, backend: Backend, max_dets: int
+) -> Any:
     complete = [
         {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3] if "area" not in entry else 0, **entry}
         for entry in truth["annotations"]

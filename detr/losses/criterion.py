@@ -22,6 +22,8 @@ class SetCriterion(nn.Module):
     no_object_weight: weight of queries without an object in the cross-entropy, whose mean is a weighted one.
     """
 
+    class_weights: Tensor
+
     def __init__(
         self,
         *,

@@ -1,5 +1,6 @@
 """ResNet backbones (He et al., CVPR 2016) from torchvision, cut before the classifier."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,11 @@ Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm with fixed statistics and affine parameters, kept as buffers: a linear map that never trains."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
@@ -28,7 +34,9 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # trained batch norms count batches; there is no use here
@@ -70,7 +78,9 @@ class Backbone(nn.Module):
         if norm not in NORMS:
             raise UserError(f"Backbone: wanted norm as one of {', '.join(NORMS)}, got '{norm}'.")
         if dilation and name in ("resnet18", "resnet34"):
-            raise UserError(f"Backbone: dilation needs resnet50 or larger, got {name}. Set model.backbone.dilation=false.")
+            raise UserError(
+                f"Backbone: dilation needs resnet50 or larger, got {name}. Set model.backbone.dilation=false."
+            )
         self.body = torchvision.models.get_model(
             name, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
         )
@@ -115,7 +125,7 @@ def _read_state_dict(path: str) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"Backbone: the weights file {path} does not exist. Correct model.backbone.weights.") from None
-    except Exception as error:  # torch.load raises many kinds for damaged and hostile files
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         raise UserError(f"Backbone: {path} is not a readable file of weights: {str(error).splitlines()[0]}") from None
     state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else None
     if not isinstance(state, dict):

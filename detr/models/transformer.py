@@ -4,7 +4,8 @@ Sequences are (batch, tokens, d_model). Positions are added to queries and keys 
 """
 
 import copy
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, d_model: int, dim_feedforward: int, dropout: float, activation: Activation) -> None:
         super().__init__()
-        activations = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
+        activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
         if activation not in activations:
             raise UserError(f"FeedForward: wanted activation as one of {', '.join(activations)}, got '{activation}'.")
         self.activation = activations[activation]
@@ -87,9 +88,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.norm_first = norm_first
         self.self_attn = MultiHeadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.ffn = FeedForward(
-            d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation
-        )
+        self.ffn = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -125,9 +124,7 @@ class DecoderLayer(nn.Module):
         self.norm_first = norm_first
         self.self_attn = MultiHeadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
         self.cross_attn = MultiHeadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.ffn = FeedForward(
-            d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation
-        )
+        self.ffn = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d_model), nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -219,7 +216,7 @@ class Transformer(nn.Module):
         if num_decoder_layers < 1:
             raise UserError(f"Transformer: wanted num_decoder_layers of at least 1, got {num_decoder_layers}.")
         self.d_model = d_model
-        options = {
+        options: dict[str, Any] = {
             "d_model": d_model,
             "nhead": nhead,
             "dim_feedforward": dim_feedforward,

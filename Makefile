@@ -1,0 +1,39 @@
+# Two commands for a fresh machine: `make quickstart` and `make test`. Both make .venv first where it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart
+
+.PHONY: quickstart test test-slow lint benchmark clean
+
+quickstart: .venv/installed ## train on generated shapes, evaluate, draw
+	$(BIN)/python train.py experiment=quickstart run_dir=$(RUN)
+	$(BIN)/python evaluate.py checkpoint=$(RUN)/checkpoints/best.pt run_dir=$(RUN)
+	$(BIN)/python predict.py checkpoint=$(RUN)/checkpoints/best.pt source=generated/shapes/val output=$(RUN)/pictures \
+		run_dir=$(RUN) threshold=0.3
+	@echo
+	@echo "Metrics:             $(RUN)/evaluation/metrics.json"
+	@echo "Pictures with boxes: $(RUN)/pictures"
+	@echo "Curves:              $(BIN)/tensorboard --logdir $(RUN)"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: .venv/installed
+	$(BIN)/python benchmarks/run.py
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[test,parity,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs generated
