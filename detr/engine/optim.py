@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch.optim import AdamW
 
@@ -20,12 +20,14 @@ def adamw(
 ) -> AdamW:
     """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning rate of its own for the backbone.
 
+    Learned positions train at the backbone's rate too: published DETR counts them as a part of it.
+
     lr, backbone_lr: learning rates before the schedule; a backbone_lr of 0 freezes the backbone, as in published DETR.
     weight_decay: on all parameters.
     """
     if backbone_lr == 0:
         model.backbone.requires_grad_(False)
-    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    backbone = {id(p) for part in (model.backbone, model.position) for p in part.parameters()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"name": "lr", "lr": lr, "params": [p for p in trainable if id(p) not in backbone]},
@@ -35,6 +37,7 @@ def adamw(
     return AdamW(groups, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A factor on all learning rates, a function of the position in the training alone."""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class TrainerConfig:
     resume: str | None = None
 
 
+@runtime_checkable
 class Loader(Protocol):
     """Training batches that are determined by their place in the training."""
 

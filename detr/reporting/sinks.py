@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _EARLIER_LAYER = re.compile(r"_\d+$")  # losses of the decoder's earlier layers are for the files only
 
 
+@runtime_checkable
 class Sink(Protocol):
     """What a place to log to has to offer. `start` comes first, `close` last, also after an error."""
 

@@ -1,0 +1,77 @@
+"""Where the shared fixtures and photographs are, and small things that many tests need."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets import shapes
+from detr.models.backbone import Backbone
+from detr.models.detr import DETR
+from detr.models.position import SinePosition
+from detr.models.transformer import Transformer
+
+REPOSITORY = Path(__file__).parents[1]
+TINY_MODEL = (
+    "model/backbone=resnet18",
+    "model.backbone.weights=null",
+    "model.backbone.norm=batch",
+    "model.backbone.freeze=[]",
+    "model.num_queries=7",
+    "model.transformer.d_model=32",
+    "model.transformer.nhead=4",
+    "model.transformer.num_encoder_layers=1",
+    "model.transformer.num_decoder_layers=2",
+    "model.transformer.dim_feedforward=32",
+)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with fixtures/ and data/, which are not part of the repository."""
+    path = Path(os.environ.get("DETR_SHARED", REPOSITORY.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"needs the shared fixtures and data; set DETR_SHARED (looked in {path})")
+    return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set of generated shapes: 24 training and 7 validation images."""
+    root = tmp_path_factory.mktemp("shapes") / "set"
+    shapes.generate(root, train_images=24, val_images=7, image_size=48, max_objects=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_options(shapes_root: Path) -> list[str]:
+    """Overrides that make train.py run in seconds on the small set of shapes."""
+    return [
+        *TINY_MODEL,
+        f"data.root={shapes_root}",
+        "data.prepare=null",
+        "data.size=48",
+        "data.max_size=64",
+        "data.transforms.sizes=[40,48]",
+        "data.batch_size=4",
+        "data.workers=0",
+        "device=cpu",
+    ]
+
+
+@pytest.fixture
+def tiny_detr() -> Callable[..., DETR]:
+    def build(**options: object) -> DETR:
+        torch.manual_seed(0)
+        return DETR(
+            backbone=Backbone(name="resnet18", norm="batch", freeze=[]),
+            position=SinePosition(d_model=32),
+            transformer=Transformer(
+                d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=3, dim_feedforward=48, dropout=0.0
+            ),
+            **{"num_classes": 5, "num_queries": 11, **options},
+        )
+
+    return build

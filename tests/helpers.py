@@ -1,0 +1,32 @@
+"""Inputs that several test files make."""
+
+import torch
+
+from detr.types import ImageBatch, Target
+
+
+def make_batch(images: list[torch.Tensor]) -> ImageBatch:
+    """Float images of several sizes, padded as the loader pads."""
+    height, width = (max(image.shape[dim] for image in images) for dim in (1, 2))
+    batch = torch.zeros(len(images), 3, height, width)
+    mask = torch.ones(len(images), height, width, dtype=torch.bool)
+    for index, image in enumerate(images):
+        batch[index, :, : image.shape[1], : image.shape[2]] = image
+        mask[index, : image.shape[1], : image.shape[2]] = False
+    return ImageBatch(images=batch, mask=mask, padded=bool(mask.any()))
+
+
+def make_target(labels: torch.Tensor, boxes: torch.Tensor, image_id: int = 0) -> Target:
+    return Target(labels=labels, boxes=boxes, image_id=image_id, original_size=(100, 100))
+
+
+def random_targets(counts: list[int], num_classes: int, seed: int = 0) -> list[Target]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        make_target(
+            torch.randint(num_classes, (count,), generator=generator),
+            torch.rand(count, 4, generator=generator) * 0.4 + 0.2,
+            image_id=100 + index,
+        )
+        for index, count in enumerate(counts)
+    ]

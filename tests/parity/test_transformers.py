@@ -1,0 +1,111 @@
+"""Our DETR against the independent implementation in Hugging Face's transformers, with random weights."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detr.losses import HungarianMatcher, SetCriterion
+from detr.models.detr import DETR
+from tests.helpers import make_batch, random_targets
+
+transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
+
+# Parts of names there and here, applied in order.
+NAMES = (
+    (r"^model\.backbone\.model\.embedder\.embedder\.convolution", "backbone.body.conv1"),
+    (r"^model\.backbone\.model\.embedder\.embedder\.normalization", "backbone.body.bn1"),
+    (r"^model\.backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d)\.", r"backbone.body.layer<\1>.\2."),
+    (r"shortcut\.convolution", "downsample.0"),
+    (r"shortcut\.normalization", "downsample.1"),
+    (r"layer\.(\d)\.convolution", r"conv<\1>"),
+    (r"layer\.(\d)\.normalization", r"bn<\1>"),
+    (r"^model\.query_position_embeddings", "query_embed"),
+    (r"^model\.input_projection", "input_proj"),
+    (r"^model\.(encoder|decoder)\.", r"transformer.\1."),
+    (r"\.encoder_attn\.", ".cross_attn."),
+    (r"\.(self|cross)_attn\.o_proj", r".\1_attn.out_proj"),
+    (r"\.mlp\.fc", ".ffn.linear"),
+    (r"decoder\.layernorm", "decoder.norm"),
+    (r"\.self_attn_layer_norm", ".norm1"),
+    (r"\.encoder_attn_layer_norm|(encoder\.layers\.\d)\.final_layer_norm", r"\1.norm2"),
+    (r"\.cross_attn_layer_norm", ".norm2"),
+    (r"decoder\.layers\.(\d)\.final_layer_norm", r"decoder.layers.\1.norm3"),
+    (r"^class_labels_classifier", "class_head"),
+    (r"^bbox_predictor", "box_head"),
+)
+
+
+def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    ours: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        for pattern, replacement in NAMES:
+            name = re.sub(pattern, replacement, name)
+        ours[re.sub(r"<(\d)>", lambda match: str(int(match[1]) + 1), name)] = tensor
+    for name in [name for name in ours if ".q_proj." in name]:
+        parts = [ours.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+        ours[name.replace(".q_proj.", ".in_proj.")] = torch.cat(parts)
+    return ours
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    torch.manual_seed(1)
+    backbone = transformers.ResNetConfig(
+        layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], out_features=["stage4"]
+    )
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        num_labels=5,
+        num_queries=11,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        auxiliary_loss=False,  # their decoder feeds normalised outputs to the next layer with it, unlike the published one
+    )
+    model = transformers.DetrForObjectDetection(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # zero biases and unit norms would hide mistakes
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def test_outputs_and_losses(theirs: Any, tiny_detr: Callable[..., DETR]) -> None:
+    ours = tiny_detr().eval()
+    state = convert(theirs.state_dict())
+    counts = {name: t for name, t in ours.state_dict().items() if name.endswith("num_batches_tracked")}
+    ours.load_state_dict({**state, **counts})
+    assert sum(p.numel() for p in state.values()) == sum(p.numel() for p in theirs.state_dict().values())
+
+    batch = make_batch([torch.randn(3, 96, 131), torch.randn(3, 117, 89)])
+    targets = random_targets([3, 0], num_classes=5)
+    predictions = ours(batch)
+    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+    reference = theirs(pixel_values=batch.images, pixel_mask=(~batch.mask).long(), labels=labels)
+    torch.testing.assert_close(predictions.logits[-1], reference.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(predictions.boxes[-1], reference.pred_boxes, atol=1e-5, rtol=0)
+
+    criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=5)
+    losses = criterion(predictions, targets)
+    for name in ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"):
+        torch.testing.assert_close(losses[name], reference.loss_dict[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_no_padding_equals_an_empty_mask(theirs: Any, tiny_detr: Callable[..., DETR]) -> None:
+    ours = tiny_detr().eval()
+    state = convert(theirs.state_dict())
+    ours.load_state_dict({**ours.state_dict(), **state})
+    batch = make_batch([torch.randn(3, 64, 96)] * 2)
+    assert not batch.padded
+    reference = theirs(pixel_values=batch.images, pixel_mask=(~batch.mask).long())
+    torch.testing.assert_close(ours(batch).logits[-1], reference.logits, atol=1e-4, rtol=0)
