@@ -75,8 +75,6 @@ class Backbone(nn.Module):
         choices = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
         if name not in choices:
             raise UserError(f"Backbone: wanted name as one of {', '.join(choices)}, got '{name}'.")
-        if norm not in NORMS:
-            raise UserError(f"Backbone: wanted norm as one of {', '.join(NORMS)}, got '{norm}'.")
         if dilation and name in ("resnet18", "resnet34"):
             raise UserError(
                 f"Backbone: dilation needs resnet50 or larger, got {name}. Set model.backbone.dilation=false."

@@ -42,9 +42,10 @@ NAMES = (
 def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     ours: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
+        renamed = name
         for pattern, replacement in NAMES:
-            name = re.sub(pattern, replacement, name)
-        ours[re.sub(r"<(\d)>", lambda match: str(int(match[1]) + 1), name)] = tensor
+            renamed = re.sub(pattern, replacement, renamed)
+        ours[re.sub(r"<(\d)>", lambda match: str(int(match[1]) + 1), renamed)] = tensor
     for name in [name for name in ours if ".q_proj." in name]:
         parts = [ours.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
         ours[name.replace(".q_proj.", ".in_proj.")] = torch.cat(parts)
@@ -71,7 +72,7 @@ def theirs() -> Any:
         decoder_attention_heads=4,
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
-        auxiliary_loss=False,  # their decoder feeds normalised outputs to the next layer with it, unlike the published one
+        auxiliary_loss=False,  # with it, their decoder hands on normalised outputs, unlike the published one
     )
     model = transformers.DetrForObjectDetection(config).eval()
     with torch.no_grad():

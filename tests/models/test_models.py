@@ -1,0 +1,143 @@
+"""The detector's parts where the published numbers do not reach: bad options, batches, norms, offline weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from detr.errors import UserError
+from detr.models.backbone import Backbone
+from detr.models.detr import DETR
+from detr.models.position import LearnedPosition, SinePosition
+from detr.models.transformer import FeedForward, MultiHeadAttention, Transformer
+from tests.helpers import make_batch
+
+
+def test_attention_equals_torch_multihead_attention() -> None:
+    torch.manual_seed(0)
+    ours, theirs = MultiHeadAttention(d_model=12, nhead=3), torch.nn.MultiheadAttention(12, 3, batch_first=True)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": ours.in_proj.weight,
+            "in_proj_bias": torch.randn(36),
+            "out_proj.weight": ours.out_proj.weight,
+            "out_proj.bias": ours.out_proj.bias,
+        }
+    )
+    ours.in_proj.bias.data.copy_(theirs.in_proj_bias)
+    query, key, value = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.randn(2, 7, 12)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 4:] = True
+    expected, _ = theirs(query, key, value, key_padding_mask=padding)
+    torch.testing.assert_close(ours(query, key, value, ~padding[:, None, None]), expected)
+    expected, _ = theirs(key, key, value)
+    torch.testing.assert_close(ours(key, key, value), expected)
+
+
+def test_one_feature_map_alone_equals_the_same_map_in_a_padded_batch(tiny_detr: Callable[..., DETR]) -> None:
+    model = tiny_detr().eval()
+    small, queries = torch.randn(1, 32, 3, 5), model.query_embed.weight
+    padded, mask = torch.randn(2, 32, 7, 11), torch.zeros(2, 7, 11, dtype=torch.bool)
+    padded[:1, :, :3, :5] = small
+    mask[0, 3:], mask[0, :, 5:] = True, True
+    alone, _ = model.transformer(small, model.position(mask[:1, :3, :5]), None, queries)
+    together, _ = model.transformer(padded, model.position(mask), mask, queries)
+    torch.testing.assert_close(together[:, :1], alone, atol=1e-5, rtol=0)
+
+
+def test_content_of_padding_does_not_matter(tiny_detr: Callable[..., DETR]) -> None:
+    model = tiny_detr().eval()
+    batch = make_batch([torch.randn(3, 64, 96), torch.randn(3, 128, 160)])
+    features = model.input_proj(model.backbone(batch.images))
+    mask = torch.zeros(2, *features.shape[-2:], dtype=torch.bool)
+    mask[0, 2:], mask[0, :, 3:] = True, True
+    disturbed = torch.where(mask[:, None], torch.randn_like(features) * 9, features)
+    position, queries = model.position(mask), model.query_embed.weight
+    before, _ = model.transformer(features, position, mask, queries)
+    after, _ = model.transformer(disturbed, position, mask, queries)
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_backbone_norms(norm: str, channels_last: bool) -> None:
+    backbone = Backbone(name="resnet18", norm=norm, freeze=["stem", "layer1"])
+    if channels_last:
+        backbone = backbone.to(memory_format=torch.channels_last)
+    features = backbone(torch.randn(2, 3, 65, 97))
+    assert features.shape == (2, 512, 3, 4)
+    features.sum().backward()
+    frozen = {name for name, p in backbone.named_parameters() if p.grad is None}
+    assert all(name.startswith(("body.conv1", "body.bn1", "body.layer1")) for name in frozen)
+    assert "body.conv1.weight" in frozen and "body.layer2.0.conv1.weight" not in frozen
+    norms = {name for name, _ in backbone.named_parameters() if ".bn" in name}
+    assert bool(norms) == (norm != "frozen")
+
+
+def test_frozen_norm_equals_torchvision(tmp_path: Path) -> None:
+    reference = torchvision.ops.FrozenBatchNorm2d(6)
+    for buffer in reference.buffers():
+        buffer.copy_(torch.rand_like(buffer) + 0.5)
+    ours = Backbone(name="resnet18").body.bn1.__class__(6)
+    ours.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 6, 3, 5)
+    torch.testing.assert_close(ours(x), reference(x))
+
+
+def test_dilation_halves_the_stride() -> None:
+    assert Backbone(name="resnet50", dilation=True)(torch.randn(1, 3, 64, 96)).shape == (1, 2048, 4, 6)
+    with pytest.raises(UserError, match=r"needs resnet50 or larger.*model\.backbone\.dilation=false"):
+        Backbone(name="resnet18", dilation=True)
+
+
+def test_weights_of_torchvision_load_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    reference = torchvision.models.resnet18(weights=None)
+    torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
+    backbone = Backbone(name="resnet18", weights=str(tmp_path / "resnet18.pth"), norm="frozen")
+    torch.testing.assert_close(backbone.body.layer4[1].conv2.weight, reference.layer4[1].conv2.weight)
+    torch.testing.assert_close(backbone.body.bn1.running_var, reference.bn1.running_var)
+    with pytest.raises(UserError, match="are not of a resnet34"):
+        Backbone(name="resnet34", weights=str(tmp_path / "resnet18.pth"))
+
+
+def test_pretrained_weights_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", refuse)
+    with pytest.raises(
+        UserError, match=r"could not download https://.*no route to host.*model\.backbone\.weights=PATH"
+    ):
+        Backbone(name="resnet18", weights="IMAGENET1K_V1")
+    with pytest.raises(UserError, match="neither a file nor one of torchvision's weights for resnet18: IMAGENET1K_V1"):
+        Backbone(name="resnet18", weights="IMAGENET22K")
+
+
+def test_bad_options_are_named() -> None:
+    with pytest.raises(UserError, match="wanted d_model as a multiple of nhead, got 10 and 3"):
+        Transformer(d_model=10, nhead=3)
+    with pytest.raises(UserError, match="multiple of 4, got 6"):
+        SinePosition(d_model=6)
+    with pytest.raises(UserError, match=r"at most 5 x 5 cells, got 3 x 7.*model/position=sine"):
+        LearnedPosition(d_model=8, size=5)(torch.zeros(1, 3, 7, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "glu"])
+def test_feed_forward_activations(activation: str) -> None:
+    ffn = FeedForward(d_model=6, dim_feedforward=10, dropout=0.0, activation=activation)
+    x = torch.randn(3, 6)
+    hidden = ffn.linear1(x)
+    expected = {
+        "relu": lambda: hidden.clamp(min=0),
+        "gelu": lambda: hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5)),
+        "glu": lambda: hidden[:, :10] * hidden[:, 10:].sigmoid(),
+    }[activation]()
+    torch.testing.assert_close(ffn(x), ffn.linear2(expected))
+
+
+def test_every_layer_starts_with_its_own_values() -> None:
+    encoder = Transformer(d_model=16, nhead=2, dim_feedforward=16).encoder
+    assert not torch.equal(encoder.layers[0].ffn.linear1.weight, encoder.layers[1].ffn.linear1.weight)
