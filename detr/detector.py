@@ -14,7 +14,7 @@ from detr.config import build_model, plain
 from detr.config.build import MODELS
 from detr.engine import checkpoint
 from detr.errors import UserError
-from detr.images import pad_to_batch, read_image, resize, short_side_size, to_rgb
+from detr.images import pad_to_batch, read_image, resize, short_side_size, to_tensor
 from detr.postprocess import postprocess
 from detr.types import Category, Detections
 
@@ -121,7 +121,7 @@ def _to_tensor(image: ImageSource) -> Tensor:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+        return to_tensor(image)
     wanted = "an RGB array (height, width, 3) or tensor (3, height, width), uint8 or float in [0, 1]"
     if isinstance(image, np.ndarray):
         image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image

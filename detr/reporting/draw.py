@@ -24,8 +24,8 @@ def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
     for (box, score, name), label in reversed(list(zip(found, labels, strict=True))):
         colour = _colour(label)
         left, top, right, bottom = box
-        left, right = sorted((min(max(left, 0), image.width - 1), min(max(right, 0), image.width - 1)))
-        top, bottom = sorted((min(max(top, 0), image.height - 1), min(max(bottom, 0), image.height - 1)))
+        left, right = (float(min(max(x, 0), image.width - 1)) for x in (left, right))
+        top, bottom = (float(min(max(y, 0), image.height - 1)) for y in (top, bottom))
         draw.rectangle((left - width, top - width, right + width, bottom + width), outline="black", width=3 * width)
         draw.rectangle((left, top, right, bottom), outline=colour, width=width)
         _draw_text(draw, f"{name} {score:.2f}", left, top, colour, font, image.size)

@@ -1,0 +1,101 @@
+"""Every shipped configuration composes and binds; wrong ones are refused with a message that helps."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from detr.config import build, build_criterion, build_model, check_config, compose
+from detr.config.build import MODELS
+from detr.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+OPTIONS = sorted(
+    path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS
+)
+FILLED_IN = ["data.train.images=x", "data.train.annotations=x", "data.val.images=x", "data.val.annotations=x"]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_option_composes_and_binds(option: Path) -> None:
+    if option.name == "from_checkpoint":
+        assert compose(["checkpoint=x"], "evaluate").data.val.images is None
+        return
+    overrides = [f"{'/'.join(option.parts[:-1])}={option.name}"]
+    if "root: ???" in (CONFIGS / option).with_suffix(".yaml").read_text():
+        overrides.append("data.root=x")
+    check_config(compose([*overrides, *FILLED_IN]))
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+def test_every_command_composes(name: str) -> None:
+    assert compose([], name).device == "auto"
+
+
+def test_experiments_open_with_command_and_hardware() -> None:
+    for path in (CONFIGS / "experiment").glob("*.yaml"):
+        head = path.read_text().split("defaults:")[0]
+        assert "Command:" in head and "Hardware:" in head and f"experiment={path.stem}" in head, path
+
+
+def test_models_build_from_their_configuration() -> None:
+    small = ["model/backbone=resnet18", "model.backbone.weights=null", "model.transformer.num_encoder_layers=1"]
+    config = compose([*small, "model/position=learned", "model.transformer.d_model=64", "model.num_queries=9"])
+    model = build_model(config.model, num_classes=3)
+    assert model.class_head.out_features == 4 and model.query_embed.num_embeddings == 9
+    assert model.position.row_embed.embedding_dim == 32
+    criterion = build_criterion(compose(["criterion.no_object_weight=0.5"]).criterion, num_classes=3)
+    assert criterion.class_weights.tolist() == [1, 1, 1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_querys": 5},
+            r"model\.num_querys is not an option of detr\.models\.detr\.DETR.*Did you mean num_queries\?",
+        ),
+        ({"num_queries": "many"}, r"model\.num_queries: wanted int, got 'many'"),
+        ({"aux_loss": 3}, r"model\.aux_loss: wanted bool, got 3"),
+        ({"_recursive_": False}, r"model: the key _recursive_ is not used here"),
+    ],
+)
+def test_bad_options_are_named_with_their_place(options: dict[str, object], message: str) -> None:
+    config = compose()
+    model = {**OmegaConf.to_container(config.model, resolve=True), **options}
+    with pytest.raises(UserError, match=message):
+        build_model(model, num_classes=3)
+
+
+def test_nested_options_are_checked_before_anything_is_built() -> None:
+    with pytest.raises(
+        UserError, match=r"model\.transformer\.activation: wanted Literal\['relu', 'gelu', 'glu'\], got 'tanh'"
+    ):
+        check_config(compose(["model.transformer.activation=tanh"]))
+    model = OmegaConf.to_container(compose().model, resolve=True)
+    del model["position"]["d_model"]
+    with pytest.raises(
+        UserError, match=r"model\.position: .*SinePosition needs the option d_model\. Set model\.position\.d_model"
+    ):
+        build_model(model, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "torch.hub.load", "builtins.eval", "detr.models.backbone.torch.hub.load", "detr.models.backbone._group_norm",
+     "detr.engine.checkpoint.read", "torch.load", 3],
+)  # fmt: skip
+def test_checkpoints_build_model_classes_only(target: object) -> None:
+    with pytest.raises(UserError, match=r"model\._target_: '.*' is refused"):
+        build({"_target_": target}, path="model", allow=MODELS)
+
+
+def test_users_own_packages_can_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_losses.py").write_text("class Mine:\n    def __init__(self, *, size: int): self.size = size\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"_target_": "my_losses.Mine", "size": 3}
+    with pytest.raises(UserError, match=r"refused.*allow_targets=\[PACKAGE\]"):
+        build(node, path="criterion")
+    assert build(node, path="criterion", allow=("my_losses",)).size == 3
+    with pytest.raises(UserError, match=r"'my_losses\.Other' does not exist"):
+        build({"_target_": "my_losses.Other"}, path="criterion", allow=("my_losses",))

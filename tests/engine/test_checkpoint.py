@@ -1,0 +1,90 @@
+"""Saving that survives anything, loading that trusts nothing, weights from other models."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detr.engine import checkpoint
+from detr.errors import UserError
+from detr.models.detr import DETR
+
+
+def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoints" / "last.pt"
+    checkpoint.save(path, {"model": {"a": torch.ones(3)}})
+
+    def fail(content: Any, file: Any) -> None:
+        file.write(b"half of a checkpoint")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path, {"model": {"a": torch.zeros(3)}})
+    assert torch.equal(checkpoint.load(path)["model"]["a"], torch.ones(3))
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_loading_runs_no_code(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    torch.save({"format": checkpoint.FORMAT, "model": Hostile(marker)}, tmp_path / "hostile.pt")
+    with pytest.raises(UserError, match=r"hostile\.pt is refused.*could run code"):
+        checkpoint.load(tmp_path / "hostile.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 2000])
+def test_damaged_files_are_refused(tmp_path: Path, length: int) -> None:
+    checkpoint.save(tmp_path / "whole.pt", {"model": {"a": torch.ones(1000)}})
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:length])
+    with pytest.raises(UserError, match=r"cut\.pt is (refused|cut short)"):
+        checkpoint.load(tmp_path / "cut.pt")
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load(tmp_path / "none.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        checkpoint.load(tmp_path)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds a list"):
+        checkpoint.load(tmp_path / "list.pt")
+    torch.save({"model": {"class_embed.weight": torch.ones(1)}}, tmp_path / "published.pth")
+    with pytest.raises(UserError, match=r"published DETR's weights.*weights=PATH.*model=detr"):
+        checkpoint.load(tmp_path / "published.pth")
+
+
+def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
+    published = tiny_detr(num_classes=91, num_queries=20)
+    torch.save({"model": checkpoint.to_published(published.state_dict())}, tmp_path / "detr.pth")
+    model = tiny_detr(num_classes=3, num_queries=11)
+    torch.nn.init.constant_(model.box_head.layers[0].weight, 5.0)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = checkpoint.load_weights(model, tmp_path / "detr.pth")
+    assert set(report.replaced) == {"class_head.weight", "class_head.bias", "query_embed.weight"}
+    assert "trained anew: class_head.weight (file [92, 32], model [4, 32])" in str(report)
+    assert len(report.loaded) == len(fresh) - 3 and not report.unused
+    for name, tensor in model.state_dict().items():
+        expected = fresh[name] if name in report.replaced else published.state_dict()[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
+    state = tiny_detr().state_dict()
+    state["box_head.layers.0.weight"] = torch.ones(3, 3)
+    del state["input_proj.bias"]
+    checkpoint.save(tmp_path / "other.pt", {"model": state})
+    with pytest.raises(
+        UserError, match=r"of another model.*2 differences: input_proj\.bias is missing; box_head.*\[3, 3\]"
+    ):
+        checkpoint.load_weights(tiny_detr(), tmp_path / "other.pt")

@@ -1,0 +1,54 @@
+"""Parameter groups and schedules."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from detr.engine.optim import Cosine, StepDecay, adamw
+from detr.errors import UserError
+from detr.models.detr import DETR
+
+
+def test_groups_partition_the_trainable_parameters(tiny_detr: Callable[..., DETR]) -> None:
+    model = tiny_detr()
+    groups = {group["name"]: group for group in adamw(model, lr=1e-3, backbone_lr=1e-5).param_groups}
+    assert groups["lr"]["lr"] == 1e-3 and groups["lr_backbone"]["lr"] == 1e-5
+    ids = [id(p) for group in groups.values() for p in group["params"]]
+    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
+    assert {id(p) for p in groups["lr_backbone"]["params"]} == {id(p) for p in model.backbone.parameters()}
+
+
+def test_no_backbone_learning_rate_freezes_it(tiny_detr: Callable[..., DETR]) -> None:
+    model = tiny_detr()
+    assert [group["name"] for group in adamw(model, backbone_lr=0.0).param_groups] == ["lr"]
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+
+
+def test_step_decay_is_the_published_schedule() -> None:
+    steps_per_epoch, schedule = 7, StepDecay(drops=[0.66666666667])
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    reference = torch.optim.lr_scheduler.StepLR(optimizer, step_size=200)
+    for epoch in range(300):
+        for step in (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1):
+            assert schedule(step, 300 * steps_per_epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+
+
+def test_cosine_and_warmup() -> None:
+    schedule = Cosine(final=0.1, warmup=0.2)
+    assert [schedule(step, 100) for step in (0, 9, 19)] == pytest.approx([1 / 20, 10 / 20, 1.0])
+    assert schedule(60, 100) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert schedule(100, 100) == pytest.approx(0.1)
+    rates = [StepDecay(drops=[0.5], warmup=0.1)(step, 100) for step in (0, 4, 9, 49, 50)]
+    assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.1])
+
+
+def test_bad_fractions_are_named() -> None:
+    with pytest.raises(UserError, match=r"fractions between 0 and 1, got \[200\.0\]"):
+        StepDecay(drops=[200.0])
+    with pytest.raises(UserError, match="fraction of the training"):
+        Cosine(warmup=500.0)

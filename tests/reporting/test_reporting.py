@@ -1,0 +1,71 @@
+"""Records, and drawings that stay inside the image."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from detr.reporting import JsonLines, Progress, Reporter, TensorBoard, draw_detections
+from detr.types import Detections
+
+
+def detections(boxes: list[list[float]]) -> Detections:
+    count = len(boxes)
+    return Detections(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        scores=torch.linspace(0.9, 0.2, count),
+        labels=torch.arange(count),
+        names=[f"class {index}" for index in range(count)],
+    )
+
+
+@pytest.mark.parametrize("brightness", [0, 255])
+def test_boxes_contrast_with_their_surroundings(brightness: int) -> None:
+    image = Image.fromarray(np.full((120, 160, 3), brightness, np.uint8))
+    drawn = np.asarray(draw_detections(image, detections([[40, 50, 100, 90]]))).astype(int)
+    assert np.asarray(image).min() == brightness, "the original stays as it is"
+    edge = drawn[48:53, 70]  # across the upper edge of the box
+    assert np.abs(edge - brightness).max() > 100
+    assert (drawn[60:80, 50:90] == brightness).all(), "the inside of the box stays visible"
+
+
+def test_boxes_beyond_the_image_and_none_at_all() -> None:
+    image = Image.new("RGB", (31, 17), "grey")
+    outside = detections([[-50, -50, 500, 500], [30, 16, 31, 17], [5, 5, 5, 5], [100, 100, 120, 120], [4, 2, 20, 9]])
+    assert draw_detections(image, outside).size == (31, 17)
+    assert list(draw_detections(image, detections([])).getdata()) == list(image.getdata())
+
+
+def run(folder: Path, first: int, last: int) -> None:
+    sinks = [JsonLines(), TensorBoard(), Progress()]
+    reporter = Reporter(sinks=sinks, run_dir=folder, config_text="seed: 3\nname: <b>", log_every=2)
+    with reporter:
+        reporter.start(first, total_steps=6)
+        for step in range(first + 1, last + 1):
+            reporter.step(step, {"loss": float(step), "loss_ce_0": 1.0}, {"lr": 0.5}, images=3, waited=0.0)
+        sample = torch.zeros(3, 20, 30, dtype=torch.uint8)
+        reporter.evaluation(last, {"AP": 0.25}, [(sample, detections([[2, 3, 9, 9]]))])
+
+
+def test_records_are_averages_and_a_resumed_run_repeats_none(tmp_path: Path) -> None:
+    run(tmp_path, 0, 4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "group": "tr')  # killed while writing
+    run(tmp_path, 2, 6)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train = [record for record in records if record["group"] == "train"]
+    assert [(record["step"], record["loss"]) for record in train] == [(2, 1.5), (4, 3.5), (6, 5.5)]
+    assert train[-1]["lr"] == 0.5 and 0 <= train[-1]["data_wait"] <= 1 and train[-1]["eta_minutes"] == 0
+    assert [record for record in records if record["group"] == "val"] == [{"step": 6, "group": "val", "AP": 0.25}]
+    assert Image.open(tmp_path / "predictions" / "0.jpg").size == (30, 20)
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/lr", "val/AP"} <= set(tags["scalars"]) and "val/0" in tags["images"]
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert any("config" in tag for tag in tags["tensors"])
