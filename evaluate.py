@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from datasets import CocoDetection, evaluation_loader
 from datasets.transforms import evaluation
-from detr.config import build, evaluation_data, exit_codes, pick_device, run_directory
+from detr.config import build, check_config, evaluation_data, exit_codes, pick_device, run_directory
 from detr.detector import Detector
 from detr.evaluation import CocoEvaluator
 
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 @exit_codes()
 def main(config: DictConfig) -> None:
+    check_config(config)
     device, run_dir = pick_device(config.device), run_directory(config)
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets

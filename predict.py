@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detr import Detector, UserError
-from detr.config import exit_codes, pick_device, run_directory
+from detr.config import check_config, exit_codes, pick_device, run_directory
 from detr.evaluation import to_results
 from detr.images import read_image
 from detr.reporting import draw_detections
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="configs", config_name="predict")
 @exit_codes()
 def main(config: DictConfig) -> None:
+    check_config(config)
     run_directory(config)
     paths = find_images(config.source)
     detector = Detector.from_checkpoint(

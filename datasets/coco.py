@@ -156,9 +156,9 @@ def _records(content: dict[str, Any], categories: Sequence[Category], path: Path
     dropped: Counter[str] = Counter()
     for entry in content["annotations"]:
         image, category = entry.get("image_id"), entry.get("category_id")
-        if image not in sizes:
+        if not isinstance(image, int) or image not in sizes:
             raise UserError(f"{path}: annotation {entry['id']} belongs to image {image}, which 'images' does not list.")
-        if category not in label_of:
+        if not isinstance(category, int) or category not in label_of:
             raise UserError(
                 f"{path}: annotation {entry['id']} has the category {category}, which is not among the "
                 f"{len(label_of)} known ones ({', '.join(map(str, list(label_of)[:10]))}). Add it to 'categories', "

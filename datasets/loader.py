@@ -53,8 +53,8 @@ class TrainLoader:
     def __init__(self, dataset: CocoDetection, *, batch_size: int, workers: int, seed: int) -> None:
         if len(dataset) < batch_size:
             raise UserError(
-                f"{dataset.annotations} has {len(dataset)} images, too few for one batch. "
-                f"Set data.batch_size to at most {len(dataset)}, got {batch_size}."
+                f"{dataset.annotations} has {len(dataset)} images, too few for one batch of {batch_size}. "
+                "Lower data.batch_size, or use more images."
             )
         self._sampler = _ShuffledBatches(len(dataset), batch_size, seed)
         self._loader = DataLoader(
@@ -78,7 +78,9 @@ class TrainLoader:
 
 
 def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int) -> Iterable[Batch]:
-    """Every image once, in the order of the annotation file."""
+    """Every image once, in the order of the annotation file; raises UserError where there is none."""
+    if len(dataset) == 0:
+        raise UserError(f"{dataset.annotations} lists no images, so there is nothing to evaluate on.")
     return DataLoader(
         dataset,
         batch_size=batch_size,

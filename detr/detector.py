@@ -14,6 +14,7 @@ from detr.config import build_model, plain
 from detr.config.build import MODELS
 from detr.engine import checkpoint
 from detr.errors import UserError
+from detr.files import read_tensors
 from detr.images import pad_to_batch, read_image, resize, short_side_size, to_tensor
 from detr.postprocess import postprocess
 from detr.types import Category, Detections
@@ -59,7 +60,7 @@ class Detector:
         allow_targets: packages of your own that the checkpoint's model is built from, beside detr.models.
         Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed.
         """
-        content = checkpoint.read(path)
+        content = read_tensors(path)
         if model is None or content.get("format") == checkpoint.FORMAT:
             content = checkpoint.load(path)
             config = content["config"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from datasets import shapes
-from detr.models.backbone import Backbone
 from detr.models.detr import DETR
 from detr.models.position import SinePosition
 from detr.models.transformer import Transformer
+from tests.helpers import TinyBackbone
 
 REPOSITORY = Path(__file__).parents[1]
 TINY_MODEL = (
@@ -26,6 +26,9 @@ TINY_MODEL = (
     "model.transformer.num_decoder_layers=2",
     "model.transformer.dim_feedforward=32",
 )
+
+
+torch.set_num_threads(1)  # the models here are tiny: threads would only wait for one another
 
 
 @pytest.fixture(scope="session")
@@ -63,13 +66,15 @@ def tiny_options(shapes_root: Path) -> list[str]:
 
 @pytest.fixture
 def tiny_detr() -> Callable[..., DETR]:
-    def build(**options: object) -> DETR:
+    """Builds the same small detector each time; its backbone has two convolutions, so that steps take milliseconds."""
+
+    def build(*, dropout: float = 0.0, **options: object) -> DETR:
         torch.manual_seed(0)
         return DETR(
-            backbone=Backbone(name="resnet18", norm="batch", freeze=[]),
+            backbone=TinyBackbone(),
             position=SinePosition(d_model=32),
             transformer=Transformer(
-                d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=3, dim_feedforward=48, dropout=0.0
+                d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=3, dim_feedforward=48, dropout=dropout
             ),
             **{"num_classes": 5, "num_queries": 11, **options},
         )

@@ -1,8 +1,28 @@
 """Inputs that several test files make."""
 
 import torch
+from torch import nn
 
+from detr.models.backbone import Backbone
 from detr.types import ImageBatch, Target
+
+
+class TinyBackbone(Backbone):
+    """Stride 16, batch norm, 24 channels."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.channels = 24
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 12, 4, stride=4),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.Conv2d(12, 24, 4, stride=4),
+            nn.BatchNorm2d(24),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images)
 
 
 def make_batch(images: list[torch.Tensor]) -> ImageBatch:

@@ -9,11 +9,13 @@ from typing import Any
 import hydra.utils
 from beartype import BeartypeConf
 from beartype.door import is_bearable
-from omegaconf import DictConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from detr.config.compose import plain
 from detr.errors import UserError
+from detr.evaluation.coco import Backend
 from detr.losses import SetCriterion
 
 # What a configuration may build. A prefix admits a package's own classes and functions, not what it imports.
@@ -21,6 +23,23 @@ FRAMEWORK = ("detr", "datasets", "torchvision.transforms.v2")
 # What a configuration inside a checkpoint may build: a file from elsewhere is not to be trusted with more.
 MODELS = ("detr.models",)
 
+# The least value of options that only a number within limits makes sense for.
+_LEAST = {
+    "data.batch_size": 1,
+    "data.workers": 0,
+    "data.size": 1,
+    "data.max_size": 1,
+    "trainer.epochs": 1,
+    "trainer.max_steps": 1,
+    "trainer.clip_norm": 0,
+    "trainer.evaluate_every": 1,
+    "trainer.save_every_steps": 0,
+    "evaluation.max_dets": 11,  # AR10 is reported too
+    "log_every": 1,
+    "batch_size": 1,
+    "size": 1,
+    "max_size": 1,
+}
 # Arguments that are not in the configuration, but known when a node is built.
 _GIVEN_LATER = {"model": ("num_classes",), "criterion": ("num_classes",), "optimizer": ("model",)}
 
@@ -43,7 +62,12 @@ def build(config: Any, *, path: str, allow: Sequence[str] = FRAMEWORK, **argumen
     """
     content = plain(config)
     _check(content, path=path, allow=allow, given=arguments)
-    return hydra.utils.instantiate(content, _convert_="all", **arguments)
+    try:
+        return hydra.utils.instantiate(content, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError) and not isinstance(error.__cause__, UserError):
+            raise UserError(f"{path}: {error.__cause__}. Correct the option.") from None
+        raise (error.__cause__ or error) from None
 
 
 def check_config(config: DictConfig) -> None:
@@ -51,6 +75,13 @@ def check_config(config: DictConfig) -> None:
     allow = (*FRAMEWORK, *config.allow_targets)
     for name, node in plain(config).items():
         _check(node, path=name, allow=allow, given=_GIVEN_LATER.get(name, ()))
+    for place, least in _LEAST.items():
+        value = OmegaConf.select(config, place)
+        if value is not None and value < least:
+            raise UserError(f"{place}: wanted at least {least}, got {value}.")
+    backend = OmegaConf.select(config, "evaluation.backend")
+    if backend is not None and backend not in typing.get_args(Backend):
+        raise UserError(f"evaluation.backend: wanted {' or '.join(typing.get_args(Backend))}, got '{backend}'.")
 
 
 def _check(config: Any, *, path: str, allow: Sequence[str], given: Collection[str]) -> None:
@@ -68,6 +99,9 @@ def _nodes(config: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     elif isinstance(config, list):
         for index, value in enumerate(config):
             yield from _nodes(value, f"{path}[{index}]")
+    elif not isinstance(config, str | int | float | None) or "${" in str(config):
+        # What instantiate would turn into more nodes after this check.
+        raise UserError(f"{path}: {config!r} is refused. Write plain values: texts, numbers, lists and mappings.")
 
 
 def _check_node(node: Mapping[str, Any], path: str, allow: Sequence[str], given: Collection[str]) -> None:

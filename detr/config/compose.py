@@ -1,6 +1,7 @@
 """Composed configurations, as the command line and as scripts get them."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,13 @@ def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[
 
 def pick_device(name: str) -> torch.device:
     """The device that `device` names; cuda for `auto`, where there is one. Raises UserError where it cannot be had."""
+    count = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={name} was asked for, but torch finds no CUDA device. Set device=cpu or device=auto.")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device: wanted auto, cpu, cuda or cuda:N, got '{name}'.") from None
+        return torch.device("cuda" if count else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"device: wanted auto, cpu, cuda or cuda:N, got '{name}'.")
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
+        raise UserError(
+            f"device={name} was asked for, but torch finds {count or 'no'} CUDA devices. Set device=cpu or device=auto."
+        )
+    return torch.device(name)

@@ -8,7 +8,7 @@ from contextlib import ContextDecorator
 from types import TracebackType
 
 from hydra.errors import HydraException
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from detr.errors import Interrupted, UserError
 
@@ -50,6 +50,9 @@ def _message(error: BaseException | None) -> str | None:
         return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith(_WORKER_PREFIX) else text
     if isinstance(error, MissingMandatoryValue):
         return f"The option {error.full_key} has no value. Set {error.full_key}=... on the command line."
+    if isinstance(error, InterpolationToMissingValueError):
+        key = str(error).splitlines()[0].rpartition(": ")[2].strip("'")
+        return f"The option {key} has no value. Set {key}=... on the command line."
     if isinstance(error, HydraException | OmegaConfBaseException):
         causes = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
         return " ".join(" ".join(cause.split()) for cause in causes)

@@ -6,17 +6,16 @@ the labels) and `training` (optimiser state, position in the run, best result).
 """
 
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.files import read_tensors
 
 FORMAT = "detr-checkpoint-1"
 
@@ -68,33 +67,9 @@ def save(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
         os.close(folder)
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """Load any file of tensors and plain values on the CPU; raises UserError for everything else."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"Checkpoint {path} is a folder. Give the file, such as {path / 'checkpoints' / 'best.pt'}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"Checkpoint {path} does not exist. Give the path of a .pt or .pth file.") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"Checkpoint {path} is refused: it is damaged, or holds objects other than tensors and plain values, which "
-            f"could run code ({_first_sentence(error)}). Use a checkpoint that this framework or published DETR wrote."
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
-        raise UserError(
-            f"Checkpoint {path} is cut short or damaged ({_first_sentence(error)}). Use an intact copy, "
-            "such as last.pt instead of best.pt."
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"Checkpoint {path} holds a {type(content).__name__}, wanted a dict with a 'model' state dict.")
-    return content
-
-
 def load(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint that `save` wrote; raises UserError for any other file."""
-    checkpoint = read(path)
+    checkpoint = read_tensors(path)
     if checkpoint.get("format") != FORMAT:
         kind = "the published DETR's weights" if is_published(checkpoint) else "another program's file"
         raise UserError(
@@ -102,6 +77,12 @@ def load(path: str | Path) -> dict[str, Any]:
             "class names. To start training from published weights, set weights=PATH; to evaluate or predict with "
             "them, name the model too, as in model=detr."
         )
+    for place in (("model",), ("categories",), ("training",), ("config", "data"), ("config", "model", "backbone")):
+        part: Any = checkpoint
+        for key in place:
+            part = part.get(key) if isinstance(part, dict) else None
+        if part is None:
+            raise UserError(f"Checkpoint {path} lacks {'.'.join(place)}, so it is incomplete. Use an intact copy.")
     return checkpoint
 
 
@@ -112,10 +93,8 @@ def is_published(checkpoint: Mapping[str, Any]) -> bool:
 
 def model_state(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
     """The weights in a loaded file, ours or published, under our names."""
-    if is_published(checkpoint):
-        return from_published(_published_state(checkpoint))
-    state = checkpoint.get("model")
-    if not isinstance(state, dict):
+    state = from_published(_published_state(checkpoint)) if is_published(checkpoint) else checkpoint.get("model")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no 'model' state dict. Use a checkpoint of this framework or of published DETR.")
     return state
 
@@ -147,7 +126,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     where anything else differs: the checkpoint is of another model then.
     """
     own = model.state_dict()
-    state = model_state(read(path), path)
+    state = model_state(read_tensors(path), path)
     replaced = {
         name: f"file {list(state[name].shape)}, model {list(tensor.shape)}"
         for name, tensor in own.items()
@@ -171,12 +150,8 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | 
     ]
     if differences:
         raise UserError(
-            f"Checkpoint {path} is of another model than the configuration describes. {len(differences)} differences: "
+            f"Checkpoint {path} is not of the model that is configured. {len(differences)} tensors differ: "
             f"{'; '.join(differences[:4])}{'; ...' if len(differences) > 4 else ''}. Set the model options that it was "
             "trained with (config.yaml in its run folder), or use another checkpoint."
         )
     model.load_state_dict(state)
-
-
-def _first_sentence(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__

@@ -172,7 +172,7 @@ class Trainer:
             return
         path = path if self.config.resume == "auto" else Path(self.config.resume)
         content = checkpoint.load(path)
-        checkpoint.load_model_state(self.model, content["model"], path)
+        checkpoint.load_model_state(self.model, checkpoint.model_state(content, path), path)
         training = content["training"]
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:

@@ -1,6 +1,5 @@
 """ResNet backbones (He et al., CVPR 2016) from torchvision, cut before the classifier."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.files import read_tensors
 
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
 
@@ -99,14 +99,15 @@ class Backbone(nn.Module):
         else:
             state = _download_state_dict(name, weights)
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-        missing, unexpected = self.body.load_state_dict(state, strict=False)
-        missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-        if missing or unexpected:
+        wanted = {key: value.shape for key, value in self.body.state_dict().items() if "num_batches" not in key}
+        found = {key: value.shape for key, value in state.items() if "num_batches" not in key}
+        if different := sorted(dict(wanted.items() ^ found.items())):
             raise UserError(
-                f"Backbone: weights '{weights}' are not of a {name} with this norm: {len(missing)} tensors are missing "
-                f"({', '.join(missing[:3])}), {len(unexpected)} are not known ({', '.join(unexpected[:3])}). "
-                "Choose the matching model/backbone, or model.backbone.weights=null for random weights."
+                f"Backbone: weights '{weights}' are not of a {name} with this norm: {len(different)} tensors are "
+                f"missing, not known or differ in shape, such as {different[0]}. Choose the matching model/backbone, or "
+                "model.backbone.weights=null for random weights."
             )
+        self.body.load_state_dict(state, strict=False)  # norms differ in whether they count batches
 
     def _freeze(self, stages: Sequence[Stage]) -> None:
         body = self.body
@@ -119,14 +120,9 @@ class Backbone(nn.Module):
 
 
 def _read_state_dict(path: str) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"Backbone: the weights file {path} does not exist. Correct model.backbone.weights.") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"Backbone: {path} is not a readable file of weights: {str(error).splitlines()[0]}") from None
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else None
-    if not isinstance(state, dict):
+    content = read_tensors(path)
+    state = content.get("state_dict", content.get("model", content))
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"Backbone: {path} does not hold a state dict. Correct model.backbone.weights.")
     return {key.removeprefix("module."): value for key, value in state.items()}
 

@@ -31,12 +31,14 @@ class Reporter:
     ) -> None:
         self.sinks, self.run_dir, self.config_text = list(sinks), run_dir, config_text
         self.log_every, self.threshold = log_every, threshold
+        self._started: list[Sink] = []
 
     def start(self, step: int, total_steps: int) -> None:
         """step: steps done before. Must come before everything else."""
         self.total_steps = total_steps
         for sink in self.sinks:
             sink.start(self.run_dir, step, total_steps, self.config_text)
+            self._started.append(sink)
         self._reset()
 
     def step(
@@ -92,7 +94,7 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sink in self.sinks:
+        for sink in self._started:
             sink.close()
 
     def _scalars(self, step: int, values: Mapping[str, float], group: str) -> None:

@@ -22,6 +22,8 @@ def test_every_option_composes_and_binds(option: Path) -> None:
         assert compose(["checkpoint=x"], "evaluate").data.val.images is None
         return
     overrides = [f"{'/'.join(option.parts[:-1])}={option.name}"]
+    if option.name == "coco_format":
+        return  # what the others inherit
     if "root: ???" in (CONFIGS / option).with_suffix(".yaml").read_text():
         overrides.append("data.root=x")
     check_config(compose([*overrides, *FILLED_IN]))

@@ -12,10 +12,12 @@ from detr.engine import checkpoint
 from detr.errors import UserError
 from detr.models.detr import DETR
 
+OTHER_PARTS = {"config": {"data": {}, "model": {"backbone": {}}}, "categories": [], "training": {}}
+
 
 def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoints" / "last.pt"
-    checkpoint.save(path, {"model": {"a": torch.ones(3)}})
+    checkpoint.save(path, {**OTHER_PARTS, "model": {"a": torch.ones(3)}})
 
     def fail(content: Any, file: Any) -> None:
         file.write(b"half of a checkpoint")
@@ -85,6 +87,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callabl
     del state["input_proj.bias"]
     checkpoint.save(tmp_path / "other.pt", {"model": state})
     with pytest.raises(
-        UserError, match=r"of another model.*2 differences: input_proj\.bias is missing; box_head.*\[3, 3\]"
+        UserError,
+        match=r"not of the model that is configured.*2 tensors differ: input_proj\.bias is missing; box_head.*\[3, 3\]",
     ):
         checkpoint.load_weights(tiny_detr(), tmp_path / "other.pt")

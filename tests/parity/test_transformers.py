@@ -1,7 +1,6 @@
 """Our DETR against the independent implementation in Hugging Face's transformers, with random weights."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +8,10 @@ import torch
 from torch import Tensor
 
 from detr.losses import HungarianMatcher, SetCriterion
+from detr.models.backbone import Backbone
 from detr.models.detr import DETR
+from detr.models.position import SinePosition
+from detr.models.transformer import Transformer
 from tests.helpers import make_batch, random_targets
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
@@ -81,8 +83,18 @@ def theirs() -> Any:
     return model
 
 
-def test_outputs_and_losses(theirs: Any, tiny_detr: Callable[..., DETR]) -> None:
-    ours = tiny_detr().eval()
+@pytest.fixture
+def ours() -> DETR:
+    return DETR(
+        backbone=Backbone(name="resnet18", norm="batch"),
+        position=SinePosition(d_model=32),
+        transformer=Transformer(d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=3, dim_feedforward=48),
+        num_classes=5,
+        num_queries=11,
+    ).eval()
+
+
+def test_outputs_and_losses(theirs: Any, ours: DETR) -> None:
     state = convert(theirs.state_dict())
     counts = {name: t for name, t in ours.state_dict().items() if name.endswith("num_batches_tracked")}
     ours.load_state_dict({**state, **counts})
@@ -102,8 +114,7 @@ def test_outputs_and_losses(theirs: Any, tiny_detr: Callable[..., DETR]) -> None
         torch.testing.assert_close(losses[name], reference.loss_dict[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_no_padding_equals_an_empty_mask(theirs: Any, tiny_detr: Callable[..., DETR]) -> None:
-    ours = tiny_detr().eval()
+def test_no_padding_equals_an_empty_mask(theirs: Any, ours: DETR) -> None:
     state = convert(theirs.state_dict())
     ours.load_state_dict({**ours.state_dict(), **state})
     batch = make_batch([torch.randn(3, 64, 96)] * 2)

@@ -1,0 +1,39 @@
+"""Files of tensors from anywhere, read without running code from them."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from detr.errors import UserError
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """Load any file of tensors and plain values on the CPU; raises UserError for everything else."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"Checkpoint {path} is a folder. Give the file, such as {path / 'checkpoints' / 'best.pt'}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"Checkpoint {path} does not exist. Give the path of a .pt or .pth file.") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"Checkpoint {path} is refused: it is damaged, or holds objects other than tensors and plain values, which "
+            f"could run code ({_first_sentence(error)}). Use a checkpoint that this framework or published DETR wrote."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
+        raise UserError(
+            f"Checkpoint {path} is cut short or damaged ({_first_sentence(error)}). Use an intact copy, "
+            "such as last.pt instead of best.pt."
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"Checkpoint {path} holds a {type(content).__name__}, wanted a dict with a 'model' state dict.")
+    return content
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What an error of torch.load says, without its advice, which is not meant for files from elsewhere."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].split('. ')[0]}".removesuffix(": ")

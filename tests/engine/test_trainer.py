@@ -1,0 +1,213 @@
+"""The training loop: exact resume, what it writes, how it stops."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
+from detr.engine import Trainer, TrainerConfig, checkpoint
+from detr.engine.optim import Cosine, adamw
+from detr.errors import Interrupted, NonFiniteError, UserError
+from detr.evaluation import CocoEvaluator
+from detr.losses import HungarianMatcher, SetCriterion
+from detr.models.detr import DETR
+from detr.reporting import JsonLines, Reporter
+
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> Make:
+    """Builds everything anew, as a new process would; dropout and batch norm are on."""
+
+    def make(run: str = "run", lr: float = 1e-3, seed: int = 3, queries: int = 7, **options: Any) -> Trainer:
+        recipe = transforms.train(sizes=[40, 48], max_size=64, crop=False)
+        train = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json", recipe, seed=seed)
+        val = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
+        model = tiny_detr(num_classes=3, num_queries=queries, dropout=0.1)
+        run_dir = tmp_path / run
+        run_dir.mkdir(exist_ok=True)
+        return Trainer(
+            model=model,
+            criterion=SetCriterion(matcher=HungarianMatcher(), num_classes=3),
+            optimizer=adamw(model, lr=lr, backbone_lr=lr),
+            schedule=Cosine(warmup=0.1),
+            loader=TrainLoader(train, batch_size=6, workers=0, seed=seed),
+            evaluator=CocoEvaluator(
+                loader=evaluation_loader(val, batch_size=4, workers=0),
+                annotations=val.annotations,
+                categories=train.categories,
+            ),
+            reporter=Reporter(sinks=[JsonLines()], run_dir=run_dir, config_text="", log_every=1),
+            config=TrainerConfig(**{"epochs": 4, "resume": "auto", **options}),
+            run_dir=run_dir,
+            metadata={"config": {"data": {}, "model": {"backbone": {}}}, "categories": []},
+            seed=seed,
+        )
+
+    return make
+
+
+def last(run_dir: Path) -> dict[str, Any]:
+    return checkpoint.load(run_dir / "checkpoints" / "last.pt")
+
+
+def assert_same_state(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_state(a[key], b[key])
+    elif isinstance(a, list):
+        for left, right in zip(a, b, strict=True):
+            assert_same_state(left, right)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+class StopsAt:
+    """Asks for a stop, as a signal would, when so many steps are done."""
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        self.trainer, self.at = trainer, step
+
+    def start(self, *arguments: Any) -> None: ...
+
+    def scalars(self, *arguments: Any) -> None: ...
+
+    def pictures(self, *arguments: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+    def advance(self, losses: Any) -> None:
+        if self.trainer.step == self.at:
+            self.trainer.stop.requested = True
+
+
+@pytest.mark.parametrize("stops", [[8], [5], [1, 2, 12, 15]])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, stops: list[int]) -> None:
+    straight = make("straight")
+    straight.fit()
+    for step in stops:
+        interrupted = make("parts")
+        interrupted.reporter.sinks.append(StopsAt(interrupted, step))
+        with pytest.raises(Interrupted, match=f"at step {step}"):
+            interrupted.fit()
+        assert last(interrupted.run_dir)["training"]["step"] == step
+    resumed = make("parts")
+    resumed.fit()
+    assert resumed.step == straight.step == 16
+    assert_same_state(last(straight.run_dir), last(resumed.run_dir))
+
+    def losses(trainer: Trainer) -> list[tuple[int, float]]:
+        lines = (trainer.run_dir / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return [(record["step"], record["loss"]) for record in records if record["group"] == "train"]
+
+    assert losses(straight) == losses(resumed) and len(losses(straight)) == 16
+
+
+def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
+    straight, trainer = make("straight"), make("parts")
+    straight.fit()
+    evaluate = trainer.evaluator
+
+    def stop_while_evaluating(model: Any, on_batch: Callable[[int], None]) -> Any:
+        trainer.stop.requested = True
+        return evaluate(model, on_batch=on_batch)
+
+    trainer.evaluator = stop_while_evaluating  # type: ignore[assignment]
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    training = last(trainer.run_dir)["training"]
+    assert (training["step"], training["evaluated_step"]) == (4, 0)
+    resumed = make("parts")
+    resumed.fit()
+    assert_same_state(last(straight.run_dir), last(resumed.run_dir))
+    records = [json.loads(line) for line in (resumed.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["group"] == "val"] == [4, 8, 12, 16]
+
+
+def test_the_seed_changes_the_run(make: Make) -> None:
+    first, second = make("a", max_steps=2), make("b", max_steps=2, seed=4)
+    first.fit()
+    second.fit()
+    assert not torch.equal(first.model.class_head.weight, second.model.class_head.weight)
+
+
+def test_options_come_from_the_configuration_not_the_checkpoint(make: Make) -> None:
+    make("run", max_steps=2).fit()
+    changed = make("run", max_steps=20, lr=0.5)
+    changed._resume()
+    assert changed.step == 2 and changed.rates == [0.5, 0.5]
+    assert [group["lr"] for group in changed.optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_resuming_another_model_is_refused(make: Make) -> None:
+    make("run", max_steps=1).fit()
+    with pytest.raises(
+        UserError, match=r"not of the model that is configured.*query_embed\.weight is \[7, 32\], wanted \[9, 32\]"
+    ):
+        make("run", queries=9).fit()
+
+
+def test_best_and_last_are_kept_and_metrics_written(make: Make) -> None:
+    trainer = make(max_steps=6, save_every_steps=5)
+    trainer.fit()
+    metrics = json.loads((trainer.run_dir / "evaluation" / "metrics.json").read_text())
+    assert metrics["bbox"].keys() >= {"AP", "AP50", "ARl"} and metrics["per_class"].keys() == {
+        "circle",
+        "square",
+        "triangle",
+    }
+    best = checkpoint.load(trainer.run_dir / "checkpoints" / "best.pt")
+    assert best["training"]["best"] == trainer.best > -1
+    assert len(list((trainer.run_dir / "predictions").glob("*.jpg"))) == 7
+
+
+class Damaged:
+    """A loader whose third batch makes the loss explode."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        for index, (batch, targets) in enumerate(self.loader.epoch(epoch, start)):
+            if index == 2:
+                damaged = [target.__class__(**{**vars(target), "boxes": target.boxes * math.inf}) for target in targets]
+                yield batch, damaged
+            else:
+                yield batch, targets
+
+
+def test_non_finite_values_stop_the_run_before_the_weights_are_damaged(make: Make) -> None:
+    trainer = make(save_every_steps=1)
+    trainer.loader = Damaged(trainer.loader)  # type: ignore[arg-type]
+    with pytest.raises(NonFiniteError, match=r"NaN or infinite at step 2, for image ids \[.*lower optimizer\.lr"):
+        trainer.fit()
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+    assert last(trainer.run_dir)["training"]["step"] == 2
+
+
+def test_training_learns(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    trainer = make(max_steps=150, evaluate_every=100)
+    trainer.fit()
+    losses = [json.loads(line)["loss"] for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()[:-1]]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    assert mean(losses[-10:]) < 0.75 * mean(losses[:10])
+    assert not caplog.records

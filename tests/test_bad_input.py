@@ -1,0 +1,825 @@
+"""What a user can get wrong, and what the commands answer: one message, exit code 2, no traceback.
+
+`python tests/test_bad_input.py` prints all cases as a table.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import pickle
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from datasets.shapes import generate  # noqa: E402
+
+SIZE = 48
+TRAIN, EVALUATE, PREDICT = "train.py", "evaluate.py", "predict.py"
+# {tmp} stands for the folder of the case; it holds data/, valid.pt and picture.jpg.
+DATA = (
+    "data=custom",
+    "data.train.images={tmp}/data/train",
+    "data.train.annotations={tmp}/data/instances_train.json",
+    "data.val.images={tmp}/data/val",
+    "data.val.annotations={tmp}/data/instances_val.json",
+    "data.workers=0",
+    "data.batch_size=2",
+)
+BASE = {
+    TRAIN: (
+        *DATA,
+        f"data.size={SIZE}",
+        "data.max_size=64",
+        f"data.transforms.sizes=[{SIZE}]",
+        "data.transforms.crop=false",
+        "model/backbone=resnet18",
+        "model.backbone.weights=null",
+        "model.backbone.norm=batch",
+        "model.backbone.freeze=[]",
+        "model.transformer.d_model=16",
+        "model.transformer.nhead=2",
+        "model.transformer.num_encoder_layers=1",
+        "model.transformer.num_decoder_layers=1",
+        "model.transformer.dim_feedforward=16",
+        "model.num_queries=5",
+        "trainer.max_steps=1",
+        "device=cpu",
+        "run_dir={tmp}/run",
+    ),
+    EVALUATE: (*DATA[1:], "checkpoint={tmp}/valid.pt", "device=cpu", "run_dir={tmp}/run"),
+    PREDICT: ("checkpoint={tmp}/valid.pt", "source={tmp}/picture.jpg", "device=cpu", "run_dir={tmp}/run"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One mistake.
+
+    overrides: replace those of BASE with the same key. words: what the message must contain.
+    prepare: makes the mistake in the case's folder. without: beginnings of BASE's overrides that are left out.
+    """
+
+    name: str
+    script: str
+    overrides: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    prepare: Callable[[Path], Any] | None = None
+    without: tuple[str, ...] = ()
+    code: int = 2
+    environment: dict[str, str] = field(default_factory=dict)
+    needs_no_cuda: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    output: str
+
+    @property
+    def message(self) -> str:
+        """The error message alone, or the last warning where there is no error."""
+        found = re.findall(r"^(?:Error:|\[.*\]\[HYDRA\]|.*\[ERROR\] -) (.*)$", self.output, re.M)
+        found = found or re.findall(r"^.*\[WARNING\] - (.*)$", self.output, re.M)
+        return found[-1] if found else (self.output.strip().splitlines() or [""])[-1]
+
+
+# Ways to spoil the data of a case.
+
+
+def annotations(change: Callable[[dict[str, Any]], Any], split: str = "train") -> Callable[[Path], None]:
+    """Change the content of an annotation file in place."""
+
+    def prepare(tmp: Path) -> None:
+        path = tmp / "data" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return prepare
+
+
+def first(kind: str, **values: Any) -> Callable[[Path], None]:
+    """Set values of the first entry of a list of the training annotations."""
+    return annotations(lambda content: content[kind][0].update(values))
+
+
+def repeated(kind: str) -> Callable[[Path], None]:
+    """Let the first two entries of a list have the same id."""
+    return annotations(lambda content: content[kind][1].update(id=content[kind][0]["id"]))
+
+
+BAD_BOXES: list[list[float]] = [
+    [5, 5, -3, 4],
+    [math.nan, 5, 3, 4],
+    [5, math.inf, 3, 4],
+    [SIZE + 5, 5, 3, 4],
+    [-9, 5, 3, 4],
+    [5, 5, 0, 4],
+]
+
+
+def bad_boxes(tmp: Path) -> None:
+    """Bad boxes beside the good ones, in both splits."""
+
+    def change(content: dict[str, Any]) -> None:
+        image = content["images"][0]["id"]
+        content["annotations"] += [
+            {"id": 1000 + number, "image_id": image, "category_id": 1, "bbox": box, "area": 9, "iscrowd": 0}
+            for number, box in enumerate(BAD_BOXES)
+        ]
+
+    for split in ("train", "val"):
+        annotations(change, split)(tmp)
+
+
+def only(box: list[float]) -> Callable[[Path], None]:
+    """The same box for all objects."""
+    return annotations(lambda content: [entry.update(bbox=box) for entry in content["annotations"]])
+
+
+def images(change: Callable[[Path], Any], split: str = "train") -> Callable[[Path], Any]:
+    """Change every image file of a split."""
+    return lambda tmp: [change(path) for path in (tmp / "data" / split).iterdir()]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def enlarge(path: Path) -> None:
+    Image.new("RGB", (SIZE + 16, SIZE)).save(path)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    def prepare(tmp: Path) -> None:
+        path = tmp / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return prepare
+
+
+def write(name: str, content: bytes = b"") -> Callable[[Path], Any]:
+    return lambda tmp: (tmp / name).write_bytes(content)
+
+
+# Ways to spoil a checkpoint, always as bad.pt.
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def hostile_pickle(plain: bool) -> Callable[[Path], None]:
+    def prepare(tmp: Path) -> None:
+        content = {"model": {}, "extra": Hostile(f"touch {tmp / 'marker'}")}
+        if plain:
+            (tmp / "bad.pt").write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, tmp / "bad.pt")
+
+    return prepare
+
+
+def checkpoint(change: Callable[[dict[str, Any], Path], Any]) -> Callable[[Path], None]:
+    """A valid checkpoint whose content is changed."""
+
+    def prepare(tmp: Path) -> None:
+        content = torch.load(tmp / "valid.pt", weights_only=True)
+        change(content, tmp)
+        torch.save(content, tmp / "bad.pt")
+
+    return prepare
+
+
+def hostile_model(node: Any, *place: str) -> Callable[[Path], None]:
+    """A checkpoint whose model configuration has a hostile value at a place; {tmp} in it is filled in."""
+
+    def change(content: dict[str, Any], tmp: Path) -> None:
+        folder = tmp / "evil"
+        folder.mkdir()
+        (folder / "hubconf.py").write_text(f"open({str(tmp / 'marker')!r}, 'w')\n")
+        parent: dict[str, Any] = content["config"]
+        for key in ("model", *place[:-1]):
+            parent = parent[key]
+        filled = in_folder(node, tmp)
+        if place:
+            parent[place[-1]] = filled
+        else:
+            parent.update(filled)
+
+    return checkpoint(change)
+
+
+def in_folder(value: Any, tmp: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: in_folder(entry, tmp) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(in_folder(entry, tmp) for entry in value)
+    return value.replace("{tmp}", str(tmp)) if isinstance(value, str) else value
+
+
+HUB = {"repo_or_dir": "{tmp}/evil", "model": "any", "source": "local"}
+LOG_FILE = {"_target_": "logging.FileHandler", "filename": "{tmp}/marker"}
+HOSTILE_NODES: list[dict[str, Any]] = [
+    {"_target_": "os.system", "command": "touch {tmp}/marker"},
+    {"_target_": "torch.hub.load", **HUB},
+    {"_target_": "builtins.eval", "_args_": ["__import__('os').system('touch {tmp}/marker')"]},
+    {"_target_": "detr.models.backbone.torch.hub.load", **HUB},
+    {"_target_": "detr.models.position.torch.os.system", "command": "touch {tmp}/marker"},
+    LOG_FILE,
+]
+BAD = ("checkpoint={tmp}/bad.pt",)
+REFUSED = ("bad.pt", "refused")
+TARGET = ("_target_", "is refused", "allow_targets")
+
+CASES = [
+    # Data
+    Case("no data folder", TRAIN, (), ("instances_train.json", "does not exist", "data.root"), remove("data")),
+    Case("no image folder", TRAIN, (), ("data/train", "does not exist", "data.train.images"), remove("data/train")),
+    Case(
+        "annotation file missing",
+        TRAIN,
+        (),
+        ("instances_train.json", "does not exist", "data.train.annotations"),
+        remove("data/instances_train.json"),
+    ),
+    Case(
+        "annotation file truncated",
+        TRAIN,
+        (),
+        ("instances_train.json", "no valid JSON", "cut short"),
+        lambda tmp: cut(tmp / "data" / "instances_train.json"),
+    ),
+    Case(
+        "annotation file is binary",
+        TRAIN,
+        (),
+        ("instances_train.json", "no valid JSON"),
+        write("data/instances_train.json", b"\xff\xfe\x00\x01"),
+    ),
+    Case(
+        "annotation file is a folder", TRAIN, ("data.train.annotations={tmp}/data",), ("/data", "is a folder", "JSON")
+    ),
+    Case(
+        "annotations are a list",
+        TRAIN,
+        (),
+        ("instances_train.json", "not in COCO format"),
+        write("data/instances_train.json", b"[1]"),
+    ),
+    Case(
+        "annotations lack categories",
+        TRAIN,
+        (),
+        ("instances_train.json", "COCO", "'categories' is missing"),
+        annotations(lambda content: content.pop("categories")),
+    ),
+    Case(
+        "categories are empty",
+        TRAIN,
+        (),
+        ("instances_train.json", "no categories"),
+        annotations(lambda content: content["categories"].clear()),
+    ),
+    Case(
+        "annotation is no object",
+        TRAIN,
+        (),
+        ("instances_train.json", "'annotations'", "wanted"),
+        annotations(lambda content: content["annotations"].append(7)),
+    ),
+    Case(
+        "image file missing",
+        TRAIN,
+        (),
+        ("image files are missing", "data/train", "000001.jpg"),
+        remove("data/train/000001.jpg"),
+    ),
+    Case("image file truncated", TRAIN, (), (".jpg", "cannot be read", "Replace it"), images(cut)),
+    Case(
+        "image file truncated, in a worker",
+        TRAIN,
+        ("data.workers=1",),
+        (".jpg", "cannot be read", "Replace it"),
+        images(cut),
+    ),
+    Case("image file empty", TRAIN, (), (".jpg", "cannot be read", "empty", "Replace it"), images(empty)),
+    Case(
+        "image file empty, in a worker",
+        TRAIN,
+        ("data.workers=1",),
+        (".jpg", "cannot be read", "empty", "Replace it"),
+        images(empty),
+    ),
+    Case("image file truncated, evaluated", EVALUATE, (), (".jpg", "cannot be read"), images(cut, "val")),
+    Case(
+        "image of another size",
+        TRAIN,
+        (),
+        (".jpg", f"{SIZE + 16}x{SIZE}", f"{SIZE}x{SIZE}", "correct width and height"),
+        images(enlarge),
+    ),
+    Case("some bad boxes are dropped", TRAIN, (), ("dropped 6 of ", "NaN", "negative"), bad_boxes, code=0),
+    *(
+        Case(f"only {name} boxes", TRAIN, (), ("instances_train.json", "not one of", name, "[x, y,"), only(box))
+        for name, box in (
+            ("negative", BAD_BOXES[0]),
+            ("NaN", BAD_BOXES[1]),
+            ("infinite", BAD_BOXES[2]),
+            ("outside", BAD_BOXES[3]),
+            ("zero", BAD_BOXES[5]),
+        )
+    ),
+    Case("bbox too short", TRAIN, (), ("annotation 1", "[1, 2, 3]", "wanted [x, y,"), only([1, 2, 3])),
+    Case("bbox of words", TRAIN, (), ("annotation 1", "wanted [x, y,"), first("annotations", bbox=["a"] * 4)),
+    Case(
+        "unknown category id",
+        TRAIN,
+        (),
+        ("annotation 1", "category 77", "'categories'"),
+        first("annotations", category_id=77),
+    ),
+    Case("category id is a list", TRAIN, (), ("annotation 1", "category"), first("annotations", category_id=[1])),
+    Case("unknown image id", TRAIN, (), ("annotation 1", "image 77", "'images'"), first("annotations", image_id=77)),
+    Case("image id is a list", TRAIN, (), ("annotation 1", "image"), first("annotations", image_id=[0])),
+    Case("image id is no number", TRAIN, (), ("'images'", "'a'", "whole number"), first("images", id="a")),
+    Case("image without a size", TRAIN, (), ("image 0", "None", "whole numbers"), first("images", width=None)),
+    Case("image without a file name", TRAIN, (), ("image 0", "file_name"), first("images", file_name=None)),
+    *(
+        Case(f"repeated id in {kind}", TRAIN, (), ("instances_train.json", "twice", f"'{kind}'"), repeated(kind))
+        for kind in ("images", "annotations", "categories")
+    ),
+    *(
+        Case(f"file name leads out: {name}", TRAIN, (), ("image 0", name, "out of"), first("images", file_name=name))
+        for name in ("../picture.jpg", "a/../../picture.jpg", "/etc/hostname")
+    ),
+    Case(
+        "validation has another category",
+        TRAIN,
+        (),
+        ("instances_val.json", "category 9", "same categories"),
+        annotations(lambda content: content["categories"].append({"id": 9, "name": "star"}), "val"),
+    ),
+    Case(
+        "validation calls a category otherwise",
+        EVALUATE,
+        (),
+        ("instances_val.json", "'star'", "'circle'", "same ids and names"),
+        annotations(lambda content: content["categories"][0].update(name="star"), "val"),
+    ),
+    Case("batch larger than the data set", TRAIN, ("data.batch_size=5",), ("4 images", "data.batch_size", "got 5")),
+    Case("batch size of 0", TRAIN, ("data.batch_size=0",), ("data.batch_size", "0")),
+    Case("negative number of workers", TRAIN, ("data.workers=-1",), ("data.workers", "-1")),
+    Case(
+        "no images in the training set",
+        TRAIN,
+        (),
+        ("instances_train.json", "0 images"),
+        annotations(lambda content: content.update(images=[], annotations=[])),
+    ),
+    Case(
+        "no images in the validation set",
+        TRAIN,
+        (),
+        ("instances_val.json",),
+        annotations(lambda content: content.update(images=[], annotations=[]), "val"),
+    ),
+    # Options
+    Case("misspelt option", TRAIN, ("model.num_querys=5",), ("num_querys",)),
+    Case("misspelt fixed option", TRAIN, ("trainer.epoch=5",), ("epoch",)),
+    Case("option that does not exist", TRAIN, ("+model.foo=1",), ("model.foo", "not an option", "num_queries")),
+    Case("misspelt option with +", TRAIN, ("+model.num_querys=5",), ("model.num_querys", "Did you mean num_queries")),
+    Case("epochs is no number", TRAIN, ("trainer.epochs=abc",), ("trainer.epochs", "abc")),
+    Case("num_queries is no number", TRAIN, ("model.num_queries=abc",), ("model.num_queries", "int", "'abc'")),
+    Case("num_queries of 0", TRAIN, ("model.num_queries=0",), ("num_queries=0", "at least one")),
+    Case(
+        "dropout is a list",
+        TRAIN,
+        ("model.transformer.dropout=[1]",),
+        ("model.transformer.dropout", "float", "[1]"),
+    ),
+    Case("dropout above 1", TRAIN, ("model.transformer.dropout=1.5",), ("dropout", "1.5")),
+    Case("nhead does not divide d_model", TRAIN, ("model.transformer.nhead=3",), ("nhead", "16", "3")),
+    Case("unknown norm", TRAIN, ("model.backbone.norm=layer",), ("norm", "frozen", "layer")),
+    Case("unknown stage", TRAIN, ("model.backbone.freeze=[layer9]",), ("freeze", "layer9", "layer4")),
+    Case("unknown group choice", TRAIN, ("model/backbone=resnet99",), ("model/backbone", "resnet99", "resnet50")),
+    Case("unknown experiment", TRAIN, ("experiment=nothing",), ("experiment", "nothing")),
+    Case("malformed override", TRAIN, ("model.num_queries",), ("model.num_queries",), without=("model.num_queries",)),
+    Case("malformed list", TRAIN, ("data.transforms.sizes=[48",), ("[48",)),
+    Case("unknown backend", TRAIN, ("evaluation.backend=fast",), ("backend", "pycocotools", "fast")),
+    Case("too few max_dets", EVALUATE, ("evaluation.max_dets=5",), ("max_dets", "5")),
+    Case(
+        "coco without data.root", TRAIN, ("data=coco",), ("data.root has no value", "Set data.root="), without=("data",)
+    ),
+    Case("custom without folders", TRAIN, ("data=custom",), ("data.train.images", "Set"), without=("data",)),
+    Case("evaluate without checkpoint", EVALUATE, (), ("checkpoint", "Set checkpoint="), without=("checkpoint",)),
+    Case("predict without source", PREDICT, (), ("source", "Set source="), without=("source",)),
+    Case(
+        "refused target",
+        TRAIN,
+        ("data.transforms._target_=os.system",),
+        ("data.transforms._target_", "os.system", "refused", "allow_targets"),
+    ),
+    Case(
+        "target that does not exist",
+        TRAIN,
+        ("data.transforms._target_=datasets.transforms.trian",),
+        ("data.transforms._target_", "datasets.transforms.trian", "does not exist"),
+    ),
+    Case("size of 0", TRAIN, ("data.size=0",), ("data.size", "0")),
+    Case("negative steps", TRAIN, ("trainer.max_steps=-1",), ("trainer.max_steps", "-1")),
+    Case(
+        "evaluate_every of 0",
+        TRAIN,
+        ("trainer.evaluate_every=0", "trainer.max_steps=null", "trainer.epochs=2"),
+        ("trainer.evaluate_every", "0"),
+    ),
+    Case("log_every of 0", TRAIN, ("log_every=0",), ("log_every", "0")),
+    Case("negative learning rate", TRAIN, ("optimizer.lr=-1",), ("learning rate", "-1")),
+    # Devices and folders
+    Case("cuda where there is none", TRAIN, ("device=cuda",), ("device=cuda", "device=cpu"), needs_no_cuda=True),
+    Case("unknown device", TRAIN, ("device=toaster",), ("device", "cuda", "'toaster'")),
+    Case("device of another machine", PREDICT, ("device=xpu",), ("device", "xpu")),
+    Case("run folder below a file", TRAIN, ("run_dir={tmp}/picture.jpg/run",), ("picture.jpg/run",)),
+    Case("run folder is a file", PREDICT, ("run_dir={tmp}/picture.jpg",), ("picture.jpg",)),
+    Case("output folder below a file", PREDICT, ("output={tmp}/picture.jpg/out",), ("picture.jpg/out",)),
+    # Weights of the backbone
+    Case(
+        "unknown weights of the backbone",
+        TRAIN,
+        ("model.backbone.weights=IMAGENET9",),
+        ("'IMAGENET9'", "IMAGENET1K_V1", "model.backbone.weights"),
+    ),
+    Case(
+        "weights of the backbone without network",
+        TRAIN,
+        ("model.backbone.weights=IMAGENET1K_V1",),
+        ("could not download", "resnet18", "model.backbone.weights=PATH"),
+        # Nothing listens there; and an empty folder in place of the cache.
+        environment={"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "TORCH_HOME": "{tmp}/cache"},
+    ),
+    Case(
+        "file of the backbone missing",
+        TRAIN,
+        ("model.backbone.weights={tmp}/none.pth",),
+        ("none.pth", "does not exist", "model.backbone.weights"),
+    ),
+    Case(
+        "file of the backbone damaged",
+        TRAIN,
+        ("model.backbone.weights={tmp}/bad.pth",),
+        ("bad.pth", "not a readable"),
+        write("bad.pth", bytes(range(256)) * 20),
+    ),
+    Case(
+        "file of the backbone hostile",
+        TRAIN,
+        ("model.backbone.weights={tmp}/bad.pt",),
+        ("bad.pt", "model.backbone.weights"),
+        hostile_pickle(False),
+    ),
+    Case(
+        "file of the backbone of another model",
+        TRAIN,
+        ("model.backbone.weights={tmp}/bad.pt",),
+        ("bad.pt", "resnet18", "model/backbone"),
+        lambda tmp: torch.save({"conv1.weight": torch.zeros(1)}, tmp / "bad.pt"),
+    ),
+    # Checkpoints
+    Case("checkpoint missing", EVALUATE, ("checkpoint={tmp}/none.pt",), ("none.pt", "does not exist")),
+    Case("checkpoint is a folder", EVALUATE, ("checkpoint={tmp}/data",), ("/data", "is a folder", "best.pt")),
+    Case("checkpoint empty", EVALUATE, BAD, ("bad.pt", "damaged"), write("bad.pt")),
+    Case(
+        "checkpoint of random bytes",
+        EVALUATE,
+        BAD,
+        ("bad.pt", "damaged"),
+        write("bad.pt", np.random.default_rng(0).bytes(5000)),
+    ),
+    Case("checkpoint of text", EVALUATE, BAD, ("bad.pt", "damaged"), write("bad.pt", b"hello, world\n" * 50)),
+    Case(
+        "checkpoint truncated",
+        PREDICT,
+        BAD,
+        ("bad.pt", "cut short"),
+        lambda tmp: (tmp / "bad.pt").write_bytes((tmp / "valid.pt").read_bytes()[:-100_000]),
+    ),
+    Case(
+        "checkpoint is a list", PREDICT, BAD, ("bad.pt", "list", "wanted"), lambda tmp: torch.save([1], tmp / "bad.pt")
+    ),
+    Case(
+        "checkpoint of another program",
+        PREDICT,
+        BAD,
+        ("bad.pt", "another program"),
+        lambda tmp: torch.save({"model": {"a": torch.zeros(1)}}, tmp / "bad.pt"),
+    ),
+    Case(
+        "checkpoint without configuration",
+        PREDICT,
+        BAD,
+        ("bad.pt", "config"),
+        checkpoint(lambda content, _: content.pop("config")),
+    ),
+    Case(
+        "checkpoint without backbone in its configuration",
+        PREDICT,
+        BAD,
+        ("bad.pt", "backbone"),
+        checkpoint(lambda content, _: content["config"]["model"].pop("backbone")),
+    ),
+    Case(
+        "checkpoint with other shapes",
+        EVALUATE,
+        BAD,
+        ("bad.pt", "not of the model", "query_embed.weight", "[5, 16]", "[7, 16]"),
+        checkpoint(lambda content, _: content["config"]["model"].update(num_queries=7)),
+    ),
+    Case(
+        "checkpoint with numbers for tensors",
+        EVALUATE,
+        BAD,
+        ("bad.pt", "model"),
+        checkpoint(lambda content, _: content["model"].update({"query_embed.weight": 1})),
+    ),
+    Case("evaluate: hostile pickle", EVALUATE, BAD, REFUSED, hostile_pickle(False)),
+    Case("predict: hostile pickle", PREDICT, BAD, REFUSED, hostile_pickle(False)),
+    Case("predict: hostile pickle of another kind", PREDICT, BAD, REFUSED, hostile_pickle(True)),
+    Case("weights: hostile pickle", TRAIN, ("weights={tmp}/bad.pt",), REFUSED, hostile_pickle(False)),
+    Case("resume: hostile pickle", TRAIN, ("trainer.resume={tmp}/bad.pt",), REFUSED, hostile_pickle(False)),
+    *(
+        Case(
+            f"hostile configuration: {node['_target_']}", PREDICT, BAD, (node["_target_"], *TARGET), hostile_model(node)
+        )
+        for node in HOSTILE_NODES
+    ),
+    Case(
+        "hostile configuration, nested",
+        EVALUATE,
+        BAD,
+        ("model.position", *TARGET),
+        hostile_model({"_target_": "os.system", "command": "touch {tmp}/marker"}, "position"),
+    ),
+    Case(
+        "hostile configuration in a tuple",
+        PREDICT,
+        BAD,
+        ("model.position", *TARGET),
+        hostile_model({"_target_": "detr.models.position.SinePosition", "d_model": {"x": (LOG_FILE,)}}, "position"),
+    ),
+    Case(
+        "hostile configuration from a resolver",
+        PREDICT,
+        BAD,
+        ("model.backbone.name", "refused"),
+        hostile_model("${oc.create:{_target_:logging.FileHandler,filename:'{tmp}/marker'}}", "backbone", "name"),
+    ),
+    Case(
+        "hostile configuration from a resolver, in a dict",
+        PREDICT,
+        BAD,
+        ("model.position.d_model.x", "refused"),
+        hostile_model(
+            {"x": "${oc.create:{_target_:logging.FileHandler,filename:'{tmp}/marker'}}"}, "position", "d_model"
+        ),
+    ),
+    Case(
+        "hostile configuration of the data is not used",
+        EVALUATE,
+        BAD,
+        (),
+        checkpoint(
+            lambda content, tmp: content["config"]["data"].update(prepare=in_folder(LOG_FILE, tmp), transforms=LOG_FILE)
+        ),
+        code=0,
+    ),
+    Case("resume from a missing file", TRAIN, ("trainer.resume={tmp}/none.pt",), ("none.pt", "does not exist")),
+    Case(
+        "resume with other parameter groups",
+        TRAIN,
+        ("trainer.resume={tmp}/valid.pt",),
+        ("valid.pt", "parameter groups", "weights=PATH"),
+    ),
+    Case(
+        "resume with a model of another width",
+        TRAIN,
+        ("trainer.resume={tmp}/valid.pt", "model.transformer.d_model=32"),
+        ("valid.pt", "not of the model", "model options"),
+    ),
+    Case(
+        "resume without training state",
+        TRAIN,
+        ("trainer.resume={tmp}/bad.pt",),
+        ("bad.pt", "training"),
+        checkpoint(lambda content, _: content.pop("training")),
+    ),
+    Case("weights missing", TRAIN, ("weights={tmp}/none.pt",), ("none.pt", "does not exist")),
+    Case(
+        "weights of another width",
+        TRAIN,
+        ("weights={tmp}/valid.pt", "model.transformer.d_model=32"),
+        ("valid.pt", "not of the model", "[48, 16], wanted [96, 32]", "model options"),
+    ),
+    # Prediction
+    Case("source missing", PREDICT, ("source={tmp}/none.jpg",), ("source=", "none.jpg", "names no image")),
+    Case(
+        "source is an empty folder",
+        PREDICT,
+        ("source={tmp}/nothing",),
+        ("source=", "nothing", "names no image"),
+        lambda tmp: (tmp / "nothing").mkdir(),
+    ),
+    Case("source is no image", PREDICT, ("source={tmp}/valid.pt",), ("source=", "valid.pt", "names no image")),
+    Case("source truncated", PREDICT, (), ("picture.jpg", "cannot be read"), lambda tmp: cut(tmp / "picture.jpg")),
+    Case("source empty", PREDICT, (), ("picture.jpg", "cannot be read"), lambda tmp: empty(tmp / "picture.jpg")),
+    Case("misspelt option of predict", PREDICT, ("treshold=0.5",), ("treshold",)),
+    Case("threshold is no number", PREDICT, ("threshold=high",), ("threshold", "high")),
+    Case("misspelt option of evaluate", EVALUATE, ("data.rot=x",), ("rot",)),
+    Case(
+        "evaluate without data",
+        EVALUATE,
+        BAD,
+        ("data.root", "data.val.annotations"),
+        checkpoint(lambda content, _: content["config"]["data"].pop("val")),
+        without=("data",),
+    ),
+]
+# One of each command starts a process as a user does; the others would only wait for imports.
+AS_PROCESS = (
+    "image file empty, in a worker",
+    "unknown group choice",
+    "evaluate: hostile pickle",
+    "source is an empty folder",
+)
+
+
+def arguments(case: Case, tmp: Path) -> list[str]:
+    replaced = {override.partition("=")[0] for override in case.overrides}
+    base = [
+        override
+        for override in BASE[case.script]
+        if override.partition("=")[0] not in replaced and not override.startswith(case.without or "\0")
+    ]
+    return [override.replace("{tmp}", str(tmp)) for override in (*base, *case.overrides)]
+
+
+def run(script: str, *overrides: str) -> Outcome:
+    """Run a command in this process, with nothing left behind in it."""
+    output = io.StringIO()
+    root, hydra = logging.getLogger(), HydraConfig.instance()
+    handlers, level, composed, folder = root.handlers[:], root.level, hydra.cfg, Path.cwd()
+    root.handlers.clear()
+    GlobalHydra.instance().clear()
+    os.chdir(REPOSITORY)
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch.object(sys, "argv", [script, *overrides]),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+    ):
+        try:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:  # noqa: BLE001 - as the interpreter would
+            traceback.print_exc()
+            code = 1
+        finally:
+            for handler in root.handlers:
+                handler.close()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            GlobalHydra.instance().clear()
+            hydra.cfg = composed
+            os.chdir(folder)
+    return Outcome(code, output.getvalue())
+
+
+def run_process(script: str, *overrides: str) -> Outcome:
+    """Run a command as a user does."""
+    done = subprocess.run(
+        [sys.executable, script, *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
+    return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def make_template(folder: Path) -> Path:
+    """Data, a picture and the checkpoint of one step, which every case gets a copy of."""
+    generate(folder / "data", train_images=4, val_images=2, image_size=SIZE, max_objects=2)
+    shutil.copy(folder / "data" / "val" / "000000.jpg", folder / "picture.jpg")
+    frozen = "model.backbone.freeze=[stem,layer1,layer2,layer3,layer4]"  # a small optimizer state
+    outcome = run(TRAIN, *arguments(Case("valid", TRAIN, (frozen,)), folder))
+    assert outcome.code == 0, outcome.output
+    (folder / "run" / "checkpoints" / "last.pt").rename(folder / "valid.pt")
+    shutil.rmtree(folder / "run")
+    return folder
+
+
+def run_case(case: Case, template: Path, tmp: Path, start: Callable[..., Outcome] = run) -> Outcome:
+    shutil.copytree(template, tmp, dirs_exist_ok=True, copy_function=_copy_or_link)
+    if case.prepare is not None:
+        case.prepare(tmp)
+    environment = {key: value.replace("{tmp}", str(tmp)) for key, value in case.environment.items()}
+    with mock.patch.dict(os.environ, environment):
+        return start(case.script, *arguments(case, tmp))
+
+
+def _copy_or_link(source: str, target: str) -> None:
+    (os.symlink if source.endswith(".pt") else shutil.copy)(source, target)
+
+
+def check(case: Case, outcome: Outcome, tmp: Path) -> None:
+    assert not (tmp / "marker").exists(), "code from the input was run"
+    assert "Traceback" not in outcome.output, outcome.output
+    assert outcome.code == case.code, outcome.output
+    missing = [word for word in case.words if word not in (outcome.output if case.code == 0 else outcome.message)]
+    assert not missing, f"{missing} not in: {outcome.message}"
+    assert "Error in call to target" not in outcome.message, "the message is wrapped in another one"
+    assert "`False`" not in outcome.message, "the message advises to load the file unsafely"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_answers_with_a_message(case: Case, template: Path, tmp_path: Path) -> None:
+    if case.needs_no_cuda and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    check(case, run_case(case, template, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", AS_PROCESS)
+def test_answers_as_a_process(name: str, template: Path, tmp_path: Path) -> None:
+    [case] = [case for case in CASES if case.name == name]
+    check(case, run_case(case, template, tmp_path, run_process), tmp_path)
+
+
+@pytest.mark.parametrize("script", [TRAIN, EVALUATE, PREDICT])
+def test_valid_input_passes(script: str, template: Path, tmp_path: Path) -> None:
+    outcome = run_case(Case("valid", script), template, tmp_path)
+    assert outcome.code == 0, outcome.output
+
+
+def table() -> Iterator[str]:
+    """All cases as rows of a markdown table; those that fail their checks are marked."""
+    yield "| case | command | message | exit code |"
+    yield "|---|---|---|---|"
+    with tempfile.TemporaryDirectory() as folder:
+        template = make_template(Path(folder) / "template")
+        for number, case in enumerate(CASES):
+            if case.needs_no_cuda and torch.cuda.is_available():
+                continue
+            tmp = Path(folder) / str(number)
+            outcome = run_case(case, template, tmp)
+            name = case.name
+            try:
+                check(case, outcome, tmp)
+            except AssertionError:
+                name = f"FAILED {name}"
+            message = outcome.message.replace(f"{tmp}/", "").replace(str(REPOSITORY), ".").replace("|", "\\|")
+            command = " ".join((case.script, *case.overrides)).replace("{tmp}/", "")
+            yield f"| {name} | `{command}` | {message} | {outcome.code} |"
+            shutil.rmtree(tmp)
+
+
+if __name__ == "__main__":
+    for row in table():
+        print(row, flush=True)
