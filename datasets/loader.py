@@ -1,6 +1,6 @@
 """From data sets to batches."""
 
-import signal
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -21,9 +21,9 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
     return pad_to_batch(images), list(targets)
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches workers too; the training process decides when they end, after it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_process_group(worker: int) -> None:
+    """Signals to the whole group, as from Ctrl-C, must not end workers before the training process has saved."""
+    os.setpgrp()
 
 
 class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
@@ -62,7 +62,7 @@ class TrainLoader:
             batch_sampler=self._sampler,
             collate_fn=collate,
             num_workers=workers,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_process_group,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -86,6 +86,6 @@ def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int) 
         batch_size=batch_size,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_process_group,
         pin_memory=torch.cuda.is_available(),
     )

@@ -1,0 +1,100 @@
+"""Measuring side by side, and the table of results."""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    target: the largest value wanted of ours, or the smallest where `more_is_better`.
+    published: the published code's value in the same run. elsewhere: the same, measured on another machine.
+    """
+
+    name: str
+    unit: str
+    ours: float
+    target: float | None = None
+    published: float | None = None
+    elsewhere: float | None = None
+    more_is_better: bool = False
+
+    def cells(self) -> list[str]:
+        target = "" if self.target is None else f"{'≥' if self.more_is_better else '≤'} {_number(self.target)}"
+        better, worse = (self.ours, self.target) if self.more_is_better else (self.target, self.ours)
+        met = "" if better is None or worse is None else "yes" if better >= worse else "no"
+        ratio = ""
+        if self.published is not None:
+            gain = self.ours / self.published if self.more_is_better else self.published / self.ours
+            ratio = f"{_number(gain)}x"
+        published, elsewhere = _number(self.published), _number(self.elsewhere)
+        return [self.name, self.unit, _number(self.ours), target, met, published, ratio, elsewhere]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All rows in markdown."""
+    head = ["benchmark", "unit", "ours", "target", "met", "published, this run", "gain"]
+    head.append("published, as measured on another 2-core machine")
+    lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def medians(calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, float]:
+    """Median seconds of each call. The calls take turns, so that whatever else the machine does slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warmup + repeats):
+        for name, call in calls.items():
+            _synchronize()
+            start = time.perf_counter()
+            call()
+            _synchronize()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_new_process(function: Callable[..., T], *arguments: object) -> T:
+    """What `function` returns, without anything that this process holds in memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def peak_memory(device: str) -> float:
+    """Most memory that this process has held so far, in GiB: of the device where that is a GPU."""
+    if device == "cpu":
+        # getrusage would count what the parent held when it started this process.
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

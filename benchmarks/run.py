@@ -1,0 +1,55 @@
+"""Measure speed and memory, and print them as one table: python benchmarks/run.py [--published CHECKOUT]"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` is used from the checkout
+
+from benchmarks import criterion, evaluation, step, transforms
+from benchmarks.measure import Row, table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--published", type=Path, metavar="PATH", help="checkout of facebookresearch/detr to compare")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help="some of criterion, transforms, evaluation, step")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion and step")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of which the median is taken")
+    parser.add_argument("--judge", action="store_true", help="also run pycocotools, for a minute")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="photographs for transforms, with --annotations")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO annotations")
+    options = parser.parse_args()
+    if (options.images is None) != (options.annotations is None):
+        parser.error("--images and --annotations go together")
+
+    common = {"checkout": options.published, "repeats": options.repeats}
+    benchmarks: dict[str, Callable[[], Iterable[Row]]] = {
+        "criterion": partial(criterion.run, device=options.device, **common),
+        "transforms": partial(transforms.run, folder=options.images, annotations=options.annotations, **common),
+        "evaluation": partial(evaluation.run, judge=options.judge),
+        "step": partial(step.run, device=options.device, threads=options.threads, **common),
+    }
+    names = options.only.split(",") if options.only else list(benchmarks)
+    if unknown := set(names) - set(benchmarks):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is not one of {', '.join(benchmarks)}")
+
+    torch.set_num_threads(options.threads)
+    before = os.getloadavg()[0]
+    rows = [row for name in names for row in benchmarks[name]()]
+    print(f"torch {torch.__version__}, {options.device}, {options.threads} threads of {os.cpu_count()} cores.")
+    # One more job on a core that torch uses keeps all its threads waiting: the times grow several fold.
+    print(
+        f"Load average: {before:.1f} before, {os.getloadavg()[0]:.1f} after. Only an idle machine gives sound times.\n"
+    )
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
