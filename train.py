@@ -1,11 +1,10 @@
 """Train a detector: python train.py experiment=NAME key=value ..."""
 
-import logging
 from dataclasses import asdict
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from datasets import CocoDetection, TrainLoader, evaluation_loader
 from datasets.transforms import evaluation
@@ -15,8 +14,6 @@ from detr.engine.checkpoint import load_weights
 from detr.evaluation import CocoEvaluator
 from detr.reporting import Reporter
 
-logger = logging.getLogger(__name__)
-
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 @exit_codes()
@@ -24,17 +21,17 @@ def main(config: DictConfig) -> None:
     check_config(config)
     device, run_dir = pick_device(config.device), run_directory(config)
     torch.manual_seed(config.seed)
-    logger.info("Training on %s; everything goes to %s.", device, run_dir)
 
     data = config.data
     build(data.prepare, path="data.prepare")
-    train_set = CocoDetection(**data.train, transforms=build(data.transforms, path="data.transforms"), seed=config.seed)
+    augment = build(data.transforms, path="data.transforms")
+    train_set = CocoDetection(**data.train, transforms=augment, seed=config.seed)
     resized = evaluation(size=data.size, max_size=data.max_size)
     val_set = CocoDetection(**data.val, transforms=resized, categories=train_set.categories)
 
     model = build_model(config.model, num_classes=len(train_set.categories))
     if config.weights is not None:
-        logger.info("From %s: %s.", config.weights, load_weights(model, config.weights))
+        load_weights(model, config.weights)
     model = model.to(device).to(memory_format=torch.channels_last)
     trainer = Trainer(
         model=model,
@@ -48,12 +45,7 @@ def main(config: DictConfig) -> None:
             categories=train_set.categories,
             **config.evaluation,
         ),
-        reporter=Reporter(
-            sinks=list(build(config.logger, path="logger").values()),
-            run_dir=run_dir,
-            config_text=OmegaConf.to_yaml(config, resolve=True),
-            log_every=config.log_every,
-        ),
+        reporter=Reporter(sinks=build(config.logger, path="logger"), run_dir=run_dir, log_every=config.log_every),
         config=TrainerConfig(**config.trainer),
         run_dir=run_dir,
         metadata={"config": plain(config), "categories": [asdict(category) for category in train_set.categories]},

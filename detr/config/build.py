@@ -57,9 +57,12 @@ def build_criterion(config: Any, num_classes: int, allow: Sequence[str] = FRAMEW
 def build(config: Any, *, path: str, allow: Sequence[str] = FRAMEWORK, **arguments: Any) -> Any:
     """What a node's `_target_` makes of its options and further `arguments`.
 
-    path: the node's place in the configuration, for messages. allow: packages whose classes may be built.
+    path: the node's place in the configuration, for messages. allow: packages whose classes may be built, beside those
+    in `allow_targets` of the composed configuration that the node is part of.
     Raises UserError for a target outside them, an unknown or missing option, or a value of a wrong type.
     """
+    if isinstance(config, DictConfig):
+        allow = (*allow, *OmegaConf.select(config._get_root(), "allow_targets", default=()))
     content = plain(config)
     _check(content, path=path, allow=allow, given=arguments)
     try:

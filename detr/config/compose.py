@@ -40,6 +40,7 @@ def plain(config: Any) -> Any:
 def run_directory(config: DictConfig) -> Path:
     """The folder that Hydra made for this run, with the composed configuration saved in it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    logger.info("Everything goes to %s.", folder)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     return folder
 

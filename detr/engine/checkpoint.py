@@ -5,6 +5,7 @@ A checkpoint is a dict of tensors and plain values, so that loading runs no code
 the labels) and `training` (optimiser state, position in the run, best result).
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from detr.errors import UserError
 from detr.files import read_tensors
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "detr-checkpoint-1"
 
@@ -135,7 +138,9 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     unused = [name for name in state if name not in own]
     loaded = {name: tensor for name, tensor in state.items() if name in own and name not in replaced}
     load_model_state(model, loaded | {name: own[name] for name in replaced}, path)
-    return LoadReport(loaded=list(loaded), replaced=replaced, unused=unused)
+    report = LoadReport(loaded=list(loaded), replaced=replaced, unused=unused)
+    logger.info("From %s: %s.", path, report)
+    return report
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -104,8 +104,8 @@ class Backbone(nn.Module):
         if different := sorted(dict(wanted.items() ^ found.items())):
             raise UserError(
                 f"Backbone: weights '{weights}' are not of a {name} with this norm: {len(different)} tensors are "
-                f"missing, not known or differ in shape, such as {different[0]}. Choose the matching model/backbone, or "
-                "model.backbone.weights=null for random weights."
+                f"missing, not known or of another shape, such as {different[0]}. Choose the matching model/backbone, "
+                "or model.backbone.weights=null for random weights."
             )
         self.body.load_state_dict(state, strict=False)  # norms differ in whether they count batches
 

@@ -19,17 +19,16 @@ from detr.types import Detections
 class Reporter:
     """Passes losses, speed, memory and pictures to all sinks. A context manager around the whole run.
 
-    sinks: where to log to.
-    run_dir: the run's folder; drawn validation images go to its predictions/.
-    config_text: the configuration, as text.
+    sinks: where to log to, by name.
+    run_dir: the run's folder, with its config.yaml; drawn validation images go to its predictions/.
     log_every: steps between two records of averages.
     threshold: lowest score of a detection that is drawn.
     """
 
     def __init__(
-        self, *, sinks: Sequence[Sink], run_dir: Path, config_text: str, log_every: int = 50, threshold: float = 0.5
+        self, *, sinks: Mapping[str, Sink], run_dir: Path, log_every: int = 50, threshold: float = 0.5
     ) -> None:
-        self.sinks, self.run_dir, self.config_text = list(sinks), run_dir, config_text
+        self.sinks, self.run_dir = list(sinks.values()), run_dir
         self.log_every, self.threshold = log_every, threshold
         self._started: list[Sink] = []
 
@@ -37,7 +36,7 @@ class Reporter:
         """step: steps done before. Must come before everything else."""
         self.total_steps = total_steps
         for sink in self.sinks:
-            sink.start(self.run_dir, step, total_steps, self.config_text)
+            sink.start(self.run_dir, step, total_steps)
             self._started.append(sink)
         self._reset()
 

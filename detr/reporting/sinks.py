@@ -21,7 +21,7 @@ _EARLIER_LAYER = re.compile(r"_\d+$")  # losses of the decoder's earlier layers 
 class Sink(Protocol):
     """What a place to log to has to offer. `start` comes first, `close` last, also after an error."""
 
-    def start(self, run_dir: Path, step: int, total_steps: int, config_text: str) -> None:
+    def start(self, run_dir: Path, step: int, total_steps: int) -> None:
         """step: the steps that were done before, more than 0 where a run goes on."""
 
     def advance(self, losses: Mapping[str, float]) -> None:
@@ -39,7 +39,7 @@ class Sink(Protocol):
 class Progress:
     """A progress bar with the losses, where there is a terminal, and a line in the log now and then."""
 
-    def start(self, run_dir: Path, step: int, total_steps: int, config_text: str) -> None:
+    def start(self, run_dir: Path, step: int, total_steps: int) -> None:
         self._total = total_steps
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
@@ -64,7 +64,7 @@ class Progress:
 class JsonLines:
     """metrics.jsonl in the run's folder: one object a line, {"step", "group", values...}."""
 
-    def start(self, run_dir: Path, step: int, total_steps: int, config_text: str) -> None:
+    def start(self, run_dir: Path, step: int, total_steps: int) -> None:
         path = run_dir / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
         self._file = path.open("w")  # a run that goes on repeats the steps after its checkpoint
@@ -85,9 +85,10 @@ class JsonLines:
 class TensorBoard:
     """tensorboard/ in the run's folder: scalars, validation pictures, the configuration as text."""
 
-    def start(self, run_dir: Path, step: int, total_steps: int, config_text: str) -> None:
+    def start(self, run_dir: Path, step: int, total_steps: int) -> None:
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
-        indented = "".join(f"    {line}\n" for line in config_text.splitlines())
+        lines = (run_dir / "config.yaml").read_text().splitlines()
+        indented = "".join(f"    {line}\n" for line in lines)  # which markdown shows as it is
         self._writer.add_text("config", indented, step)
 
     def advance(self, losses: Mapping[str, float]) -> None: ...

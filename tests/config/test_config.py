@@ -99,5 +99,8 @@ def test_users_own_packages_can_be_allowed(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"refused.*allow_targets=\[PACKAGE\]"):
         build(node, path="criterion")
     assert build(node, path="criterion", allow=("my_losses",)).size == 3
+    config = compose(["criterion.matcher={_target_: my_losses.Mine, size: 5}", "allow_targets=[my_losses]"])
+    check_config(config)
+    assert build(config.criterion.matcher, path="criterion.matcher").size == 5
     with pytest.raises(UserError, match=r"'my_losses\.Other' does not exist"):
         build({"_target_": "my_losses.Other"}, path="criterion", allow=("my_losses",))

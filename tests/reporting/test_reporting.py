@@ -41,8 +41,9 @@ def test_boxes_beyond_the_image_and_none_at_all() -> None:
 
 
 def run(folder: Path, first: int, last: int) -> None:
-    sinks = [JsonLines(), TensorBoard(), Progress()]
-    reporter = Reporter(sinks=sinks, run_dir=folder, config_text="seed: 3\nname: <b>", log_every=2)
+    (folder / "config.yaml").write_text("seed: 3\nname: <b>")
+    sinks = {"jsonl": JsonLines(), "tensorboard": TensorBoard(), "progress": Progress()}
+    reporter = Reporter(sinks=sinks, run_dir=folder, log_every=2)
     with reporter:
         reporter.start(first, total_steps=6)
         for step in range(first + 1, last + 1):

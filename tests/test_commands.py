@@ -1,0 +1,121 @@
+"""The commands as a user runs them: train, evaluate, predict; stopping and going on."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from detr import Detector
+from detr.engine import checkpoint
+from tests.conftest import REPOSITORY
+
+
+def run(*command: str, expect: int = 0) -> str:
+    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def checksum(path: Path) -> str:
+    """Of the weights in a checkpoint."""
+    digest = hashlib.sha256()
+    for name, tensor in checkpoint.load(path)["model"].items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run("train.py", *tiny_options, f"run_dir={folder}", "trainer.epochs=1", "log_every=2")
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "train.log",
+        "metrics.jsonl",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "evaluation/metrics.json",
+        "predictions/0.jpg",
+    } <= written
+    assert any(name.startswith("tensorboard/") for name in written)
+    best = folder / "checkpoints" / "best.pt"
+
+    output = run("evaluate.py", f"checkpoint={best}", f"run_dir={tmp_path / 'evaluated'}", "device=cpu")
+    assert "AP50" in output and "triangle" in output
+    trained = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    evaluated = json.loads((tmp_path / "evaluated" / "evaluation" / "metrics.json").read_text())
+    assert evaluated["per_class"].keys() == trained["per_class"].keys()
+    # Another batch size pads otherwise, so that scores may differ by rounding.
+    assert evaluated["bbox"] == pytest.approx(trained["bbox"], abs=1e-3)
+
+    source, found = shapes_root / "val", tmp_path / "found"
+    run(
+        "predict.py",
+        f"checkpoint={best}",
+        f"source={source}/*.jpg",
+        f"output={found}",
+        "threshold=0",
+        f"run_dir={found}",
+    )
+    results = json.loads((found / "results.json").read_text())
+    assert len(results) == 7 * 7 and results[0].keys() == {"file_name", "image_id", "category_id", "bbox", "score"}
+    assert Image.open(found / "000003.jpg").size == (48, 48)
+    detections = Detector.from_checkpoint(best).predict(source / "000000.jpg", threshold=0.0)[0]
+    first = [row for row in results if row["file_name"] == "000000.jpg"]
+    torch.testing.assert_close(detections.scores, torch.tensor([row["score"] for row in first]))
+    assert {row["category_id"] for row in results} <= {1, 2, 3}
+
+
+def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp_path: Path) -> None:
+    options = [*tiny_options, "data.workers=1", "trainer.epochs=2", "trainer.resume=auto"]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run("train.py", *options, f"run_dir={straight}")
+    command = [sys.executable, "train.py", *options, f"run_dir={stopped}", "log_every=1"]
+    # A group of its own, and the signal to all of it, workers included, as a terminal or a scheduler would send it.
+    process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    records = stopped / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (records.exists() and records.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    subprocess.run(["kill", f"-{signal.SIGTERM.value}", "--", f"-{process.pid}"], check=True)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    step = checkpoint.load(stopped / "checkpoints" / "last.pt")["training"]["step"]
+    assert 2 <= step < 12
+    assert f"at step {step}. Go on with trainer.resume=" in (stopped / "train.log").read_text()
+    run("train.py", *options, f"run_dir={stopped}")
+    assert checksum(stopped / "checkpoints" / "last.pt") == checksum(straight / "checkpoints" / "last.pt")
+
+
+@pytest.mark.slow
+def test_eight_photographs_are_learned_by_heart(shared: Path, tmp_path: Path) -> None:
+    """Category ids with gaps, a crowd, one image without boxes, the others with 2 to 14 objects."""
+    folder = shared / "data" / "coco_sample"
+    content = json.loads((folder / "instances_train.json").read_text())
+    objects = {image["id"]: 0 for image in content["images"]}
+    crowds = set()
+    for entry in content["annotations"]:
+        objects[entry["image_id"]] += not entry["iscrowd"]
+        crowds.update([entry["image_id"]] if entry["iscrowd"] else [])
+    suitable = [image for image in content["images"] if 2 <= objects[image["id"]] <= 14]
+    chosen = [
+        *[image for image in suitable if image["id"] in crowds][:1],
+        *[image for image in suitable if image["id"] not in crowds][:6],
+        *[image for image in content["images"] if objects[image["id"]] == 0][:1],
+    ]
+    ids = {image["id"] for image in chosen}
+    rows = [entry for entry in content["annotations"] if entry["image_id"] in ids]
+    subset = tmp_path / "eight.json"
+    subset.write_text(json.dumps({"images": chosen, "annotations": rows, "categories": content["categories"]}))
+    data = [f"data.train.images={folder / 'images' / 'train'}", f"data.train.annotations={subset}"]
+    run("train.py", "experiment=overfit", *data, f"run_dir={tmp_path / 'run'}", "device=cpu")
+    metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    assert metrics["bbox"]["AP"] >= 0.9
