@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
 
     evaluator = CocoEvaluator(
         loader=evaluation_loader(dataset, batch_size=data["batch_size"], workers=data["workers"]),
-        annotations=data["val"]["annotations"],
+        annotations=dataset.ground_truth(),
         categories=detector.categories,
         **config.evaluation,
     )

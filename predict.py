@@ -2,7 +2,7 @@
 
 import json
 import logging
-from glob import glob
+from collections import Counter
 from pathlib import Path
 
 import hydra
@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
-from detr import Detector, UserError
+from detr import Detector
 from detr.config import check_config, exit_codes, pick_device, run_directory
 from detr.evaluation import to_results
-from detr.images import read_image
+from detr.images import find_images, read_image
 from detr.reporting import draw_detections
 
 logger = logging.getLogger(__name__)
@@ -31,26 +31,19 @@ def main(config: DictConfig) -> None:
     detector.size, detector.max_size = config.size or detector.size, config.max_size or detector.max_size
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    stems = Counter(path.stem for path in paths)
+    names = [path.stem if stems[path.stem] == 1 else f"{index}-{path.name}" for index, path in enumerate(paths)]
     results = []
-    for index, path in enumerate(tqdm(paths, unit="image", disable=None)):
-        image = read_image(path)
-        [found] = detector.predict(image, config.threshold)
-        results += [{"file_name": path.name, **row} for row in to_results(found, index, detector.categories)]
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        draw_detections(picture, found).save(output / f"{path.stem}.jpg", quality=92)
+    for start in tqdm(range(0, len(paths), config.batch_size), unit="batch", disable=None):
+        batch = paths[start : start + config.batch_size]
+        images = [read_image(path) for path in batch]
+        for offset, found in enumerate(detector.predict(images, config.threshold, config.batch_size)):
+            name, index = batch[offset].name, start + offset
+            results += [{"file_name": name, **row} for row in to_results(found, index, detector.categories)]
+            picture = Image.fromarray(images[offset].permute(1, 2, 0).numpy())
+            draw_detections(picture, found).save(output / f"{names[index]}.jpg", quality=92)
     (output / "results.json").write_text(json.dumps(results))
     logger.info("%d detections in %d images; pictures and results.json are in %s.", len(results), len(paths), output)
-
-
-def find_images(source: str) -> list[Path]:
-    """The image files that a file name, folder or pattern names."""
-    path = Path(source)
-    known = set(Image.registered_extensions())
-    found = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, [source] if path.exists() else glob(source)))  # noqa: PTH207 - any pattern
-    images = [file for file in found if file.suffix.lower() in known]
-    if not images:
-        raise UserError(f"source={source} names no image. Give an image file, a folder of images, or a quoted pattern.")
-    return images
 
 
 if __name__ == "__main__":

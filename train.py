@@ -29,9 +29,9 @@ def main(config: DictConfig) -> None:
     resized = evaluation(size=data.size, max_size=data.max_size)
     val_set = CocoDetection(**data.val, transforms=resized, categories=train_set.categories)
 
-    model = build_model(config.model, num_classes=len(train_set.categories))
+    model = build_model(config.model, num_classes=len(train_set.categories), pretrained=config.weights is None)
     if config.weights is not None:
-        load_weights(model, config.weights)
+        load_weights(model, config.weights, train_set.categories)
     model = model.to(device).to(memory_format=torch.channels_last)
     trainer = Trainer(
         model=model,
@@ -41,7 +41,7 @@ def main(config: DictConfig) -> None:
         loader=TrainLoader(train_set, batch_size=data.batch_size, workers=data.workers, seed=config.seed),
         evaluator=CocoEvaluator(
             loader=evaluation_loader(val_set, batch_size=data.batch_size, workers=data.workers),
-            annotations=data.val.annotations,
+            annotations=val_set.ground_truth(),
             categories=train_set.categories,
             **config.evaluation,
         ),

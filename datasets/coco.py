@@ -69,11 +69,17 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         if categories is not None:
             _check_same_categories(own_categories, categories, self.annotations)
         self.categories = list(categories if categories is not None else own_categories)
-        self.records = _records(content, self.categories, self.annotations)
+        self.records, self._unusable = _records(content, self.categories, self.annotations)
         _check_files(self.folder, self.records)
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The content of the annotation file without the boxes that were dropped: what to evaluate against."""
+        content = _read_json(self.annotations)
+        usable = [entry for entry in content["annotations"] if entry["id"] not in self._unusable]
+        return {**content, "annotations": usable}
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[UInt8[Tensor, "3 _ _"], Target]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -139,21 +145,22 @@ def _check_same_categories(own: Sequence[Category], wanted: Sequence[Category], 
                 f"know; it was trained on {len(wanted)} categories ({known}, ...). Use annotations with the same "
                 "categories for training and evaluation."
             )
-        if category.name != names[category.id]:
+        if names[category.id] not in (category.name, str(category.id)):  # weights without names have ids for names
             raise UserError(
                 f"Annotation file {path} calls category {category.id} '{category.name}', but the model was trained "
                 f"with '{names[category.id]}' under that id. Use the same ids and names for training and evaluation."
             )
 
 
-def _records(content: dict[str, Any], categories: Sequence[Category], path: Path) -> list[ImageRecord]:
+def _records(content: dict[str, Any], categories: Sequence[Category], path: Path) -> tuple[list[ImageRecord], set[int]]:
+    """All images with their usable objects, and the ids of unusable annotations."""
     _check_ids(content["images"], "images", path)
     _check_ids(content["annotations"], "annotations", path)
     label_of = {category.id: label for label, category in enumerate(categories)}
     sizes = {entry["id"]: _size(entry, path) for entry in content["images"]}
     boxes: dict[int, list[list[float]]] = defaultdict(list)
     labels: dict[int, list[int]] = defaultdict(list)
-    dropped: Counter[str] = Counter()
+    dropped: dict[int, str] = {}
     for entry in content["annotations"]:
         image, category = entry.get("image_id"), entry.get("category_id")
         if not isinstance(image, int) or image not in sizes:
@@ -164,16 +171,15 @@ def _records(content: dict[str, Any], categories: Sequence[Category], path: Path
                 f"{len(label_of)} known ones ({', '.join(map(str, list(label_of)[:10]))}). Add it to 'categories', "
                 "or correct the annotation."
             )
-        if entry.get("iscrowd", 0):
-            continue
         box, problem = _clipped_box(entry, sizes[image], path)
         if problem:
-            dropped[problem] += 1
+            dropped[entry["id"]] = problem
+        if problem or entry.get("iscrowd", 0):
             continue
         boxes[image].append(box)
         labels[image].append(label_of[category])
     _report_dropped(dropped, sum(map(len, boxes.values())), path)
-    return [
+    records = [
         ImageRecord(
             id=entry["id"],
             file_name=_file_name(entry, path),
@@ -183,6 +189,7 @@ def _records(content: dict[str, Any], categories: Sequence[Category], path: Path
         )
         for entry in content["images"]
     ]
+    return records, set(dropped)
 
 
 def _clipped_box(entry: dict[str, Any], size: tuple[int, int], path: Path) -> tuple[list[float], str]:
@@ -202,16 +209,16 @@ def _clipped_box(entry: dict[str, Any], size: tuple[int, int], path: Path) -> tu
     return [x1, y1, x2, y2], "" if x1 < x2 and y1 < y2 else "outside the image"
 
 
-def _report_dropped(dropped: Counter[str], kept: int, path: Path) -> None:
+def _report_dropped(dropped: dict[int, str], kept: int, path: Path) -> None:
     if not dropped:
         return
-    counts = ", ".join(f"{count} {problem}" for problem, count in dropped.items())
+    counts = ", ".join(f"{count} {problem}" for problem, count in Counter(dropped.values()).items())
     if kept == 0:
         raise UserError(
-            f"{path}: not one of the {dropped.total()} boxes is usable ({counts}). Boxes are [x, y, width, height] in "
+            f"{path}: not one of the {len(dropped)} boxes is usable ({counts}). Boxes are [x, y, width, height] in "
             "pixels of the image, with the origin at the top left."
         )
-    logger.warning("%s: dropped %d of %d boxes: %s.", path, dropped.total(), dropped.total() + kept, counts)
+    logger.warning("%s: dropped %d of %d boxes: %s.", path, len(dropped), len(dropped) + kept, counts)
 
 
 def _size(entry: dict[str, Any], path: Path) -> tuple[int, int]:

@@ -1,15 +1,19 @@
 """A generated COCO-format data set of coloured circles, squares and triangles, for trying things out anywhere."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from detr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +35,8 @@ def generate(
 
     Each image has min_objects..max_objects shapes of random colour, size and rotation on a shaded, noisy background;
     later shapes may cover up to half of an earlier one. The same options give the same images. A manifest with a
-    checksum tells a complete set from a damaged or different one, which is generated again.
+    checksum tells a complete set from a damaged or different one, which is generated again. Raises UserError where
+    `root` holds anything else.
     """
     root = Path(root)
     options = {
@@ -44,13 +49,15 @@ def generate(
     }
     manifest = root / "manifest.json"
     if manifest.exists():
-        found = json.loads(manifest.read_text())
-        if found["options"] == options and found["sha256"] == _checksum(root):
-            return
+        with contextlib.suppress(ValueError):
+            if json.loads(manifest.read_text()) == {"options": options, "sha256": _checksum(root)}:
+                return
         logger.info("The shapes in %s are damaged or of other options; generating them again.", root)
+    elif root.exists() and any(root.iterdir()):
+        raise UserError(f"The folder {root} holds something else than generated shapes. Name a new one in data.root.")
     logger.info("Generating %d + %d images of shapes in %s.", train_images, val_images, root)
-    temporary = root.with_name(root.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=root.parent))
     for number, (split, count) in enumerate((("train", train_images), ("val", val_images))):
         _generate_split(temporary, split, count, (seed, number), image_size, min_objects, max_objects)
     (temporary / manifest.name).write_text(json.dumps({"options": options, "sha256": _checksum(temporary)}, indent=2))
@@ -104,7 +111,9 @@ def _picture(rng: np.random.Generator, size: int, count: int) -> tuple[Image.Ima
     canvas = Image.fromarray(noisy).resize((size * _OVERSAMPLING,) * 2, Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
     objects: list[tuple[int, Box]] = []
-    while len(objects) < count:
+    for _ in range(20 * count):  # a crowded picture may have no room for all
+        if len(objects) == count:
+            break
         category = int(rng.integers(len(CATEGORIES)))
         outline, box = _shape(rng, category, size)
         if any(_covered(old, box) > 0.5 for _, old in objects):

@@ -16,7 +16,7 @@ class RandomShortSide(v2.Transform):
 
     def __init__(self, sizes: Sequence[int], max_size: int | None = None) -> None:
         super().__init__()
-        if not sizes or min(sizes) < 1:
+        if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
             raise UserError(f"RandomShortSide: wanted a list of positive sizes, got {list(sizes)}.")
         self.sizes, self.max_size = list(sizes), max_size
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from detr.config import build_model, plain
+from detr.config import build_model
 from detr.config.build import MODELS
 from detr.engine import checkpoint
 from detr.errors import UserError
@@ -61,17 +61,19 @@ class Detector:
         Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed.
         """
         content = read_tensors(path)
+        config = None
         if model is None or content.get("format") == checkpoint.FORMAT:
-            content = checkpoint.load(path)
-            config = content["config"]
-            categories = [Category(**category) for category in content["categories"]]
-            size, max_size = config["data"]["size"], config["data"]["max_size"]
-            model = _without_pretrained_weights(config["model"])
+            config = checkpoint.load(path)["config"]
+            try:
+                model = config["model"]
+                size, max_size = int(config["data"]["size"]), int(config["data"]["max_size"])
+                categories = [Category(id=row["id"], name=row["name"]) for row in content["categories"]]
+            except (LookupError, TypeError, ValueError) as error:
+                raise UserError(f"Checkpoint {path} is incomplete: {error!r}. Use an intact copy.") from None
         else:
-            config, categories = None, published_categories(content, path)
+            categories = published_categories(content, path)
             size, max_size = _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE
-            model = _without_pretrained_weights(plain(model))
-        detector = build_model(model, num_classes=len(categories), allow=(*MODELS, *allow_targets))
+        detector = build_model(model, num_classes=len(categories), pretrained=False, allow=(*MODELS, *allow_targets))
         checkpoint.load_model_state(detector, checkpoint.model_state(content, path), path)
         return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)
 
@@ -110,11 +112,6 @@ def published_categories(content: dict[str, Any], path: str | Path) -> list[Cate
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     names = coco if count == len(coco) else [str(number) for number in range(count)]
     return [Category(id=number, name=name) for number, name in enumerate(names)]
-
-
-def _without_pretrained_weights(model: Any) -> Any:
-    """The checkpoint holds the backbone's weights; nothing must be downloaded for it."""
-    return {**model, "backbone": {**model["backbone"], "weights": None}}
 
 
 def _to_tensor(image: ImageSource) -> Tensor:

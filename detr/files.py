@@ -1,6 +1,7 @@
 """Files of tensors from anywhere, read without running code from them."""
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -24,7 +25,17 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             f"Checkpoint {path} is refused: it is damaged, or holds objects other than tensors and plain values, which "
             f"could run code ({_first_sentence(error)}). Use a checkpoint that this framework or published DETR wrote."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+        struct.error,
+        BadZipFile,
+    ) as error:
         raise UserError(
             f"Checkpoint {path} is cut short or damaged ({_first_sentence(error)}). Use an intact copy, "
             "such as last.pt instead of best.pt."

@@ -1,5 +1,6 @@
 """From image files to a padded batch: reading, resizing to a short side, padding."""
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def _upright(image: Image.Image, size: tuple[int, int] | None, path: str | Path)
         f"Image file {path} is {fits} pixels, but its annotations are for {size[1]}x{size[0]}. "
         "Use the images that were annotated, or correct width and height in the annotation file."
     )
+
+
+def find_images(source: str) -> list[Path]:
+    """The image files that a file name, a folder or a pattern names; raises UserError where there is none."""
+    if Path(source).is_dir():
+        source = f"{glob.escape(source)}/*"
+    known = set(Image.registered_extensions())
+    found = sorted(map(Path, glob.glob(source, recursive=True)))  # noqa: PTH207 - any pattern
+    images = [path for path in found if path.suffix.lower() in known]
+    if not images:
+        raise UserError(f"source={source} names no image. Give an image file, a folder of images, or a quoted pattern.")
+    return images
 
 
 def short_side_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:

@@ -25,12 +25,16 @@ class ImageBatch:
 
     images: (B, 3, H, W); uint8 as they come from the loader, float after `normalized`.
     mask: (B, H, W), True where there is padding.
-    padded: whether `mask` holds any True; known on the host, so that asking costs no device synchronisation.
+    padded: whether `mask` holds any True. The loader knows it, which saves asking the device; else it is looked up.
     """
 
     images: Shaped[Tensor, "batch 3 height width"]
     mask: Bool[Tensor, "batch height width"]
-    padded: bool
+    padded: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.padded is None:
+            object.__setattr__(self, "padded", bool(self.mask.any()))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -13,7 +13,6 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from detr.config.compose import plain
 from detr.errors import UserError
 from detr.evaluation.coco import Backend
 from detr.losses import SetCriterion
@@ -36,6 +35,8 @@ _LEAST = {
     "trainer.save_every_steps": 0,
     "evaluation.max_dets": 11,  # AR10 is reported too
     "log_every": 1,
+    "seed": 0,
+    "model.transformer.nhead": 1,
     "batch_size": 1,
     "size": 1,
     "max_size": 1,
@@ -44,9 +45,26 @@ _LEAST = {
 _GIVEN_LATER = {"model": ("num_classes",), "criterion": ("num_classes",), "optimizer": ("model",)}
 
 
-def build_model(config: Any, num_classes: int, allow: Sequence[str] = FRAMEWORK) -> nn.Module:
-    """The detector that a `model` configuration describes, with random or pre-trained weights as that says."""
-    return build(config, path="model", allow=allow, num_classes=num_classes)
+def plain(config: Any) -> Any:
+    """A configuration as dicts and lists with everything filled in; it must lack nothing."""
+    return (
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True) if OmegaConf.is_config(config) else config
+    )
+
+
+def build_model(
+    config: Any, num_classes: int, *, pretrained: bool = True, allow: Sequence[str] = FRAMEWORK
+) -> nn.Module:
+    """The detector that a `model` configuration describes, with random or pre-trained weights as that says.
+
+    pretrained: off, random weights in any case: nothing is downloaded where a checkpoint's will replace them.
+    """
+    if not pretrained:
+        config = {**plain(config), "backbone": {**plain(config)["backbone"], "weights": None}}
+    model = build(config, path="model", allow=allow, num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise UserError("model: wanted the options of a detector with its _target_, such as detr.models.detr.DETR.")
+    return model
 
 
 def build_criterion(config: Any, num_classes: int, allow: Sequence[str] = FRAMEWORK) -> SetCriterion:

@@ -1,6 +1,7 @@
 """Composed configurations, as the command line and as scripts get them."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr.config import schema
+from detr.config.build import check_config, plain
 from detr.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,26 +24,30 @@ schema.register()
 
 
 def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
-    """The configuration of train.py, evaluate.py or predict.py (`name`) with command-line overrides."""
+    """The configuration of train.py, evaluate.py or predict.py (`name`) with command-line overrides.
+
+    It is checked as the commands do, unless something is still to be filled in.
+    """
     if not CONFIGS.is_dir():
         raise UserError(f"The folder {CONFIGS} does not exist. Work in a checkout, installed with pip install -e .")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose(name, overrides=list(overrides))
-
-
-def plain(config: Any) -> Any:
-    """A configuration as dicts and lists with everything filled in; it must lack nothing."""
-    return (
-        OmegaConf.to_container(config, resolve=True, throw_on_missing=True) if OmegaConf.is_config(config) else config
-    )
+        config = hydra_compose(name, overrides=list(overrides))
+    if not OmegaConf.missing_keys(config):
+        check_config(config)
+    return config
 
 
 def run_directory(config: DictConfig) -> Path:
     """The folder that Hydra made for this run, with the composed configuration saved in it."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("Several processes (WORLD_SIZE above 1) are not supported yet. Start one, without torchrun.")
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
     logger.info("Everything goes to %s.", folder)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    # Evaluation may write into the folder of the training: the training's configuration stays.
+    name = "config" if hydra.job.name == "train" else hydra.job.name
+    (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     return folder
 
 

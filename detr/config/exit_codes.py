@@ -14,7 +14,7 @@ from detr.errors import Interrupted, UserError
 
 logger = logging.getLogger(__name__)
 
-USER_ERROR, STOPPED = 2, 75
+USER_ERROR, STOPPED, INTERRUPTED = 2, 75, 130
 _WORKER_PREFIX = "Caught "  # torch's data loader puts the worker's traceback in front of its error message
 
 
@@ -34,10 +34,12 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
         if isinstance(error, Interrupted):
             logger.info("%s", error)
             sys.exit(STOPPED)
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
         message = _message(error)
         if message is None:
             return
-        if "debug=true" in sys.argv:
+        if "debug=true" in map(str.lower, sys.argv):
             traceback.print_exception(error)
         logger.error("%s", message) if logging.getLogger().handlers else print(f"Error: {message}", file=sys.stderr)
         sys.exit(USER_ERROR)

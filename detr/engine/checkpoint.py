@@ -7,8 +7,8 @@ the labels) and `training` (optimiser state, position in the run, best result).
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from detr.errors import UserError
 from detr.files import read_tensors
+from detr.types import Category
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def load(path: str | Path) -> dict[str, Any]:
         part: Any = checkpoint
         for key in place:
             part = part.get(key) if isinstance(part, dict) else None
-        if part is None:
+        if not isinstance(part, dict | list):
             raise UserError(f"Checkpoint {path} lacks {'.'.join(place)}, so it is incomplete. Use an intact copy.")
     return checkpoint
 
@@ -122,19 +123,23 @@ class LoadReport:
         return "; ".join(lines)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Category]) -> LoadReport:
     """Start from the weights of a checkpoint, ours or published, whose classes or queries may be others.
 
-    Class head and queries of another shape keep their fresh values and are named in the report. Raises UserError
-    where anything else differs: the checkpoint is of another model then.
+    categories: the classes of the new model. Where the file's are others, its class head is not used; the same goes
+    for queries of another shape. The report names them. Raises UserError where anything else differs: the checkpoint
+    is of another model then.
     """
     own = model.state_dict()
-    state = model_state(read_tensors(path), path)
+    content = read_tensors(path)
+    state = model_state(content, path)
     replaced = {
         name: f"file {list(state[name].shape)}, model {list(tensor.shape)}"
         for name, tensor in own.items()
         if name.startswith(_REPLACEABLE) and name in state and state[name].shape != tensor.shape
     }
+    if content.get("format") == FORMAT and content.get("categories") != [asdict(category) for category in categories]:
+        replaced |= {name: "file of other classes" for name in own if name.startswith("class_head.")}
     unused = [name for name in state if name not in own]
     loaded = {name: tensor for name, tensor in state.items() if name in own and name not in replaced}
     load_model_state(model, loaded | {name: own[name] for name in replaced}, path)

@@ -26,7 +26,7 @@ def adamw(
     weight_decay: on all parameters.
     """
     if backbone_lr == 0:
-        model.backbone.requires_grad_(False)
+        model.backbone.freeze()
     backbone = {id(p) for part in (model.backbone, model.position) for p in part.parameters()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [

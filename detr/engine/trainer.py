@@ -173,16 +173,23 @@ class Trainer:
         path = path if self.config.resume == "auto" else Path(self.config.resume)
         content = checkpoint.load(path)
         checkpoint.load_model_state(self.model, checkpoint.model_state(content, path), path)
+        if content["categories"] != self.metadata["categories"]:
+            raise UserError(
+                f"Checkpoint {path} was trained on other classes than the training data have. Resume on the same data, "
+                "or start anew from its weights with weights=PATH."
+            )
         training = content["training"]
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(training["optimizer"])
-        except ValueError as error:
+            self.step, self.evaluated_step, self.best = (training[key] for key in ("step", "evaluated_step", "best"))
+        except (ValueError, LookupError, TypeError) as error:
             raise UserError(
-                f"Checkpoint {path} was trained with other parameter groups: {error}. Resume with the same model and "
-                "optimizer options, or start anew from its weights with weights=PATH."
+                f"Checkpoint {path} has no training state of these parameter groups: {error}. Resume with the "
+                "same model and optimizer options, or start anew from its weights with weights=PATH."
             ) from None
         for group, configured in zip(self.optimizer.param_groups, options, strict=True):
             group.update(configured)
-        self.step, self.evaluated_step, self.best = training["step"], training["evaluated_step"], training["best"]
+        if not (self.run_dir / "checkpoints" / "best.pt").exists():
+            self.best = -math.inf  # the best one stayed in another folder
         logger.info("Going on from %s at step %d of %d.", path, self.step, self.total_steps)

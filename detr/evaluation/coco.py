@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,8 @@ def coco_metrics(
     with contextlib.redirect_stdout(io.StringIO()), _without_garbage_collection():  # pycocotools prints its progress
         evaluation = _run(truth, found, iou_type, backend, max_dets)
     names = {category["id"]: str(category.get("name", category["id"])) for category in truth["categories"]}
+    repeated = {name for name, count in Counter(names.values()).items() if count > 1}
+    names = {key: f"{name} ({key})" if name in repeated else name for key, name in names.items()}
     return _summarize(evaluation, names, max_dets)
 
 
@@ -116,9 +119,10 @@ def _load(source: Any) -> Any:
 def _run(
     truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], iou_type: str, backend: Backend, max_dets: int
 ) -> Any:
+    # Many exporters leave out area and iscrowd; and pycocotools takes the id 0 for no match.
     complete = [
-        {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3] if "area" not in entry else 0, **entry}
-        for entry in truth["annotations"]
+        {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3] if "area" not in entry else 0, **entry, "id": number}
+        for number, entry in enumerate(truth["annotations"], start=1)
     ]
     module = faster_coco_eval if backend == "faster" else pycocotools.coco
     evaluator = faster_coco_eval.COCOeval_faster if backend == "faster" else pycocotools.cocoeval.COCOeval

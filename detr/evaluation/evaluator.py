@@ -1,6 +1,6 @@
 """A model's COCO metrics on a data set."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class CocoEvaluator:
     """Runs a model over every image of a loader once and compares with the annotations.
 
     loader: batches of (ImageBatch, targets), sized.
-    annotations: the COCO file that the loader's images come from.
+    annotations: the COCO annotations of the loader's images, as a file or its content.
     categories: the model's classes, in the order of its labels; they give the category ids of the results.
     samples: number of images to keep for drawing.
     """
@@ -36,7 +36,7 @@ class CocoEvaluator:
         self,
         *,
         loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
-        annotations: str | Path,
+        annotations: str | Path | Mapping[str, Any],
         categories: Sequence[Category],
         backend: Backend = "faster",
         max_dets: int = 100,

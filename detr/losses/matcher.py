@@ -42,10 +42,11 @@ class HungarianMatcher:
         """Raises NonFiniteError, with the image ids, where predictions are NaN or infinite."""
         counts = [len(target) for target in targets]
         cost = self.costs(predictions, targets).cpu().numpy()
+        total = predictions.logits.float().sum((0, 2, 3)) + predictions.boxes.float().sum((0, 2, 3))
+        if damaged := (~total.isfinite()).nonzero().flatten().tolist():
+            raise NonFiniteError("The model's predictions", [targets[image].image_id for image in damaged])
         if not np.isfinite(cost).all():
-            damaged = ~np.isfinite(cost).all(axis=(0, 2))
-            image_of = np.repeat(np.arange(len(targets)), counts)
-            raise NonFiniteError("The model's predictions", [targets[i].image_id for i in np.unique(image_of[damaged])])
+            raise NonFiniteError("The targets' boxes", [target.image_id for target in targets])
 
         layers = len(cost)
         query: list[list[np.ndarray]] = [[] for _ in range(layers)]

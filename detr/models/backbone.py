@@ -1,5 +1,6 @@
 """ResNet backbones (He et al., CVPR 2016) from torchvision, cut before the classifier."""
 
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from detr.errors import UserError
 from detr.files import read_tensors
 
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
+STAGES: tuple[Stage, ...] = typing.get_args(Stage)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -37,10 +39,6 @@ class FrozenBatchNorm2d(nn.Module):
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)  # trained batch norms count batches; there is no use here
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _group_norm(num_channels: int) -> nn.GroupNorm:
@@ -86,7 +84,8 @@ class Backbone(nn.Module):
         del self.body.fc, self.body.avgpool
         if weights is not None:
             self._load(name, weights)
-        self._freeze(freeze)
+        self._frozen: list[nn.Module] = []
+        self.freeze(freeze)
 
     def forward(self, images: Float[Tensor, "batch 3 _ _"]) -> Float[Tensor, "batch {self.channels} _ _"]:
         body = self.body
@@ -109,14 +108,18 @@ class Backbone(nn.Module):
             )
         self.body.load_state_dict(state, strict=False)  # norms differ in whether they count batches
 
-    def _freeze(self, stages: Sequence[Stage]) -> None:
-        body = self.body
-        known = {"stem": (body.conv1, body.bn1)} | {f"layer{i}": (getattr(body, f"layer{i}"),) for i in (1, 2, 3, 4)}
+    def freeze(self, stages: Sequence[Stage] = STAGES) -> None:
+        """From now on these stages stay as they are, the statistics of their batch norms too."""
         for stage in stages:
-            if stage not in known:
-                raise UserError(f"Backbone: wanted freeze as a list of {', '.join(known)}, got '{stage}'.")
-            for module in known[stage]:
-                module.requires_grad_(False)
+            parts = [self.body.conv1, self.body.bn1] if stage == "stem" else [getattr(self.body, stage)]
+            self._frozen += [part.requires_grad_(False) for part in parts]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
 
 def _read_state_dict(path: str) -> dict[str, Tensor]:

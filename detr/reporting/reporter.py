@@ -19,16 +19,16 @@ from detr.types import Detections
 class Reporter:
     """Passes losses, speed, memory and pictures to all sinks. A context manager around the whole run.
 
-    sinks: where to log to, by name.
+    sinks: where to log to, by name; None switches one off.
     run_dir: the run's folder, with its config.yaml; drawn validation images go to its predictions/.
     log_every: steps between two records of averages.
     threshold: lowest score of a detection that is drawn.
     """
 
     def __init__(
-        self, *, sinks: Mapping[str, Sink], run_dir: Path, log_every: int = 50, threshold: float = 0.5
+        self, *, sinks: Mapping[str, Sink | None], run_dir: Path, log_every: int = 50, threshold: float = 0.5
     ) -> None:
-        self.sinks, self.run_dir = list(sinks.values()), run_dir
+        self.sinks, self.run_dir = [sink for sink in sinks.values() if sink is not None], run_dir
         self.log_every, self.threshold = log_every, threshold
         self._started: list[Sink] = []
 
@@ -107,6 +107,6 @@ class Reporter:
 
 def _peak_memory() -> float:
     """Bytes of device memory, or of main memory where there is no device."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

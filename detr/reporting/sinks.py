@@ -37,20 +37,22 @@ class Sink(Protocol):
 
 
 class Progress:
-    """A progress bar with the losses, where there is a terminal, and a line in the log now and then."""
+    """A progress bar with losses, speed and memory, where there is a terminal, and a line in the log now and then."""
 
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
-        self._total = total_steps
+        self._total, self._rates = total_steps, {}
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
 
     def advance(self, losses: Mapping[str, float]) -> None:
         shown = {name: losses[name] for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in losses}
-        self._bar.set_postfix(shown, refresh=False)
+        self._bar.set_postfix({**shown, **self._rates}, refresh=False)
         self._bar.update()
 
     def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        if group == "train":  # the bar itself shows the time that is left
+            self._rates = {name: values[name] for name in ("images_per_second", "data_wait", "memory_gb")}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not _EARLIER_LAYER.search(name))
         logger.info("step %d/%d %s: %s", step, self._total, group, shown)
 

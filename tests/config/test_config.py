@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from detr.config import build, build_criterion, build_model, check_config, compose
+from detr.config import build, build_criterion, build_model, check_config, compose, evaluation_data
 from detr.config.build import MODELS
 from detr.errors import UserError
 
@@ -32,6 +32,16 @@ def test_every_option_composes_and_binds(option: Path) -> None:
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
 def test_every_command_composes(name: str) -> None:
     assert compose([], name).device == "auto"
+
+
+@pytest.mark.parametrize("data", ["coco", "custom", "shapes", "from_checkpoint"])
+def test_evaluation_needs_no_training_data(data: str) -> None:
+    root = ["data.root=x"] if data == "coco" else []
+    files = [] if data == "coco" else ["data.val.images=x", "data.val.annotations=x"]
+    config = compose(["checkpoint=x", f"data={data}", *root, *files], "evaluate")
+    check_config(config)
+    found = evaluation_data(config, {"data": {"size": 96, "max_size": 128, "val": {"images": "a", "annotations": "b"}}})
+    assert (found["size"], found["max_size"]) == (96, 128) and found["val"]["images"] in ("x", "x/val2017")
 
 
 def test_experiments_open_with_command_and_hardware() -> None:

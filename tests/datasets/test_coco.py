@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from datasets import CocoDetection, TrainLoader, evaluation_loader, shapes, transforms
 from detr.boxes import cxcywh_to_xyxy
+from detr.errors import UserError
 from detr.types import Category
 
 Write = Callable[..., tuple[Path, Path]]
@@ -61,6 +62,8 @@ def test_crowds_and_bad_boxes_are_left_out_and_counted(write: Write, caplog: pyt
     dataset = CocoDetection(*write(rows))
     xyxy = cxcywh_to_xyxy(dataset[0][1].boxes) * torch.tensor([30, 20, 30, 20.0])
     torch.testing.assert_close(xyxy, torch.tensor([[1, 1, 6, 6], [0, 0, 5, 5.0]]))  # the last one clipped to the image
+    kept = [entry["bbox"] for entry in dataset.ground_truth()["annotations"]]
+    assert kept == [[1, 1, 5, 5], [-5, -5, 10, 10], [2, 2, 9, 9]], "what was dropped cannot be found either"
     assert "dropped 4 of 6 boxes: 1 NaN or infinite, 1 of negative size, 1 of zero size, 1 outside" in caplog.text
 
 
@@ -144,6 +147,13 @@ def test_shapes_are_deterministic_and_repaired(tmp_path: Path) -> None:
     assert read(first) == before
     shapes.generate(first, train_images=5, val_images=3, image_size=64, seed=3)
     assert read(first) != before
+
+
+def test_shapes_never_replace_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"holds something else.*data\.root"):
+        shapes.generate(tmp_path, train_images=1, val_images=1)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
 def test_boxes_of_shapes_are_tight(tmp_path: Path) -> None:

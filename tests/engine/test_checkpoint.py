@@ -11,7 +11,9 @@ import torch
 from detr.engine import checkpoint
 from detr.errors import UserError
 from detr.models.detr import DETR
+from detr.types import Category
 
+CLASSES = [Category(1, "cat"), Category(2, "dog")]
 OTHER_PARTS = {"config": {"data": {}, "model": {"backbone": {}}}, "categories": [], "training": {}}
 
 
@@ -72,7 +74,7 @@ def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, ti
     model = tiny_detr(num_classes=3, num_queries=11)
     torch.nn.init.constant_(model.box_head.layers[0].weight, 5.0)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = checkpoint.load_weights(model, tmp_path / "detr.pth")
+    report = checkpoint.load_weights(model, tmp_path / "detr.pth", CLASSES)
     assert set(report.replaced) == {"class_head.weight", "class_head.bias", "query_embed.weight"}
     assert "trained anew: class_head.weight (file [92, 32], model [4, 32])" in str(report)
     assert len(report.loaded) == len(fresh) - 3 and not report.unused
@@ -90,4 +92,19 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callabl
         UserError,
         match=r"not of the model that is configured.*2 tensors differ: input_proj\.bias is missing; box_head.*\[3, 3\]",
     ):
-        checkpoint.load_weights(tiny_detr(), tmp_path / "other.pt")
+        checkpoint.load_weights(tiny_detr(), tmp_path / "other.pt", CLASSES)
+
+
+def test_the_head_of_other_classes_is_not_used_even_if_there_are_as_many(
+    tmp_path: Path, tiny_detr: Callable[..., DETR]
+) -> None:
+    trained = tiny_detr(num_classes=2)
+    torch.nn.init.constant_(trained.class_head.weight, 3.0)
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    checkpoint.save(tmp_path / "a.pt", {**OTHER_PARTS, "categories": categories, "model": trained.state_dict()})
+    same, other = tiny_detr(num_classes=2), tiny_detr(num_classes=2)
+    assert not checkpoint.load_weights(same, tmp_path / "a.pt", CLASSES).replaced
+    assert torch.equal(same.class_head.weight, trained.class_head.weight)
+    report = checkpoint.load_weights(other, tmp_path / "a.pt", [Category(1, "cat"), Category(2, "gnu")])
+    assert set(report.replaced) == {"class_head.weight", "class_head.bias"}
+    assert not torch.equal(other.class_head.weight, trained.class_head.weight)

@@ -69,6 +69,19 @@ def test_back_ends_agree(detections: int, max_dets: int) -> None:
     assert faster.per_class["never there"]["AP"] == -1
 
 
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_an_annotation_may_have_the_id_zero(backend: Any) -> None:
+    box = {"image_id": 7, "category_id": 2, "bbox": [1, 1, 50, 50]}
+    truth = {"images": [{"id": 7}], "annotations": [{"id": 0, **box}], "categories": [{"id": 2, "name": "a"}]}
+    assert evaluate_coco(truth, [{**box, "score": 0.9}], backend=backend)["AP"] == pytest.approx(1.0)
+
+
+def test_categories_of_one_name_are_told_apart() -> None:
+    annotations, results = synthetic(1, 20)
+    annotations["categories"][1]["name"] = "a"
+    assert coco_metrics(annotations, results).per_class.keys() == {"a (2)", "a (5)", "never there"}
+
+
 def test_inputs_are_left_as_they_are() -> None:
     annotations, results = synthetic(1, 20)
     before = json.dumps([annotations, results])

@@ -97,7 +97,7 @@ def test_loss_of_empty_batches_has_a_gradient() -> None:
 @pytest.mark.parametrize("part", ["logits", "boxes"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_predictions_name_the_image(part: str, value: float) -> None:
-    predictions, targets = random_predictions(3), random_targets([2, 1, 3], CLASSES)
+    predictions, targets = random_predictions(3), random_targets([2, 1, 0], CLASSES)
     getattr(predictions, part)[1, 2, 0, 0] = value
     with pytest.raises(NonFiniteError, match=r"image ids \[102\].*lower optimizer\.lr"):
         HungarianMatcher()(predictions, targets)

@@ -76,6 +76,14 @@ def test_backbone_norms(norm: str, channels_last: bool) -> None:
     assert bool(norms) == (norm != "frozen")
 
 
+def test_frozen_stages_keep_their_statistics_in_training() -> None:
+    backbone = Backbone(name="resnet18", norm="batch", freeze=["stem", "layer1"]).train()
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone(torch.randn(2, 3, 64, 64))
+    changed = {name for name, buffer in backbone.named_buffers() if not torch.equal(buffer, before[name])}
+    assert changed and all(name.startswith(("body.layer2", "body.layer3", "body.layer4")) for name in changed)
+
+
 def test_frozen_norm_equals_torchvision(tmp_path: Path) -> None:
     reference = torchvision.ops.FrozenBatchNorm2d(6)
     for buffer in reference.buffers():
