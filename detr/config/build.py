@@ -59,8 +59,9 @@ def build_model(
 
     pretrained: off, random weights in any case: nothing is downloaded where a checkpoint's will replace them.
     """
-    if not pretrained:
-        config = {**plain(config), "backbone": {**plain(config)["backbone"], "weights": None}}
+    allow, config = _allowed(config, allow), plain(config)
+    if not pretrained and isinstance(config.get("backbone"), dict):
+        config = {**config, "backbone": {**config["backbone"], "weights": None}}
     model = build(config, path="model", allow=allow, num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise UserError("model: wanted the options of a detector with its _target_, such as detr.models.detr.DETR.")
@@ -79,9 +80,7 @@ def build(config: Any, *, path: str, allow: Sequence[str] = FRAMEWORK, **argumen
     in `allow_targets` of the composed configuration that the node is part of.
     Raises UserError for a target outside them, an unknown or missing option, or a value of a wrong type.
     """
-    if isinstance(config, DictConfig):
-        allow = (*allow, *OmegaConf.select(config._get_root(), "allow_targets", default=()))
-    content = plain(config)
+    allow, content = _allowed(config, allow), plain(config)
     _check(content, path=path, allow=allow, given=arguments)
     try:
         return hydra.utils.instantiate(content, _convert_="all", **arguments)
@@ -89,6 +88,11 @@ def build(config: Any, *, path: str, allow: Sequence[str] = FRAMEWORK, **argumen
         if isinstance(error.__cause__, ValueError) and not isinstance(error.__cause__, UserError):
             raise UserError(f"{path}: {error.__cause__}. Correct the option.") from None
         raise (error.__cause__ or error) from None
+
+
+def _allowed(config: Any, allow: Sequence[str]) -> Sequence[str]:
+    own = OmegaConf.select(config._get_root(), "allow_targets", default=()) if isinstance(config, DictConfig) else ()
+    return (*allow, *own)
 
 
 def check_config(config: DictConfig) -> None:

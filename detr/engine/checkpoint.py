@@ -81,7 +81,7 @@ def load(path: str | Path) -> dict[str, Any]:
             "class names. To start training from published weights, set weights=PATH; to evaluate or predict with "
             "them, name the model too, as in model=detr."
         )
-    for place in (("model",), ("categories",), ("training",), ("config", "data"), ("config", "model", "backbone")):
+    for place in (("model",), ("categories",), ("training",), ("config", "data"), ("config", "model")):
         part: Any = checkpoint
         for key in place:
             part = part.get(key) if isinstance(part, dict) else None

@@ -14,7 +14,7 @@ from detr.models.detr import DETR
 from detr.types import Category
 
 CLASSES = [Category(1, "cat"), Category(2, "dog")]
-OTHER_PARTS = {"config": {"data": {}, "model": {"backbone": {}}}, "categories": [], "training": {}}
+OTHER_PARTS = {"config": {"data": {}, "model": {}}, "categories": [], "training": {}}
 
 
 def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

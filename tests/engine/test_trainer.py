@@ -47,7 +47,7 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
             reporter=Reporter(sinks={"jsonl": JsonLines()}, run_dir=run_dir, log_every=1),
             config=TrainerConfig(**{"epochs": 4, "resume": "auto", **options}),
             run_dir=run_dir,
-            metadata={"config": {"data": {}, "model": {"backbone": {}}}, "categories": []},
+            metadata={"config": {"data": {}, "model": {}}, "categories": []},
             seed=seed,
         )
 
