@@ -73,7 +73,11 @@ class Detector:
         else:
             categories = published_categories(content, path)
             size, max_size = _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE
-        detector = build_model(model, num_classes=len(categories), pretrained=False, allow=(*MODELS, *allow_targets))
+        allow = (*MODELS, *allow_targets)
+        try:
+            detector = build_model(model, num_classes=len(categories), pretrained=False, allow=allow)
+        except UserError as error:
+            raise UserError(f"Checkpoint {path}: {error}") from None
         checkpoint.load_model_state(detector, checkpoint.model_state(content, path), path)
         return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)
 

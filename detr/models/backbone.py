@@ -123,7 +123,10 @@ class Backbone(nn.Module):
 
 
 def _read_state_dict(path: str) -> dict[str, Tensor]:
-    content = read_tensors(path)
+    try:
+        content = read_tensors(path)
+    except UserError as error:
+        raise UserError(f"model.backbone.weights: {error}") from None
     state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"Backbone: {path} does not hold a state dict. Correct model.backbone.weights.")
