@@ -40,7 +40,8 @@ class Progress:
     """A progress bar with losses, speed and memory, where there is a terminal, and a line in the log now and then."""
 
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
-        self._total, self._rates = total_steps, {}
+        self._total = total_steps
+        self._rates: dict[str, float] = {}
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
