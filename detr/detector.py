@@ -63,7 +63,7 @@ class Detector:
         content = read_tensors(path)
         config = None
         if model is None or content.get("format") == checkpoint.FORMAT:
-            config = checkpoint.load(path)["config"]
+            config = checkpoint.checked(content, path)["config"]
             try:
                 model = config["model"]
                 size, max_size = int(config["data"]["size"]), int(config["data"]["max_size"])

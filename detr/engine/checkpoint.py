@@ -73,7 +73,11 @@ def save(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
 
 def load(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint that `save` wrote; raises UserError for any other file."""
-    checkpoint = read_tensors(path)
+    return checked(read_tensors(path), path)
+
+
+def checked(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The content of a file if `save` wrote it; raises UserError otherwise."""
     if checkpoint.get("format") != FORMAT:
         kind = "the published DETR's weights" if is_published(checkpoint) else "another program's file"
         raise UserError(
