@@ -88,15 +88,50 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Matches:
+    """Pairs of one query and one target, the same number M in each of the L decoder layers.
+
+    image: (M,) index in the batch; query: (L, M) index of the query; target: (L, M) index in the targets of the whole
+    batch, concatenated. Pairs are ordered by image.
+    """
+
+    image: Int64[Tensor, " pairs"]
+    query: Int64[Tensor, "layers pairs"]
+    target: Int64[Tensor, "layers pairs"]
+
+
+@dataclass(frozen=True)
 class Predictions:
     """Outputs of the decoder layers, the last layer last (one layer only without auxiliary losses).
 
-    logits: (L, B, Q, C); for the softmax loss C = K + 1 and the last class means no object.
+    logits: (L, B, Q, C); for sigmoid losses C = K classes, for the softmax loss C = K + 1 and the last means no object.
     boxes: (L, B, Q, 4) as centre x, centre y, width, height in [0, 1] of each image without its padding.
+
+    The rest is there in training only, from models that have such parts:
+    proposals: what the encoder proposed and the queries started from, as one layer. Where C = 1 < K the proposals tell
+        objects from background only.
+    groups: further groups of queries, each to be matched on its own: (G * L, B, Q, C), a group's layers in a row.
+    denoising: what became of the disturbed targets.
     """
 
     logits: Float[Tensor, "layers batch queries classes"]
     boxes: Float[Tensor, "layers batch queries 4"]
+    proposals: "Predictions | None" = None
+    groups: "Predictions | None" = None
+    denoising: "Denoised | None" = None
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Predictions of denoising queries, each made from a target or, for contrast, from its surroundings.
+
+    matches: which query is to restore which target, the same in all layers; the rest are to find nothing.
+    copies: how many times each target was disturbed, by which the losses are divided.
+    """
+
+    predictions: Predictions
+    matches: Matches
+    copies: int
 
 
 @dataclass(frozen=True)

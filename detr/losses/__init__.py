@@ -1,6 +1,6 @@
 """Matching of predictions to targets, and the losses on the matched pairs."""
 
 from detr.losses.criterion import SetCriterion
-from detr.losses.matcher import HungarianMatcher, Matches
+from detr.losses.matcher import HungarianMatcher
 
-__all__ = ["HungarianMatcher", "Matches", "SetCriterion"]
+__all__ = ["HungarianMatcher", "SetCriterion"]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from detr import boxes as box_ops
 from detr import distributed
-from detr.losses.matcher import HungarianMatcher, Matches
-from detr.types import Predictions, Target
+from detr.losses.matcher import HungarianMatcher
+from detr.types import Matches, Predictions, Target
 
 
 class SetCriterion(nn.Module):

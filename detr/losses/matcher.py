@@ -1,30 +1,16 @@
 """Optimal assignment of predictions to targets (Carion et al., ECCV 2020, section 3.1; Kuhn 1955)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr import boxes as box_ops
 from detr.errors import NonFiniteError
-from detr.types import Predictions, Target
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Pairs of one query and one target, the same number M in each of the L decoder layers.
-
-    image: (M,) index in the batch; query: (L, M) index of the query; target: (L, M) index in the targets of the whole
-    batch, concatenated. Pairs are ordered by image.
-    """
-
-    image: Int64[Tensor, " pairs"]
-    query: Int64[Tensor, "layers pairs"]
-    target: Int64[Tensor, "layers pairs"]
+from detr.types import Matches, Predictions, Target
 
 
 class HungarianMatcher:
