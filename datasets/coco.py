@@ -64,6 +64,7 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
     ) -> None:
         self.folder, self.annotations = Path(images), Path(annotations)
         self.transforms, self.seed = transforms, seed
+        self._later_transforms, self._later_epoch = transforms, math.inf
         content = _read_json(self.annotations)
         own_categories = _categories(content, self.annotations)
         if categories is not None:
@@ -74,6 +75,10 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def switch_transforms(self, transforms: Callable[..., Any], epoch: int) -> None:
+        """Use other transforms from this epoch on. Comes before a loader's workers start, which hold copies."""
+        self._later_transforms, self._later_epoch = transforms, epoch
 
     def ground_truth(self) -> dict[str, Any]:
         """The content of the annotation file without the boxes that were dropped: what to evaluate against."""
@@ -86,7 +91,8 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         record = self.records[index]
         image = read_image(self.folder / record.file_name, record.size)
         boxes, labels = torch.from_numpy(record.boxes), torch.from_numpy(record.labels)
-        if self.transforms is not None:
+        transforms = self.transforms if epoch < self._later_epoch else self._later_transforms
+        if transforms is not None:
             objects = {
                 "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=record.size),
                 "labels": labels,
@@ -94,7 +100,7 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
             with torch.random.fork_rng(devices=[]):
                 entropy = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
                 torch.default_generator.manual_seed(int(entropy[0]))
-                image, objects = self.transforms(tv_tensors.Image(image), objects)
+                image, objects = transforms(tv_tensors.Image(image), objects)
             image, boxes, labels = image.as_subclass(Tensor), objects["boxes"].as_subclass(Tensor), objects["labels"]
 
         height, width = image.shape[1:]

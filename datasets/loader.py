@@ -1,7 +1,9 @@
 """From data sets to batches."""
 
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +58,7 @@ class TrainLoader:
                 f"{dataset.annotations} has {len(dataset)} images, too few for one batch of {batch_size}. "
                 "Lower data.batch_size, or use more images."
             )
+        self._dataset = dataset
         self._sampler = _ShuffledBatches(len(dataset), batch_size, seed)
         self._loader = DataLoader(
             dataset,
@@ -66,6 +69,17 @@ class TrainLoader:
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def switch_transforms(self, transforms: Callable[..., Any], *, after: float, total_steps: int) -> None:
+        """Give training images other transforms after a fraction of the training, rounded to whole epochs.
+
+        after: 1.0 never switches. total_steps: batches in the training. Comes before the first epoch.
+        Raises UserError where `after` is not in [0, 1].
+        """
+        if not 0 <= after <= 1:
+            raise UserError(f"data.plain_after: wanted a fraction of the training in [0, 1], got {after}.")
+        epochs = math.ceil(total_steps / len(self))
+        self._dataset.switch_transforms(transforms, round(after * epochs))
 
     def __len__(self) -> int:
         """Batches in an epoch."""

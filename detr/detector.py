@@ -112,7 +112,7 @@ def published_categories(content: dict[str, Any], path: str | Path) -> list[Cate
     """The classes of published weights: ids are labels; names are COCO's where there are as many as COCO has ids."""
     if not checkpoint.is_published(content):
         raise UserError(f"{path} holds no weights of published DETR. Use such a file, or one that train.py wrote.")
-    count = len(checkpoint.model_state(content, path)["class_head.weight"]) - 1
+    count = len(checkpoint.model_state(content, path)["heads.0.class_head.weight"]) - 1
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     names = coco if count == len(coco) else [str(number) for number in range(count)]
     return [Category(id=number, name=name) for number, name in enumerate(names)]

@@ -13,16 +13,23 @@ from detr.types import Detections, Predictions
 def postprocess(
     predictions: Predictions, original_sizes: Sequence[tuple[int, int]], names: Sequence[str]
 ) -> list[Detections]:
-    """The best class of every query of the last layer, its softmax probability and its box, best score first.
+    """Always Q detections an image, best score first: no threshold and no suppression of overlaps, as published.
 
-    Always Q detections an image: no threshold and no suppression of overlaps, as in published DETR.
-    original_sizes: (height, width) for each image. names: the class names.
+    Where the last layer has an output for no object (C = K + 1), the best class of each query with its softmax
+    probability (DETR); where not (C = K), the best of all pairs of query and class by their sigmoid (Deformable DETR).
+    original_sizes: (height, width) for each image. names: the K class names.
     """
-    scores, labels = predictions.logits[-1].float().softmax(-1)[..., :-1].max(-1)
-    scores, order = scores.sort(dim=-1, descending=True, stable=True)
-    labels = labels.gather(1, order)
+    logits, num_classes = predictions.logits[-1].float(), len(names)
+    if logits.shape[-1] == num_classes:
+        scores, pairs = logits.sigmoid().flatten(1).sort(dim=-1, descending=True, stable=True)
+        scores, pairs = scores[:, : logits.shape[1]], pairs[:, : logits.shape[1]]
+        queries, labels = pairs // num_classes, pairs % num_classes
+    else:
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        scores, queries = scores.sort(dim=-1, descending=True, stable=True)
+        labels = labels.gather(1, queries)
     boxes = box_ops.cxcywh_to_xyxy(predictions.boxes[-1].float())
-    boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     scale = torch.tensor([(w, h, w, h) for h, w in original_sizes], dtype=boxes.dtype, device=boxes.device)
     boxes = boxes * scale[:, None]
     scores, labels, boxes = scores.cpu(), labels.cpu(), boxes.cpu()

@@ -12,7 +12,7 @@ class TinyBackbone(Backbone):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.channels, self._frozen = 24, []
+        self.channels, self._frozen = [24], []
         self.body = nn.Sequential(
             nn.Conv2d(3, 12, 4, stride=4),
             nn.BatchNorm2d(12),
@@ -21,8 +21,8 @@ class TinyBackbone(Backbone):
             nn.BatchNorm2d(24),
         )
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.body(images)
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.body(images)]
 
 
 def make_batch(images: list[torch.Tensor]) -> ImageBatch:

@@ -567,7 +567,7 @@ CASES = [
         "checkpoint with other shapes",
         EVALUATE,
         BAD,
-        ("bad.pt", "not of the model", "query_embed.weight", "[5, 16]", "[7, 16]"),
+        ("bad.pt", "not of the model", "queries.position.weight", "[5, 16]", "[7, 16]"),
         checkpoint(lambda content, _: content["config"]["model"].update(num_queries=7)),
     ),
     Case(
@@ -575,7 +575,7 @@ CASES = [
         EVALUATE,
         BAD,
         ("bad.pt", "model"),
-        checkpoint(lambda content, _: content["model"].update({"query_embed.weight": 1})),
+        checkpoint(lambda content, _: content["model"].update({"queries.position.weight": 1})),
     ),
     Case("evaluate: hostile pickle", EVALUATE, BAD, REFUSED, hostile_pickle(False)),
     Case("predict: hostile pickle", PREDICT, BAD, REFUSED, hostile_pickle(False)),

@@ -78,7 +78,7 @@ def test_published_weights_with_a_model_configuration(tmp_path: Path, tiny_detr:
     detector = Detector.from_checkpoint(tmp_path / "detr.pth", model=compose([*TINY_MODEL]).model)
     assert (detector.size, detector.max_size, len(detector.categories)) == (800, 1333, 91)
     assert detector.categories[90] == Category(90, "toothbrush") and detector.categories[1] == Category(1, "person")
-    assert torch.equal(detector.model.class_head.weight, published.class_head.weight)
+    assert torch.equal(detector.model.heads[0].class_head.weight, published.heads[0].class_head.weight)
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "builtins.eval"])

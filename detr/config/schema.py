@@ -19,7 +19,10 @@ class SplitConfig:
 
 @dataclass
 class DataConfig:
-    """size, max_size: short side and limit of the long side in evaluation and prediction, in pixels."""
+    """size, max_size: short side and limit of the long side in evaluation and prediction, in pixels.
+
+    plain_after: fraction of the training after which its images are resized like those, and flipped, but no more.
+    """
 
     root: str | None = MISSING
     train: SplitConfig = field(default_factory=SplitConfig)
@@ -27,6 +30,7 @@ class DataConfig:
     size: int | None = 800
     max_size: int | None = 1333
     transforms: Any = None
+    plain_after: float = 1.0
     prepare: Any = None
     batch_size: int = 2
     workers: int = 4
@@ -69,20 +73,22 @@ class TrainConfig(RunConfig):
 
 @dataclass
 class EvaluateConfig(RunConfig):
-    """Options of evaluate.py."""
+    """Options of evaluate.py. criterion: comes with model=NAME and is not used."""
 
     checkpoint: str = MISSING
     model: Any = None
+    criterion: Any = None
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 @dataclass
 class PredictConfig(RunConfig):
-    """Options of predict.py."""
+    """Options of predict.py. criterion: comes with model=NAME and is not used."""
 
     checkpoint: str = MISSING
     model: Any = None
+    criterion: Any = None
     source: str = MISSING
     output: str = "${run_dir}"
     threshold: float = 0.5

@@ -23,35 +23,44 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "detr-checkpoint-1"
 
-# Parts of names in the published DETR and in ours; replacing them works in both directions.
-_RENAMED = (
+# Names in the published DETR and in ours, of whole branches and of parts within; both directions.
+_BRANCHES = (
     ("backbone.0.body.", "backbone.body."),
     ("backbone.1.", "position."),
-    ("class_embed.", "class_head."),
-    ("bbox_embed.", "box_head."),
+    ("input_proj.", "neck.levels.0.0."),
+    ("query_embed.", "queries.position."),
+    ("class_embed.", "heads.0.class_head."),
+    ("bbox_embed.", "heads.0.box_head."),
+)
+_PARTS = (
     (".multihead_attn.", ".cross_attn."),
     (".in_proj_", ".in_proj."),
     (".linear1.", ".ffn.linear1."),
     (".linear2.", ".ffn.linear2."),
 )
 # Parts whose shape follows the data set or the number of queries: where it differs, they are trained anew.
-_REPLACEABLE = ("class_head.", "query_embed.")
+_REPLACEABLE = ("class_head.", "queries.position.", "queries.content.", "queries.anchors.")
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of the published DETR under our names."""
-    renamed = dict(state_dict)
-    for published, ours in _RENAMED:
-        renamed = {name.replace(published, ours): tensor for name, tensor in renamed.items()}
-    return renamed
+    return {_renamed(name, _BRANCHES, _PARTS): tensor for name, tensor in state_dict.items()}
 
 
 def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of ours under the names of the published DETR."""
-    renamed = dict(state_dict)
-    for published, ours in _RENAMED:
-        renamed = {name.replace(ours, published): tensor for name, tensor in renamed.items()}
-    return renamed
+    branches, parts = ([(ours, published) for published, ours in table] for table in (_BRANCHES, _PARTS))
+    return {_renamed(name, branches, parts): tensor for name, tensor in state_dict.items()}
+
+
+def _renamed(name: str, branches: Sequence[tuple[str, str]], parts: Sequence[tuple[str, str]]) -> str:
+    for old, new in branches:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            break
+    for old, new in parts:
+        name = name.replace(old, new)
+    return name
 
 
 def save(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
@@ -140,10 +149,10 @@ def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Catego
     replaced = {
         name: f"file {list(state[name].shape)}, model {list(tensor.shape)}"
         for name, tensor in own.items()
-        if name.startswith(_REPLACEABLE) and name in state and state[name].shape != tensor.shape
+        if any(part in name for part in _REPLACEABLE) and name in state and state[name].shape != tensor.shape
     }
     if content.get("format") == FORMAT and content.get("categories") != [asdict(category) for category in categories]:
-        replaced |= {name: "file of other classes" for name in own if name.startswith("class_head.")}
+        replaced |= {name: "file of other classes" for name in own if "class_head." in name}
     unused = [name for name in state if name not in own]
     loaded = {name: tensor for name, tensor in state.items() if name in own and name not in replaced}
     load_model_state(model, loaded | {name: own[name] for name in replaced}, path)

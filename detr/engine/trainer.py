@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detr.engine import checkpoint
 from detr.engine.optim import Schedule
@@ -40,6 +40,10 @@ class TrainerConfig:
     evaluate_every: int = 1
     save_every_steps: int = 0
     resume: str | None = None
+
+    def total_steps(self, epoch_steps: int) -> int:
+        """Steps of the whole training, for so many in an epoch."""
+        return self.epochs * epoch_steps if self.max_steps is None else self.max_steps
 
 
 @runtime_checkable
@@ -80,7 +84,10 @@ class Trainer:
         self.run_dir, self.metadata, self.seed = run_dir, metadata, seed
         self.device = next(model.parameters()).device
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.total_steps = config.epochs * len(loader) if config.max_steps is None else config.max_steps
+        self.parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            self.parts.setdefault(name.partition(".")[0], []).append(parameter)
+        self.total_steps = config.total_steps(len(loader))
         self.step = self.evaluated_step = 0
         self.best = -math.inf
 
@@ -121,19 +128,31 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         try:
-            predictions = self.model(batch.to(self.device).normalized())
-            losses = self.criterion(predictions, [target.to(self.device) for target in targets])
+            targets = [target.to(self.device) for target in targets]
+            losses = self.criterion(self.model(batch.to(self.device).normalized(), targets), targets)
         except NonFiniteError as error:
             raise NonFiniteError(error.what, error.image_ids, self.step) from None
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        losses["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+        losses |= self._clip_gradients()
         values = torch.stack(list(losses.values())).tolist()  # one synchronisation for everything that is logged
         if not all(map(math.isfinite, values)):
             raise NonFiniteError("The loss or its gradient", [target.image_id for target in targets], self.step)
         self.optimizer.step()
         self.step += 1
         return dict(zip(losses, values, strict=True))
+
+    def _clip_gradients(self) -> dict[str, Tensor]:
+        """The norms before clipping: `grad_norm` of all parameters, `grad_norm/PART` of each child module's."""
+        norms = {}
+        for part, parameters in self.parts.items():
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            # Always a value, so that averages over steps mean the same for all parts.
+            norms[f"grad_norm/{part}"] = nn.utils.get_total_norm(gradients).to(self.device)
+        total = torch.stack(list(norms.values())).norm()
+        if self.config.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, total)
+        return {"grad_norm": total, **norms}
 
     def _evaluation_is_due(self) -> bool:
         if self.step == self.evaluated_step:
@@ -145,7 +164,8 @@ class Trainer:
         evaluation = self.evaluator(self.model, on_batch=lambda images: self._stop_if_requested())
         self.evaluated_step = self.step
         evaluation.metrics.save(self.run_dir / "evaluation" / "metrics.json")
-        self.reporter.evaluation(self.step, evaluation.metrics.summary, evaluation.samples)
+        values = {**evaluation.metrics.summary, **evaluation.diagnostics}
+        self.reporter.evaluation(self.step, values, evaluation.samples)
         if evaluation.metrics.summary["AP"] > self.best:
             self.best = evaluation.metrics.summary["AP"]
             self._save("best.pt")

@@ -10,17 +10,22 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from detr.evaluation.coco import Backend, CocoMetrics, coco_metrics
+from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.postprocess import postprocess
 from detr.types import Category, Detections, ImageBatch, Target
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics, all detections as COCO results, and the first few images with what was found in them."""
+    """Metrics, all detections as COCO results, and the first few images with what was found in them.
+
+    diagnostics: by name, where the evaluator was given any.
+    """
 
     metrics: CocoMetrics
     results: list[dict[str, Any]]
     samples: list[tuple[UInt8[Tensor, "3 _ _"], Detections]]
+    diagnostics: dict[str, float]
 
 
 class CocoEvaluator:
@@ -30,6 +35,7 @@ class CocoEvaluator:
     annotations: the COCO annotations of the loader's images, as a file or its content.
     categories: the model's classes, in the order of its labels; they give the category ids of the results.
     samples: number of images to keep for drawing.
+    diagnostics: what to measure beside the metrics.
     """
 
     def __init__(
@@ -41,9 +47,11 @@ class CocoEvaluator:
         backend: Backend = "faster",
         max_dets: int = 100,
         samples: int = 8,
+        diagnostics: MatchingDiagnostics | None = None,
     ) -> None:
         self.loader, self.annotations, self.categories = loader, annotations, categories
         self.backend, self.max_dets, self.samples = backend, max_dets, samples
+        self.diagnostics = diagnostics
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module, on_batch: Callable[[int], None] = lambda images: None) -> Evaluation:
@@ -56,6 +64,7 @@ class CocoEvaluator:
         names = [category.name for category in self.categories]
         results: list[dict[str, Any]] = []
         samples: list[tuple[Tensor, Detections]] = []
+        measured: list[dict[str, Tensor]] = []
         for batch, targets in self.loader:
             predictions = model(batch.to(device).normalized())
             found = postprocess(predictions, [target.original_size for target in targets], names)
@@ -63,9 +72,12 @@ class CocoEvaluator:
                 results += to_results(detections, target.image_id, self.categories)
                 if len(samples) < self.samples:
                     samples.append(_sample(batch, index, target, detections))
+            if self.diagnostics:
+                measured.append(self.diagnostics.measure(predictions, targets, found))
             on_batch(len(batch))
         metrics = coco_metrics(self.annotations, results, backend=self.backend, max_dets=self.max_dets)
-        return Evaluation(metrics=metrics, results=results, samples=samples)
+        diagnostics = self.diagnostics.summarize(measured) if self.diagnostics else {}
+        return Evaluation(metrics=metrics, results=results, samples=samples, diagnostics=diagnostics)
 
 
 def to_results(detections: Detections, image_id: int, categories: Sequence[Category]) -> list[dict[str, Any]]:

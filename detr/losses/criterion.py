@@ -1,104 +1,137 @@
 """DETR's set loss (Carion et al., ECCV 2020, section 3.1), on all decoder layers in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detr import boxes as box_ops
 from detr import distributed
+from detr.errors import UserError
+from detr.losses.classification import ClassificationLoss, CrossEntropy
 from detr.losses.matcher import HungarianMatcher
 from detr.types import Matches, Predictions, Target
 
 
 class SetCriterion(nn.Module):
-    """Cross-entropy over all queries, L1 and GIoU losses over the matched ones, summed over the decoder layers.
+    """A classification loss over all queries, L1 and GIoU losses over the matched ones, summed over decoder layers.
 
     matcher: assigns queries to targets, in every layer on its own.
-    num_classes: K; class K means no object.
+    num_classes: K.
+    classification: the loss of classes, which the matcher takes its cost from; published DETR's unless given.
     class_weight, box_weight, giou_weight: weights of the three losses in the total.
-    no_object_weight: weight of queries without an object in the cross-entropy, whose mean is a weighted one.
+    group_repeats: how often each target is there for a group of queries: once as in Group DETR (Chen et al., ICCV
+        2023), or more for the one-to-many matching of H-DETR (Jia et al., CVPR 2023).
     """
-
-    class_weights: Tensor
 
     def __init__(
         self,
         *,
         matcher: HungarianMatcher,
         num_classes: int,
+        classification: ClassificationLoss | None = None,
         class_weight: float = 1.0,
         box_weight: float = 5.0,
         giou_weight: float = 2.0,
-        no_object_weight: float = 0.1,
+        group_repeats: int = 1,
     ) -> None:
         super().__init__()
-        self.matcher, self.num_classes = matcher, num_classes
+        if group_repeats < 1:
+            raise UserError(f"criterion.group_repeats: wanted at least 1, got {group_repeats}.")
+        self.matcher, self.num_classes, self.group_repeats = matcher, num_classes, group_repeats
+        self.classification = classification or CrossEntropy()
         self.weights = {"loss_ce": class_weight, "loss_bbox": box_weight, "loss_giou": giou_weight}
-        class_weights = torch.ones(num_classes + 1)
-        class_weights[-1] = no_object_weight
-        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         """`loss`, the total to minimise, and its parts before weighting.
 
-        `loss_ce`, `loss_bbox`, `loss_giou` are those of the last decoder layer; a suffix `_0`, `_1` ... names an
-        earlier one. The box losses are divided by the number of target boxes, averaged over processes, at least 1.
+        `loss_ce` (the classification loss, whatever its kind), `loss_bbox`, `loss_giou` are those of the last decoder
+        layer; a suffix `_0`, `_1` ... names an earlier one. Suffixes `_proposals`, `_groups` and `_denoising` name
+        those of further predictions, where there are any, summed over layers and averaged over groups. The box losses
+        are divided by the number of target boxes, averaged over processes, at least 1, times the copies of each.
         Two more are for the log only: `class_error`, the percentage of matched queries with a wrong class (100 in a
         batch without targets), and `cardinality_error`, by how many an image's count of objects is off.
 
-        Raises NonFiniteError where predictions are NaN or infinite.
+        Raises NonFiniteError where predictions are NaN or infinite, UserError where the class head does not fit the
+        loss.
         """
-        matches = self.matcher(predictions, targets)
-        labels = torch.cat([target.labels for target in targets])[matches.target]
         num_boxes = torch.tensor(float(sum(len(target) for target in targets)), device=predictions.boxes.device)
         num_boxes = distributed.mean(num_boxes).clamp(min=1)
-
-        losses = {
-            "loss_ce": self._class_loss(predictions, matches, labels),
-            **self._box_losses(predictions, matches, targets, num_boxes),
-        }
-        total = sum(weight * losses[name].sum() for name, weight in self.weights.items())
+        matches = self._match(predictions, targets, self.num_classes)
+        losses = self._losses(predictions, matches, targets, num_boxes)
+        further = dict(self._further_losses(predictions, targets, num_boxes))
+        total = sum(
+            weight * part[name].sum() for part in (losses, *further.values()) for name, weight in self.weights.items()
+        )
         with torch.no_grad():
             losses["cardinality_error"] = self._cardinality_error(predictions, targets)
-            class_error = self._class_error(predictions, matches, labels)
+            class_error = self._class_error(predictions, matches, targets)
         named = {
             name if layer == len(values) - 1 else f"{name}_{layer}": value
             for name, values in losses.items()
             for layer, value in enumerate(values)
         }
+        named |= {
+            f"{name}_{part}": values.sum() for part, of_part in further.items() for name, values in of_part.items()
+        }
         return {"loss": total, **named, "class_error": class_error}
 
-    def _class_loss(self, predictions: Predictions, matches: Matches, labels: Tensor) -> Float[Tensor, " layers"]:
-        logits = predictions.logits.float()
-        layer = torch.arange(len(logits), device=logits.device)[:, None]
-        wanted = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
-        wanted[layer, matches.image, matches.query] = labels
-        loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), self.class_weights, reduction="none")
-        weight = self.class_weights[wanted].flatten(1)
-        return loss.view_as(weight).sum(1) / weight.sum(1)
+    def _further_losses(
+        self, predictions: Predictions, targets: Sequence[Target], num_boxes: Tensor
+    ) -> Iterator[tuple[str, dict[str, Float[Tensor, " layers"]]]]:
+        if (proposals := predictions.proposals) is not None:
+            num_classes, objects = self.num_classes, targets
+            if proposals.logits.shape[-1] == 1 + self.classification.background:
+                num_classes, objects = 1, [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
+            matches = self._match(proposals, objects, num_classes)
+            yield "proposals", self._losses(proposals, matches, objects, num_boxes)
+        if (groups := predictions.groups) is not None:
+            times = self.group_repeats
+            objects = [replace(t, labels=t.labels.repeat(times), boxes=t.boxes.repeat(times, 1)) for t in targets]
+            matches = self._match(groups, objects, self.num_classes)
+            losses, number = self._losses(groups, matches, objects, num_boxes * times), len(groups.boxes)
+            yield "groups", {name: values * len(predictions.boxes) / number for name, values in losses.items()}
+        if (denoised := predictions.denoising) is not None:
+            divisor = num_boxes * max(denoised.copies, 1)  # no copies where there is nothing to copy
+            yield "denoising", self._losses(denoised.predictions, denoised.matches, targets, divisor)
 
-    def _box_losses(
+    def _match(self, predictions: Predictions, targets: Sequence[Target], num_classes: int) -> Matches:
+        background, got = self.classification.background, predictions.logits.shape[-1]
+        if got != num_classes + background:
+            other = got == num_classes + (not background)
+            remedy = (
+                f"model.background={str(background).lower()}" if other else f"the model's num_classes={num_classes}"
+            )
+            raise UserError(
+                f"The class head has {got} outputs, wanted {num_classes + background} for {num_classes} classes and "
+                f"{'a softmax' if background else 'a sigmoid'} loss: set {remedy}."
+            )
+        return self.matcher(predictions, targets, self.classification)
+
+    def _losses(
         self, predictions: Predictions, matches: Matches, targets: Sequence[Target], num_boxes: Tensor
     ) -> dict[str, Float[Tensor, " layers"]]:
         layer = torch.arange(len(predictions.boxes), device=num_boxes.device)[:, None]
+        labels = torch.cat([target.labels for target in targets])[matches.target]
         found = predictions.boxes.float()[layer, matches.image, matches.query]
         wanted = torch.cat([target.boxes for target in targets])[matches.target]
-        overlap = box_ops.giou(box_ops.cxcywh_to_xyxy(found), box_ops.cxcywh_to_xyxy(wanted))
+        corners, wanted_corners = box_ops.cxcywh_to_xyxy(found), box_ops.cxcywh_to_xyxy(wanted)
+        overlaps = box_ops.iou(corners.detach(), wanted_corners)
         return {
+            "loss_ce": self.classification(predictions.logits.float(), matches, labels, overlaps, num_boxes),
             "loss_bbox": (found - wanted).abs().sum((1, 2)) / num_boxes,
-            "loss_giou": (1 - overlap).sum(1) / num_boxes,
+            "loss_giou": (1 - box_ops.giou(corners, wanted_corners)).sum(1) / num_boxes,
         }
 
-    def _class_error(self, predictions: Predictions, matches: Matches, labels: Tensor) -> Float[Tensor, ""]:
-        if labels.shape[1] == 0:
+    def _class_error(self, predictions: Predictions, matches: Matches, targets: Sequence[Target]) -> Float[Tensor, ""]:
+        labels = torch.cat([target.labels for target in targets])[matches.target[-1]]
+        if len(labels) == 0:
             return torch.tensor(100.0, device=labels.device)
         found = predictions.logits[-1, matches.image, matches.query[-1]].argmax(-1)
-        return 100 * (found != labels[-1]).float().mean()
+        return 100 * (found != labels).float().mean()
 
     def _cardinality_error(self, predictions: Predictions, targets: Sequence[Target]) -> Float[Tensor, " layers"]:
         counts = torch.tensor([float(len(target)) for target in targets], device=predictions.logits.device)
-        found = (predictions.logits.argmax(-1) != self.num_classes).sum(-1)
-        return (found - counts).abs().mean(1)
+        return (self.classification.finds(predictions.logits).sum(-1) - counts).abs().mean(1)

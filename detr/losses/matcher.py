@@ -10,13 +10,14 @@ from torch import Tensor
 
 from detr import boxes as box_ops
 from detr.errors import NonFiniteError
+from detr.losses.classification import ClassificationLoss, CrossEntropy
 from detr.types import Matches, Predictions, Target
 
 
 class HungarianMatcher:
     """For each image and layer, the one-to-one assignment of queries to targets with the lowest total cost.
 
-    cost = class_cost * (-probability of the target's class) + box_cost * L1 + giou_cost * (-GIoU).
+    cost = class_cost * (cost of the target's class) + box_cost * L1 + giou_cost * (-GIoU).
     Where an image has more targets than queries, the targets that fit best are kept.
     """
 
@@ -24,10 +25,15 @@ class HungarianMatcher:
         self.class_cost, self.box_cost, self.giou_cost = class_cost, box_cost, giou_cost
 
     @torch.no_grad()
-    def __call__(self, predictions: Predictions, targets: Sequence[Target]) -> Matches:
-        """Raises NonFiniteError, with the image ids, where predictions are NaN or infinite."""
+    def __call__(
+        self, predictions: Predictions, targets: Sequence[Target], classification: ClassificationLoss | None = None
+    ) -> Matches:
+        """classification: the loss whose cost of a class it is; without one, published DETR's, -probability.
+
+        Raises NonFiniteError, with the image ids, where predictions are NaN or infinite.
+        """
         counts = [len(target) for target in targets]
-        cost = self.costs(predictions, targets).cpu().numpy()
+        cost = self.costs(predictions, targets, classification).cpu().numpy()
         total = predictions.logits.float().sum((0, 2, 3)) + predictions.boxes.float().sum((0, 2, 3))
         if damaged := (~total.isfinite()).nonzero().flatten().tolist():
             raise NonFiniteError("The model's predictions", [targets[image].image_id for image in damaged])
@@ -57,24 +63,24 @@ class HungarianMatcher:
             target=stack(target),
         )
 
-    def costs(self, predictions: Predictions, targets: Sequence[Target]) -> Float[Tensor, "layers targets queries"]:
+    def costs(
+        self, predictions: Predictions, targets: Sequence[Target], classification: ClassificationLoss | None = None
+    ) -> Float[Tensor, "layers targets queries"]:
         """Costs of each target against the queries of its own image only, never of the whole batch."""
+        classification = classification or CrossEntropy()
         labels = torch.cat([target.labels for target in targets])
         wanted = torch.cat([target.boxes for target in targets])
         counts = torch.tensor([len(target) for target in targets])
         image = torch.arange(len(targets)).repeat_interleave(counts).to(labels.device)
+        costs = []
         # A layer's block of costs fits the processor's cache, that of all layers does not.
-        layers = zip(predictions.logits.float(), predictions.boxes.float(), strict=True)
-        return torch.stack([self._layer_costs(logits, boxes, labels, wanted, image) for logits, boxes in layers])
-
-    def _layer_costs(
-        self, logits: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor, image: Tensor
-    ) -> Float[Tensor, "targets queries"]:
-        cost = logits.softmax(-1)[image, :, labels].mul_(-self.class_cost)
-        # Coordinates as planes, contiguous in the queries: work on slices of 4 is several times slower.
-        planes = torch.cat((boxes, box_ops.cxcywh_to_xyxy(boxes)), dim=-1).permute(2, 0, 1).contiguous()
-        found = planes.index_select(1, image)
-        for coordinate, target in zip(found[:4], wanted[:, None].unbind(-1), strict=True):
-            cost.add_((coordinate - target).abs_(), alpha=self.box_cost)
-        overlap = box_ops.giou(found[4:].movedim(0, -1), box_ops.cxcywh_to_xyxy(wanted)[:, None])
-        return cost.sub_(overlap, alpha=self.giou_cost)
+        for logits, boxes in zip(predictions.logits.float(), predictions.boxes.float(), strict=True):
+            # Coordinates as planes, contiguous in the queries: work on slices of 4 is several times slower.
+            planes = torch.cat((boxes, box_ops.cxcywh_to_xyxy(boxes)), dim=-1).permute(2, 0, 1).contiguous()
+            found = planes.index_select(1, image)
+            overlap = box_ops.giou(found[4:].movedim(0, -1), box_ops.cxcywh_to_xyxy(wanted)[:, None])
+            cost = classification.cost(logits, image, labels, overlap).mul_(self.class_cost)
+            for coordinate, target in zip(found[:4], wanted[:, None].unbind(-1), strict=True):
+                cost.add_((coordinate - target).abs_(), alpha=self.box_cost)
+            costs.append(cost.sub_(overlap, alpha=self.giou_cost))
+        return torch.stack(costs)

@@ -49,7 +49,7 @@ NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": _group_n
 
 
 class Backbone(nn.Module):
-    """A ResNet that maps images to the features of its last stage.
+    """A ResNet that maps images to the features of its last stage, or of several stages.
 
     name: a ResNet of torchvision: resnet18, resnet34, resnet50, resnet101.
     weights: torchvision's name of pre-trained weights (such as IMAGENET1K_V1), a path to a state dict, or None for
@@ -58,6 +58,8 @@ class Backbone(nn.Module):
     dilation: the last stage dilates instead of striding (the DC5 variants), for stride 16 instead of 32;
         ResNet-50 and larger only.
     freeze: stages that do not train; published DETR freezes stem and layer1.
+    features: stages whose output is given, in order; what comes after the last of them is not built. Strides are 4, 8,
+        16 and 32 from layer1 to layer4.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Backbone(nn.Module):
         norm: Literal["frozen", "batch", "group"] = "frozen",
         dilation: bool = False,
         freeze: Sequence[Stage] = ("stem", "layer1"),
+        features: Sequence[Stage] = ("layer4",),
     ) -> None:
         super().__init__()
         choices = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
@@ -80,24 +83,40 @@ class Backbone(nn.Module):
         self.body = torchvision.models.get_model(
             name, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
         )
-        self.channels: int = self.body.fc.in_features
-        del self.body.fc, self.body.avgpool
+        layers = STAGES[1:]
+        if list(features) != [stage for stage in layers if stage in features] or not features:
+            raise UserError(
+                f"Backbone: wanted features as some of {', '.join(layers)}, in this order, got {list(features)}. "
+                "Correct model.backbone.features."
+            )
+        self.features = list(features)
+        unused = layers[layers.index(self.features[-1]) + 1 :]
+        self.channels = [64 * 2 ** layers.index(stage) * self.body.layer1[0].expansion for stage in self.features]
+        for part in ("fc", "avgpool", *unused):
+            delattr(self.body, part)
         if weights is not None:
             self._load(name, weights)
         self._frozen: list[nn.Module] = []
         self.freeze(freeze)
 
-    def forward(self, images: Float[Tensor, "batch 3 _ _"]) -> Float[Tensor, "batch {self.channels} _ _"]:
+    def forward(self, images: Float[Tensor, "batch 3 _ _"]) -> list[Float[Tensor, "batch _ _ _"]]:
+        """Feature maps (B, channels, h, w) of the wanted stages."""
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
-        return body.layer4(body.layer3(body.layer2(body.layer1(x))))
+        maps = []
+        for stage in STAGES[1 : STAGES.index(self.features[-1]) + 1]:
+            x = getattr(body, stage)(x)
+            if stage in self.features:
+                maps.append(x)
+        return maps
 
     def _load(self, name: str, weights: str) -> None:
         if weights.endswith((".pth", ".pt")) or Path(weights).exists():
             state = _read_state_dict(weights)
         else:
             state = _download_state_dict(name, weights)
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        unused = tuple(f"{part}." for part in ("fc", *STAGES) if not hasattr(self.body, part))
+        state = {key: value for key, value in state.items() if not key.startswith(unused)}
         wanted = {key: value.shape for key, value in self.body.state_dict().items() if "num_batches" not in key}
         found = {key: value.shape for key, value in state.items() if "num_batches" not in key}
         if different := sorted(dict(wanted.items() ^ found.items())):
@@ -111,6 +130,8 @@ class Backbone(nn.Module):
     def freeze(self, stages: Sequence[Stage] = STAGES) -> None:
         """From now on these stages stay as they are, the statistics of their batch norms too."""
         for stage in stages:
+            if stage != "stem" and not hasattr(self.body, stage):
+                continue
             parts = [self.body.conv1, self.body.bn1] if stage == "stem" else [getattr(self.body, stage)]
             self._frozen += [part.requires_grad_(False) for part in parts]
         self.train(self.training)

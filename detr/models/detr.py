@@ -1,35 +1,39 @@
-"""DETR, the detection transformer (Carion et al., ECCV 2020)."""
+"""DETR, the detection transformer (Carion et al., ECCV 2020), and what grew from it, assembled from parts."""
 
-import torch.nn.functional as F
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
 from detr.models.backbone import Backbone
+from detr.models.denoising import Denoising, Noise, who_sees_whom
+from detr.models.memory import Memory
+from detr.models.neck import ChannelMapper, masks_for
+from detr.models.queries import Head, LearnedQueries, ObjectQueries
 from detr.models.transformer import Transformer
-from detr.types import ImageBatch, Predictions
-
-
-class BoxHead(nn.Module):
-    """A perceptron of three layers from query features to a box in logits."""
-
-    def __init__(self, *, d_model: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(d_model, d_model), nn.Linear(d_model, d_model), nn.Linear(d_model, 4)])
-
-    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 4"]:
-        first, second, last = self.layers
-        return last(F.relu(second(F.relu(first(x)))))
+from detr.types import Denoised, ImageBatch, Predictions, Target
 
 
 class DETR(nn.Module):
-    """Backbone, transformer and two heads that turn every object query into a class and a box.
+    """Backbone, transformer and heads that turn every object query into a class and a box.
 
-    backbone: images to features (B, backbone.channels, h, w).
+    backbone: images to one or several feature maps, largest first.
     position: padding mask (B, h, w) to encodings (B, d_model, h, w).
     transformer: encoder and decoder.
-    num_classes: K; the class head has one more output, the last, for no object.
+    num_classes: K.
     num_queries: Q, the most objects that can be found in one image.
+    neck: makes the transformer's maps of the backbone's; called with `in_channels` and `d_model`.
+    queries: the kind of object queries; called with `num_queries` and `d_model`.
+    denoising: queries made from disturbed targets in training; called with `d_model` and `num_classes`.
+    background: the class head has one more output, the last, for no object, as the softmax loss needs; sigmoid losses
+        do without.
+    refine: each decoder layer moves the anchors for the next one (Deformable DETR: Zhu et al., ICLR 2021).
+    look_forward_twice: a layer's boxes also train the layer before (DINO: Zhang et al., ICLR 2023).
+    shared_heads: one head for all decoder layers, instead of one for each.
     aux_loss: predict from every decoder layer, so that the loss can supervise all of them; off: the last only.
     """
 
@@ -41,6 +45,13 @@ class DETR(nn.Module):
         transformer: Transformer,
         num_classes: int,
         num_queries: int = 100,
+        neck: Callable[..., nn.Module] = ChannelMapper,
+        queries: Callable[..., ObjectQueries] = LearnedQueries,
+        denoising: Callable[..., Denoising] | None = None,
+        background: bool = True,
+        refine: bool = False,
+        look_forward_twice: bool = False,
+        shared_heads: bool = True,
         aux_loss: bool = True,
     ) -> None:
         super().__init__()
@@ -51,22 +62,127 @@ class DETR(nn.Module):
             )
         self.backbone, self.position, self.transformer = backbone, position, transformer
         self.num_classes, self.num_queries, self.aux_loss = num_classes, num_queries, aux_loss
+        self.look_forward_twice = look_forward_twice
         d_model = transformer.d_model
-        self.input_proj = nn.Conv2d(backbone.channels, d_model, kernel_size=1)
-        self.query_embed = nn.Embedding(num_queries, d_model)
-        self.class_head = nn.Linear(d_model, num_classes + 1)
-        self.box_head = BoxHead(d_model=d_model)
+        self.neck = neck(in_channels=backbone.channels, d_model=d_model)
+        self.queries = queries(num_queries=num_queries, d_model=d_model)
+        self.denoising = None if denoising is None else denoising(d_model=d_model, num_classes=num_classes)
+        self.refine = refine
+        self._check_anchors()
 
-    def forward(self, batch: ImageBatch) -> Predictions:
-        """batch: normalised images. Returns L layers of (B, Q, K + 1) logits and (B, Q, 4) boxes."""
-        features = self.backbone(batch.images)
-        mask = F.interpolate(batch.mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
-        decoded, _ = self.transformer(
-            self.input_proj(features),
-            self.position(mask),
-            mask if batch.padded else None,
-            self.query_embed.weight,
+        def head(num_outputs: int) -> Head:
+            return Head(d_model=d_model, num_outputs=num_outputs, prior=None if background else 0.01)
+
+        num_outputs = num_classes + background
+        num_layers = len(transformer.decoder.layers)
+        heads = [head(num_outputs) for _ in range(1 if shared_heads else num_layers)]
+        self.proposal_head = None
+        if self.queries.two_stage:
+            self.proposal_head = head(1 if self.queries.class_agnostic else num_outputs)
+            self.proposal_head.start_at_anchors()
+        if self.queries.anchor_dims:
+            for part in heads:
+                part.start_at_anchors()
+        if self.queries.anchor_dims == 2:
+            heads[0].start_at_anchors(size=-2.0)  # points have no size: let it be small, as most objects are
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Predictions:
+        """L layers of class logits (B, Q, C) and boxes (B, Q, 4).
+
+        batch: normalised images. targets: what is in them; denoising needs it in training.
+        """
+        memory = self._encode(batch)
+        queries, proposals = self.queries(memory, self.proposal_head)
+        groups, noise = self.queries.groups, None
+        if self.training and self.denoising is not None:
+            if targets is None:
+                raise UserError("DETR: denoising needs targets in training, call model(images, targets).")
+            queries, noise = self.denoising(queries, targets, groups)
+        elif groups > 1:
+            number = queries.content.shape[1] // groups
+            group = torch.arange(groups, device=queries.content.device).repeat_interleave(number)
+            queries = replace(queries, keep=who_sees_whom(group))
+        outputs, references = self.transformer.decoder(
+            queries,
+            memory,
+            self._next_anchors if self.refine else None,
+            look_forward_twice=self.look_forward_twice,
         )
-        if not self.aux_loss:
-            decoded = decoded[-1:]
-        return Predictions(logits=self.class_head(decoded), boxes=self.box_head(decoded).sigmoid())
+        predictions = self._predict(outputs, references)
+        if not self.training:
+            return predictions
+        return replace(_split(predictions, groups, noise), proposals=proposals)
+
+    def _encode(self, batch: ImageBatch) -> Memory:
+        maps = self.neck(self.backbone(batch.images))
+        masks = masks_for(batch.mask, maps)
+        positions = [self.position(mask) for mask in masks]
+        return self.transformer.encode(maps, positions, masks, padded=bool(batch.padded))
+
+    def _next_anchors(self, layer: int, x: Tensor, anchors: Tensor | None) -> Tensor:
+        return _boxes(self._head(layer).box_head(x), anchors)
+
+    def _predict(
+        self, outputs: Float[Tensor, "layers batch queries d_model"], references: Sequence[Tensor | None]
+    ) -> Predictions:
+        layers = range(len(outputs)) if self.aux_loss else [len(outputs) - 1]
+        logits, boxes = [], []
+        for layer in layers:
+            scores, offsets = self._head(layer)(outputs[layer])
+            logits.append(scores)
+            boxes.append(_boxes(offsets, references[layer]))
+        return Predictions(logits=torch.stack(logits), boxes=torch.stack(boxes))
+
+    def _head(self, layer: int) -> Head:
+        return cast(Head, self.heads[layer if len(self.heads) > 1 else 0])
+
+    def _check_anchors(self) -> None:
+        kind, dims = type(self.queries).__name__, self.queries.anchor_dims
+        attention = self.transformer.cross_attention
+        needs = [
+            (attention != "standard", 2, f"{attention} cross-attention", "model/queries=anchors or two_stage"),
+            (self.transformer.decoder.modulates, 4, "transformer.modulate", "model/queries=anchors or two_stage"),
+            (self.denoising is not None, 4, "denoising", "model/queries=anchors or two_stage"),
+            (self.refine, 2, "refine", "model/queries=anchors or two_stage"),
+        ]
+        for wanted, least, part, remedy in needs:
+            if wanted and dims < least:
+                raise UserError(
+                    f"DETR: {part} needs queries with anchors of at least {least} coordinates, {kind} has {dims}. Set "
+                    f"{remedy}."
+                )
+
+
+def _boxes(offsets: Tensor, reference: Tensor | None) -> Tensor:
+    """Boxes from offsets in logits around points, boxes, or nothing."""
+    if reference is None:
+        return offsets.sigmoid()
+    dims = reference.shape[-1]
+    moved = offsets[..., :dims] + reference.logit(eps=1e-5)
+    return torch.cat((moved, offsets[..., dims:]), dim=-1).sigmoid()
+
+
+def _split(predictions: Predictions, groups: int, noise: Noise | None) -> Predictions:
+    """Take denoising queries and further groups out of the sequence of queries."""
+    denoising = None
+    if noise is not None:
+        first, predictions = _cut(predictions, noise.count)
+        denoising = Denoised(predictions=first, matches=noise.matches(len(first.logits)), copies=noise.copies)
+    further = None
+    if groups > 1:
+        predictions, rest = _cut(predictions, predictions.logits.shape[2] // groups)
+
+        def stacked(x: Tensor) -> Tensor:
+            return torch.cat(x.chunk(groups - 1, dim=2))
+
+        further = Predictions(logits=stacked(rest.logits), boxes=stacked(rest.boxes))
+    return replace(predictions, groups=further, denoising=denoising)
+
+
+def _cut(predictions: Predictions, count: int) -> tuple[Predictions, Predictions]:
+    """The first `count` queries and the others."""
+    return (
+        Predictions(logits=predictions.logits[:, :, :count], boxes=predictions.boxes[:, :, :count]),
+        Predictions(logits=predictions.logits[:, :, count:], boxes=predictions.boxes[:, :, count:]),
+    )

@@ -9,6 +9,21 @@ from torch import Tensor, nn
 from detr.errors import UserError
 
 
+def sine_embedding(
+    x: Float[Tensor, "*batch"], features: int, *, temperature: float = 10000.0
+) -> Float[Tensor, "*batch {features}"]:
+    """Sines and cosines, in turn, of angles in radians over wave lengths from 2 pi to 2 pi * temperature."""
+    exponent = 2 * torch.arange(features // 2, device=x.device, dtype=torch.float32) / features
+    angle = x.unsqueeze(-1) / temperature**exponent
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+
+def anchor_embedding(anchors: Float[Tensor, "*batch dims"], features: int) -> Float[Tensor, "*batch embedded"]:
+    """Points (x, y) or boxes (cxcywh) in [0, 1] embedded as SinePosition embeds cells: y, x and then w, h."""
+    order = [1, 0, 2, 3][: anchors.shape[-1]]
+    return sine_embedding(anchors[..., order] * (2 * math.pi), features).flatten(-2)
+
+
 class SinePosition(nn.Module):
     """Fixed sines and cosines of the cell's row and column (Vaswani et al. 2017; in 2-d by Carion et al. 2020).
 
@@ -18,32 +33,29 @@ class SinePosition(nn.Module):
     d_model: channels of the encoding, a multiple of 4.
     temperature: wave lengths grow from 2 pi to 2 pi * temperature.
     normalize: count cells in [0, 2 pi] over the image instead of in cells.
+    centre: encode the middle of a cell, as Deformable DETR does, instead of its far edge; needs normalize.
     """
 
     _eps = 1e-6
 
-    def __init__(self, *, d_model: int, temperature: float = 10000.0, normalize: bool = True) -> None:
+    def __init__(
+        self, *, d_model: int, temperature: float = 10000.0, normalize: bool = True, centre: bool = False
+    ) -> None:
         super().__init__()
         if d_model % 4:
             raise UserError(f"SinePosition: wanted d_model as a multiple of 4, got {d_model}.")
         self.d_model, self.temperature, self.normalize = d_model, temperature, normalize
+        self.offset = 0.5 if centre and normalize else 0.0
 
     def forward(self, mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
         """mask: True = padding."""
         valid = (~mask).float()
         y, x = valid.cumsum(1), valid.cumsum(2)
         if self.normalize:
-            y = y / (y[:, -1:, :] + self._eps) * (2 * math.pi)
-            x = x / (x[:, :, -1:] + self._eps) * (2 * math.pi)
-        features = self.d_model // 2
-        exponent = 2 * torch.arange(features // 2, device=mask.device, dtype=torch.float32) / features
-        wavelength = self.temperature**exponent
-
-        def encode(position: Tensor) -> Tensor:
-            angle = position.unsqueeze(-1) / wavelength
-            return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
-
-        return torch.cat((encode(y), encode(x)), dim=-1).permute(0, 3, 1, 2)
+            y = (y - self.offset) / (y[:, -1:, :] + self._eps) * (2 * math.pi)
+            x = (x - self.offset) / (x[:, :, -1:] + self._eps) * (2 * math.pi)
+        y, x = (sine_embedding(axis, self.d_model // 2, temperature=self.temperature) for axis in (y, x))
+        return torch.cat((y, x), dim=-1).permute(0, 3, 1, 2)
 
 
 class LearnedPosition(nn.Module):

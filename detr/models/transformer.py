@@ -1,11 +1,11 @@
-"""DETR's transformer (Vaswani et al., NeurIPS 2017; Carion et al., ECCV 2020).
+"""DETR's transformer (Vaswani et al., NeurIPS 2017; Carion et al., ECCV 2020), with exchangeable attention.
 
 Sequences are (batch, tokens, d_model). Positions are added to queries and keys in every layer, never to values.
 """
 
-import copy
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.conditional import ConditionalCrossAttention, ConditionalSelfAttention, SpatialQuery
+from detr.models.deformable import DeformableAttention, DeformableCrossAttention, DeformableEncoderAttention
+from detr.models.memory import Memory
+from detr.models.mlp import MLP
+from detr.models.queries import Place, Queries
 
-Activation = Literal["relu", "gelu", "glu"]
+Activation = Literal["relu", "gelu", "glu", "prelu"]
+Attention = Literal["standard", "conditional", "deformable"]
 
 
 class MultiHeadAttention(nn.Module):
@@ -33,12 +39,12 @@ class MultiHeadAttention(nn.Module):
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(
+    def attend(
         self,
         query: Float[Tensor, "batch targets d_model"],
         key: Float[Tensor, "batch sources d_model"],
         value: Float[Tensor, "batch sources d_model"],
-        keep: Bool[Tensor, "batch 1 1 sources"] | None = None,
+        keep: Bool[Tensor, "batch 1 _ sources"] | None = None,
     ) -> Float[Tensor, "batch targets d_model"]:
         """keep: True where a key may be attended to; None where all may, which lets faster kernels run."""
         d_model = query.shape[-1]
@@ -56,12 +62,13 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between; `glu` gates one half of the features with the other."""
+    """Two linear layers with an activation between; `glu` gates one half of the features with the other,
+    `prelu` learns its slope."""
 
     def __init__(self, *, d_model: int, dim_feedforward: int, dropout: float, activation: Activation) -> None:
         super().__init__()
         activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
-        self.activation = activations[activation]
+        self.activation = nn.PReLU() if activation == "prelu" else activations[activation]
         self.linear1 = nn.Linear(d_model, dim_feedforward * (2 if activation == "glu" else 1))
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.dropout = nn.Dropout(dropout)
@@ -70,34 +77,46 @@ class FeedForward(nn.Module):
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
+class EncoderAttention(MultiHeadAttention):
+    """Every token looks at all tokens."""
+
+    def forward(self, memory: Memory) -> Float[Tensor, "batch tokens d_model"]:
+        return self.attend(memory.key, memory.key, memory.tokens, memory.keep)
+
+
+class SelfAttention(MultiHeadAttention):
+    """Every query looks at all queries that it may attend to."""
+
+    def forward(self, x: Tensor, place: Place, keep: Tensor | None) -> Float[Tensor, "batch queries d_model"]:
+        query = x + place.position
+        return self.attend(query, query, x, keep)
+
+
+class CrossAttention(MultiHeadAttention):
+    """Every query looks at all tokens of the memory."""
+
+    def forward(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries d_model"]:
+        return self.attend(x + place.position, memory.key, memory.tokens, memory.keep)
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and a feed-forward network, each with a residual connection and a layer norm."""
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int,
-        dropout: float,
-        activation: Activation,
-        norm_first: bool,
-    ) -> None:
+    def __init__(self, *, self_attn: nn.Module, ffn: FeedForward, d_model: int, dropout: float, norm_first: bool):
         super().__init__()
         self.norm_first = norm_first
-        self.self_attn = MultiHeadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.ffn = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
+        self.self_attn, self.ffn = self_attn, ffn
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, keep: Tensor | None) -> Float[Tensor, "batch tokens d_model"]:
+    def forward(self, memory: Memory) -> Float[Tensor, "batch tokens d_model"]:
         def attend(x: Tensor) -> Tensor:
-            q = x + position
-            return self.dropout(self.self_attn(q, q, x, keep))
+            return self.dropout(self.self_attn(replace(memory, tokens=x)))
 
         def feed(x: Tensor) -> Tensor:
             return self.dropout(self.ffn(x))
 
+        x = memory.tokens
         if self.norm_first:
             x = x + attend(self.norm1(x))
             return x + feed(self.norm2(x))
@@ -111,32 +130,29 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         *,
+        self_attn: nn.Module,
+        cross_attn: nn.Module,
+        ffn: FeedForward,
         d_model: int,
-        nhead: int,
-        dim_feedforward: int,
         dropout: float,
-        activation: Activation,
         norm_first: bool,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.self_attn = MultiHeadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.cross_attn = MultiHeadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.ffn = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
+        self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d_model), nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, query_position: Tensor, memory: Tensor, memory_key: Tensor, keep: Tensor | None
+        self, x: Tensor, place: Place, memory: Memory, keep: Tensor | None
     ) -> Float[Tensor, "batch queries d_model"]:
-        """memory_key: the memory with its positions added, the same for all layers."""
+        """keep: as in Queries."""
 
         def attend(x: Tensor) -> Tensor:
-            q = x + query_position
-            return self.dropout(self.self_attn(q, q, x))
+            return self.dropout(self.self_attn(x, place, keep))
 
         def look(x: Tensor) -> Tensor:
-            return self.dropout(self.cross_attn(x + query_position, memory_key, memory, keep))
+            return self.dropout(self.cross_attn(x, place, memory))
 
         def feed(x: Tensor) -> Tensor:
             return self.dropout(self.ffn(x))
@@ -151,51 +167,87 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers, with a final norm where the layers normalise first."""
+    """A stack of encoder layers, with a final norm where the layers normalise first.
 
-    def __init__(self, *, layer: EncoderLayer, num_layers: int, d_model: int) -> None:
+    position_scale: scales each token's position as its content says, before each layer (DAB-DETR).
+    """
+
+    def __init__(self, *, layers: Sequence[EncoderLayer], norm: nn.Module, position_scale: nn.Module | None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(d_model) if layer.norm_first else nn.Identity()
+        self.layers = nn.ModuleList(layers)
+        self.norm, self.position_scale = norm, position_scale
 
-    def forward(self, x: Tensor, position: Tensor, keep: Tensor | None) -> Float[Tensor, "batch tokens d_model"]:
+    def forward(self, memory: Memory) -> Memory:
         for layer in self.layers:
-            x = layer(x, position, keep)
-        return self.norm(x)
+            seen = memory
+            if self.position_scale is not None:
+                seen = replace(memory, position=memory.position * self.position_scale(memory.tokens))
+            memory = replace(memory, tokens=layer(seen))
+        return replace(memory, tokens=self.norm(memory.tokens))
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers. One final norm serves the outputs of all of them."""
+    """A stack of decoder layers. One final norm serves the outputs of all of them.
 
-    def __init__(self, *, layer: DecoderLayer, num_layers: int, d_model: int) -> None:
+    spatial: makes the spatial queries of conditional attention.
+    """
+
+    def __init__(self, *, layers: Sequence[DecoderLayer], norm: nn.Module, spatial: SpatialQuery | None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(d_model)
+        self.layers = nn.ModuleList(layers)
+        self.norm, self.spatial = norm, spatial
+        self.modulates = spatial is not None and spatial.size is not None
 
     def forward(
-        self, query_position: Tensor, memory: Tensor, position: Tensor, keep: Tensor | None
-    ) -> Float[Tensor, "layers batch queries d_model"]:
-        memory_key = memory + position
-        x = torch.zeros_like(query_position)
-        outputs = []
-        for layer in self.layers:
-            x = layer(x, query_position, memory, memory_key, keep)
+        self,
+        queries: Queries,
+        memory: Memory,
+        refine: Callable[[int, Tensor, Tensor | None], Tensor] | None = None,
+        *,
+        look_forward_twice: bool = False,
+    ) -> tuple[Float[Tensor, "layers batch queries d_model"], list[Tensor | None]]:
+        """The layers' outputs, and for each layer the anchors (B, Q, 2 or 4) that its boxes are offsets from.
+
+        refine: from a layer's index, output and anchors to the next layer's anchors; None leaves them as they are.
+        look_forward_twice: a layer's boxes also train the offsets of the layer before (Zhang et al., ICLR 2023).
+        """
+        x, anchors = queries.content, queries.anchors
+        reference = anchors
+        outputs: list[Tensor] = []
+        references: list[Tensor | None] = []
+        for index, layer in enumerate(self.layers):
+            spatial = None if self.spatial is None else self.spatial(x, anchors, first=index == 0)
+            place = Place(position=queries.position(anchors), anchors=anchors, spatial=spatial)
+            x = layer(x, place, memory, queries.keep)
             outputs.append(self.norm(x))
-        return torch.stack(outputs)
+            references.append(reference)
+            if refine is not None and index + 1 < len(self.layers):
+                # As published, from what the layer put out; before normalising first, that is not normalised at all.
+                reference = refine(index, outputs[-1] if layer.norm_first else x, anchors)
+                anchors = reference.detach()
+                reference = reference if look_forward_twice else anchors
+        return torch.stack(outputs), references
 
 
 class Transformer(nn.Module):
-    """Encoder over the feature map's cells, decoder from object queries to boxes-to-be.
+    """Encoder over the feature maps' cells, decoder from object queries to boxes-to-be.
 
-    Options have the names of torch.nn.Transformer.
+    Options have the names of torch.nn.Transformer, where that has them.
 
     d_model: features of every token.
     nhead: attention heads, a divisor of d_model.
     num_encoder_layers, num_decoder_layers: depth of the two stacks; 0 encoder layers hand the features on.
     dim_feedforward: hidden features of the feed-forward networks.
     dropout: on attention weights, hidden features and residual branches, in training.
-    activation: relu, gelu or glu.
+    activation: relu, gelu, glu or prelu.
     norm_first: normalise before each sub-layer instead of after it.
+    encoder_attention: standard, or deformable (Zhu et al., ICLR 2021), whose cost grows with the number of tokens
+        instead of its square.
+    cross_attention: of the decoder, standard, conditional (Meng et al., ICCV 2021) or deformable.
+    num_levels: feature maps that come in. num_points: points that deformable attention samples in each of them.
+    modulate: conditional attention as in DAB-DETR (Liu et al., ICLR 2022), by the anchors' sizes, and encoder
+        positions scaled by content.
+    decoder_norm: the final norm of the decoder.
     """
 
     def __init__(
@@ -209,38 +261,98 @@ class Transformer(nn.Module):
         dropout: float = 0.1,
         activation: Activation = "relu",
         norm_first: bool = False,
+        encoder_attention: Literal["standard", "deformable"] = "standard",
+        cross_attention: Attention = "standard",
+        num_levels: int = 1,
+        num_points: int = 4,
+        modulate: bool = False,
+        decoder_norm: bool = True,
     ) -> None:
         super().__init__()
         if num_decoder_layers < 1:
             raise UserError(f"Transformer: wanted num_decoder_layers of at least 1, got {num_decoder_layers}.")
-        self.d_model = d_model
-        options: dict[str, Any] = {
-            "d_model": d_model,
-            "nhead": nhead,
-            "dim_feedforward": dim_feedforward,
-            "dropout": dropout,
-            "activation": activation,
-            "norm_first": norm_first,
-        }
-        self.encoder = Encoder(layer=EncoderLayer(**options), num_layers=num_encoder_layers, d_model=d_model)
-        self.decoder = Decoder(layer=DecoderLayer(**options), num_layers=num_decoder_layers, d_model=d_model)
-        # Each copied layer gets its own values here.
+        if modulate and cross_attention != "conditional":
+            raise UserError(
+                f"Transformer: modulate needs conditional cross-attention, got {cross_attention}. Set "
+                "model.transformer.modulate=false or model.transformer.cross_attention=conditional."
+            )
+        self.d_model, self.cross_attention = d_model, cross_attention
+        several = num_levels > 1 or "deformable" in (encoder_attention, cross_attention)
+        self.level_embed = nn.Parameter(torch.zeros(num_levels, d_model)) if several else None
+        conditional = cross_attention == "conditional"
+
+        def norm() -> nn.LayerNorm:
+            return nn.LayerNorm(d_model)
+
+        def ffn() -> FeedForward:
+            return FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
+
+        def deformable(kind: type[DeformableAttention]) -> nn.Module:
+            return kind(d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points)
+
+        def look_around() -> nn.Module:
+            if encoder_attention == "deformable":
+                return deformable(DeformableEncoderAttention)
+            return EncoderAttention(d_model=d_model, nhead=nhead, dropout=dropout)
+
+        def attend() -> nn.Module:
+            kind = ConditionalSelfAttention if conditional else SelfAttention
+            return kind(d_model=d_model, nhead=nhead, dropout=dropout)
+
+        def look(first: bool) -> nn.Module:
+            if cross_attention == "deformable":
+                return deformable(DeformableCrossAttention)
+            if conditional:
+                return ConditionalCrossAttention(d_model=d_model, nhead=nhead, dropout=dropout, first=first)
+            return CrossAttention(d_model=d_model, nhead=nhead, dropout=dropout)
+
+        self.encoder = Encoder(
+            layers=[
+                EncoderLayer(
+                    self_attn=look_around(), ffn=ffn(), d_model=d_model, dropout=dropout, norm_first=norm_first
+                )
+                for _ in range(num_encoder_layers)
+            ],
+            norm=norm() if norm_first else nn.Identity(),
+            position_scale=MLP(d_model, d_model, d_model, layers=2) if modulate else None,
+        )
+        self.decoder = Decoder(
+            layers=[
+                DecoderLayer(
+                    self_attn=attend(),
+                    cross_attn=look(first=index == 0),
+                    ffn=ffn(),
+                    d_model=d_model,
+                    dropout=dropout,
+                    norm_first=norm_first,
+                )
+                for index in range(num_decoder_layers)
+            ],
+            norm=norm() if decoder_norm else nn.Identity(),
+            spatial=SpatialQuery(d_model=d_model, modulate_size=modulate) if conditional else None,
+        )
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.reset_parameters()
+        if self.level_embed is not None:
+            nn.init.normal_(self.level_embed)
 
-    def forward(
+    def encode(
         self,
-        features: Float[Tensor, "batch d_model height width"],
-        position: Float[Tensor, "batch d_model height width"],
-        mask: Bool[Tensor, "batch height width"] | None,
-        queries: Float[Tensor, "queries d_model"],
-    ) -> tuple[Float[Tensor, "layers batch queries d_model"], Float[Tensor, "batch d_model height width"]]:
-        """mask: True = padding, None where there is none. Returns the decoder layers' outputs and the memory."""
-        x = features.flatten(2).transpose(1, 2)
-        position = position.flatten(2).transpose(1, 2)
-        keep = None if mask is None else ~mask.flatten(1)[:, None, None, :]
-        memory = self.encoder(x, position, keep)
-        query_position = queries.expand(len(features), -1, -1)
-        decoded = self.decoder(query_position, memory, position, keep)
-        return decoded, memory.transpose(1, 2).unflatten(2, features.shape[2:])
+        maps: Sequence[Float[Tensor, "batch d_model _ _"]],
+        positions: Sequence[Float[Tensor, "batch d_model _ _"]],
+        masks: Sequence[Bool[Tensor, "batch _ _"]],
+        *,
+        padded: bool = True,
+    ) -> Memory:
+        """The memory that the encoder makes of the maps. masks: True = padding; padded: whether they hold any."""
+        if self.level_embed is not None:
+            levels = self.level_embed[:, :, None, None]
+            positions = [position + level for position, level in zip(positions, levels, strict=True)]
+        return self.encoder(Memory.from_maps(maps, positions, masks, padded=padded))

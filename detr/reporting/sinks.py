@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
-_EARLIER_LAYER = re.compile(r"_\d+$")  # losses of the decoder's earlier layers are for the files only
+_DETAIL = re.compile(r"_\d+$|/")  # losses of earlier decoder layers, and what has a/path for a name, are for the files
 
 
 @runtime_checkable
@@ -54,7 +54,7 @@ class Progress:
     def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
         if group == "train":  # the bar itself shows the time that is left
             self._rates = {name: values[name] for name in ("images_per_second", "data_wait", "memory_gb")}
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not _EARLIER_LAYER.search(name))
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not _DETAIL.search(name))
         logger.info("step %d/%d %s: %s", step, self._total, group, shown)
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None: ...

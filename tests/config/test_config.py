@@ -55,10 +55,10 @@ def test_models_build_from_their_configuration() -> None:
     small = ["model/backbone=resnet18", "model.backbone.weights=null", "model.transformer.num_encoder_layers=1"]
     config = compose([*small, "model/position=learned", "model.transformer.d_model=64", "model.num_queries=9"])
     model = build_model(config.model, num_classes=3)
-    assert model.class_head.out_features == 4 and model.query_embed.num_embeddings == 9
+    assert model.heads[0].class_head.out_features == 4 and model.queries.position.num_embeddings == 9
     assert model.position.row_embed.embedding_dim == 32
-    criterion = build_criterion(compose(["criterion.no_object_weight=0.5"]).criterion, num_classes=3)
-    assert criterion.class_weights.tolist() == [1, 1, 1, 0.5]
+    criterion = build_criterion(compose(["criterion.classification.no_object_weight=0.5"]).criterion, num_classes=3)
+    assert criterion.classification.no_object_weight == 0.5
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_bad_options_are_named_with_their_place(options: dict[str, object], mess
 
 def test_nested_options_are_checked_before_anything_is_built() -> None:
     with pytest.raises(
-        UserError, match=r"model\.transformer\.activation: wanted Literal\['relu', 'gelu', 'glu'\], got 'tanh'"
+        UserError, match=r"model\.transformer\.activation: wanted Literal\['relu', 'gelu', 'glu', 'prelu'\], got 'tanh'"
     ):
         check_config(compose(["model.transformer.activation=tanh"]))
     model = OmegaConf.to_container(compose().model, resolve=True)

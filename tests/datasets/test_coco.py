@@ -117,6 +117,40 @@ def test_randomness_comes_from_seed_epoch_and_index(shapes_root: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state), "the training's own randomness is not touched"
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("after", "total_steps", "plain"),
+    [
+        (1.0, 12, [False, False, False]),
+        (1.0, 10, [False, False, False]),  # ends within the last epoch
+        (0.6, 12, [False, False, True]),
+        (0.4, 12, [False, True, True]),
+        (0.0, 12, [True, True, True]),
+    ],
+)
+def test_augmentation_ends_after_a_fraction_of_the_training(
+    shapes_root: Path, workers: int, after: float, total_steps: int, plain: list[bool]
+) -> None:
+    dataset, whole = augmented(shapes_root), augmented(shapes_root)
+    recipe = {"sizes": [1], "horizontal_flip": 0.5, "vertical_flip": 0.25}
+    whole.transforms = transforms.plain(recipe, size=44, max_size=60)
+    loader = TrainLoader(dataset, batch_size=5, workers=workers, seed=7)
+    loader.switch_transforms(whole.transforms, after=after, total_steps=total_steps)
+    for epoch, expected in enumerate(plain):
+        (_, targets) = next(iter(loader.epoch(epoch)))
+        index = next(i for i, record in enumerate(dataset.records) if record.id == targets[0].image_id)
+        wanted = (whole if expected else augmented(shapes_root))[(epoch, index)][1].boxes
+        assert torch.equal(targets[0].boxes, wanted), "the sample still follows from seed, epoch and index"
+        assert (dataset[(epoch, index)][0].shape == (3, 44, 44)) == expected
+
+
+@pytest.mark.parametrize("after", [-0.1, 1.1, float("nan")])
+def test_a_fraction_beyond_the_training_is_refused(shapes_root: Path, after: float) -> None:
+    loader = TrainLoader(augmented(shapes_root), batch_size=5, workers=0, seed=7)
+    with pytest.raises(UserError, match=r"data\.plain_after: wanted a fraction of the training in \[0, 1\], got"):
+        loader.switch_transforms(transforms.evaluation(size=44, max_size=60), after=after, total_steps=12)
+
+
 def test_an_epoch_can_start_in_the_middle(shapes_root: Path) -> None:
     loader = TrainLoader(augmented(shapes_root), batch_size=5, workers=0, seed=7)
     assert len(loader) == 4  # 24 images, the incomplete batch dropped

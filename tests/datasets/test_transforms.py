@@ -44,6 +44,15 @@ def test_short_sides_are_drawn_from_the_list() -> None:
     assert sizes == {40, 48, 56}
 
 
+def test_the_plain_recipe_keeps_flips_and_size_only() -> None:
+    flipped = {"horizontal_flip": 1.0, "vertical_flip": 1.0, "sizes": [40, 48], "crop": True}
+    image, objects = transforms.plain(flipped, size=77, max_size=131)(*marked(77, 131, (30, 20, 70, 50)))
+    torch.testing.assert_close(objects["boxes"].as_subclass(torch.Tensor), torch.tensor([[61.0, 27.0, 101.0, 57.0]]))
+    assert tuple(image.shape) == (3, 77, 131)
+    evaluated = transforms.evaluation(size=50, max_size=60)(*marked(77, 131, (30, 20, 70, 50)))
+    assert torch.equal(transforms.plain({}, size=50, max_size=60)(*marked(77, 131, (30, 20, 70, 50)))[0], evaluated[0])
+
+
 def test_crop_windows_are_within_their_limits() -> None:
     crop = transforms.RandomSizeCrop(20, 50)
     extents = {tuple(crop(*marked(64, 33, (1, 1, 20, 20)))[0].shape[1:]) for _ in range(200)}

@@ -72,11 +72,11 @@ def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, ti
     published = tiny_detr(num_classes=91, num_queries=20)
     torch.save({"model": checkpoint.to_published(published.state_dict())}, tmp_path / "detr.pth")
     model = tiny_detr(num_classes=3, num_queries=11)
-    torch.nn.init.constant_(model.box_head.layers[0].weight, 5.0)
+    torch.nn.init.constant_(model.heads[0].box_head.layers[0].weight, 5.0)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = checkpoint.load_weights(model, tmp_path / "detr.pth", CLASSES)
-    assert set(report.replaced) == {"class_head.weight", "class_head.bias", "query_embed.weight"}
-    assert "trained anew: class_head.weight (file [92, 32], model [4, 32])" in str(report)
+    assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias", "queries.position.weight"}
+    assert "trained anew: heads.0.class_head.weight (file [92, 32], model [4, 32])" in str(report)
     assert len(report.loaded) == len(fresh) - 3 and not report.unused
     for name, tensor in model.state_dict().items():
         expected = fresh[name] if name in report.replaced else published.state_dict()[name]
@@ -85,12 +85,12 @@ def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, ti
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
     state = tiny_detr().state_dict()
-    state["box_head.layers.0.weight"] = torch.ones(3, 3)
-    del state["input_proj.bias"]
+    state["heads.0.box_head.layers.0.weight"] = torch.ones(3, 3)
+    del state["neck.levels.0.0.bias"]
     checkpoint.save(tmp_path / "other.pt", {"model": state})
     with pytest.raises(
         UserError,
-        match=r"not of the model that is configured.*2 tensors differ: input_proj\.bias is missing; box_head.*\[3, 3\]",
+        match=r"not of the model that is configured.*2 tensors differ: neck\.levels\.0\.0\.bias is missing; heads.*box_head.*\[3, 3\]",
     ):
         checkpoint.load_weights(tiny_detr(), tmp_path / "other.pt", CLASSES)
 
@@ -99,12 +99,12 @@ def test_the_head_of_other_classes_is_not_used_even_if_there_are_as_many(
     tmp_path: Path, tiny_detr: Callable[..., DETR]
 ) -> None:
     trained = tiny_detr(num_classes=2)
-    torch.nn.init.constant_(trained.class_head.weight, 3.0)
+    torch.nn.init.constant_(trained.heads[0].class_head.weight, 3.0)
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     checkpoint.save(tmp_path / "a.pt", {**OTHER_PARTS, "categories": categories, "model": trained.state_dict()})
     same, other = tiny_detr(num_classes=2), tiny_detr(num_classes=2)
     assert not checkpoint.load_weights(same, tmp_path / "a.pt", CLASSES).replaced
-    assert torch.equal(same.class_head.weight, trained.class_head.weight)
+    assert torch.equal(same.heads[0].class_head.weight, trained.heads[0].class_head.weight)
     report = checkpoint.load_weights(other, tmp_path / "a.pt", [Category(1, "cat"), Category(2, "gnu")])
-    assert set(report.replaced) == {"class_head.weight", "class_head.bias"}
-    assert not torch.equal(other.class_head.weight, trained.class_head.weight)
+    assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias"}
+    assert not torch.equal(other.heads[0].class_head.weight, trained.heads[0].class_head.weight)

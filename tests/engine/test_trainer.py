@@ -14,7 +14,7 @@ from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
 from detr.engine import Trainer, TrainerConfig, checkpoint
 from detr.engine.optim import Cosine, adamw
 from detr.errors import Interrupted, NonFiniteError, UserError
-from detr.evaluation import CocoEvaluator
+from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.models.detr import DETR
 from detr.reporting import JsonLines, Reporter
@@ -31,11 +31,12 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
         train = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json", recipe, seed=seed)
         val = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
         model = tiny_detr(num_classes=3, num_queries=queries, dropout=0.1)
+        criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=3)
         run_dir = tmp_path / run
         run_dir.mkdir(exist_ok=True)
         return Trainer(
             model=model,
-            criterion=SetCriterion(matcher=HungarianMatcher(), num_classes=3),
+            criterion=criterion,
             optimizer=adamw(model, lr=lr, backbone_lr=lr),
             schedule=Cosine(warmup=0.1),
             loader=TrainLoader(train, batch_size=6, workers=0, seed=seed),
@@ -43,6 +44,7 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
                 loader=evaluation_loader(val, batch_size=4, workers=0),
                 annotations=val.annotations,
                 categories=train.categories,
+                diagnostics=MatchingDiagnostics(HungarianMatcher()),
             ),
             reporter=Reporter(sinks={"jsonl": JsonLines()}, run_dir=run_dir, log_every=1),
             config=TrainerConfig(**{"epochs": 4, "resume": "auto", **options}),
@@ -136,11 +138,66 @@ def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
     assert [record["step"] for record in records if record["group"] == "val"] == [4, 8, 12, 16]
 
 
+def records(trainer: Trainer, group: str) -> list[dict[str, Any]]:
+    lines = (trainer.run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["group"] == group]
+
+
+def test_diagnostics_are_logged_and_a_resumed_run_compares_from_its_second_evaluation_on(make: Make) -> None:
+    make("run", epochs=1).fit()
+    trainer = make("run", epochs=3)
+    trainer.fit()
+    found = [{name for name in record if name.startswith("matching/")} for record in records(trainer, "val")]
+    always = {"matching/layer_stability", "matching/iou", "matching/recall"}
+    assert [always <= names for names in found] == [True] * 3
+    assert ["matching/stability" in names for names in found] == [False, False, True]
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1e-3])
+def test_the_norm_of_the_gradient_is_told_by_part(make: Make, clip_norm: float) -> None:
+    trainer = make(max_steps=1, clip_norm=clip_norm)
+    whole, parts = [], {}
+
+    def keep(name: str) -> Callable[[torch.Tensor], None]:
+        def hook(gradient: torch.Tensor) -> None:
+            whole.append(gradient.flatten().clone())  # it is clipped in place
+            parts.setdefault(f"grad_norm/{name.partition('.')[0]}", []).append(whole[-1])
+
+        return hook
+
+    for name, parameter in trainer.model.named_parameters():
+        parameter.register_hook(keep(name))
+    trainer.fit()
+    (record,) = records(trainer, "train")
+    assert {name for name in record if name.startswith("grad_norm/")} == parts.keys()
+    assert parts.keys() >= {f"grad_norm/{part}" for part in ("backbone", "transformer", "class_head", "box_head")}
+    for name, gradients in parts.items():
+        assert record[name] == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5), name
+    assert record["grad_norm"] == pytest.approx(torch.cat(whole).norm().item(), rel=1e-5)
+    applied = torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()]).norm().item()
+    assert applied == pytest.approx(clip_norm or record["grad_norm"], rel=1e-3)
+
+
+def test_parts_without_gradients_have_a_norm_of_zero(make: Make) -> None:
+    trainer = make(max_steps=1)
+    trainer.model.backbone.requires_grad_(False)
+    trainer.fit()
+    (record,) = records(trainer, "train")
+    assert record["grad_norm/backbone"] == 0 < record["grad_norm/transformer"] < record["grad_norm"]
+
+
+def test_the_model_sees_the_targets_in_training_only(make: Make) -> None:
+    trainer, seen = make(max_steps=3), []
+    trainer.model.register_forward_pre_hook(lambda model, given: seen.append((model.training, len(given))))
+    trainer.fit()
+    assert seen == [(True, 2)] * 3 + [(False, 1)] * 2
+
+
 def test_the_seed_changes_the_run(make: Make) -> None:
     first, second = make("a", max_steps=2), make("b", max_steps=2, seed=4)
     first.fit()
     second.fit()
-    assert not torch.equal(first.model.class_head.weight, second.model.class_head.weight)
+    assert not torch.equal(first.model.heads[0].class_head.weight, second.model.heads[0].class_head.weight)
 
 
 def test_options_come_from_the_configuration_not_the_checkpoint(make: Make) -> None:
@@ -154,7 +211,7 @@ def test_options_come_from_the_configuration_not_the_checkpoint(make: Make) -> N
 def test_resuming_another_model_is_refused(make: Make) -> None:
     make("run", max_steps=1).fit()
     with pytest.raises(
-        UserError, match=r"not of the model that is configured.*query_embed\.weight is \[7, 32\], wanted \[9, 32\]"
+        UserError, match=r"not of the model that is configured.*queries\.position\.weight is \[7, 32\], wanted \[9, 32\]"
     ):
         make("run", queries=9).fit()
 

@@ -11,7 +11,8 @@ import torch
 from datasets import CocoDetection, evaluation_loader
 from detr.boxes import xyxy_to_cxcywh
 from detr.errors import UserError
-from detr.evaluation import CocoEvaluator, coco_metrics, evaluate_coco
+from detr.evaluation import CocoEvaluator, MatchingDiagnostics, coco_metrics, evaluate_coco
+from detr.losses import HungarianMatcher
 from detr.types import ImageBatch, Predictions
 
 
@@ -127,12 +128,15 @@ def test_a_perfect_model_scores_one(shapes_root: Path) -> None:
         annotations=dataset.annotations,
         categories=dataset.categories,
         samples=4,
+        diagnostics=MatchingDiagnostics(HungarianMatcher()),
     )
     oracle = Oracle(dataset)
     evaluation = evaluator(oracle)
     assert oracle.seen == len(dataset) == 7
     assert evaluation.metrics.summary["AP"] == pytest.approx(1.0)
     assert len(evaluation.results) == 7 * 5 and len(evaluation.samples) == 4
+    diagnostics = {"matching/iou": 1.0, "matching/recall": 1.0, "matching/duplicates": 0.0}
+    assert evaluation.diagnostics == pytest.approx(diagnostics, abs=1e-5)
     image, detections = evaluation.samples[0]
     assert image.shape == (3, 48, 48)
     torch.testing.assert_close(

@@ -9,6 +9,7 @@ import torchvision.ops
 
 from detr.errors import NonFiniteError
 from detr.losses import HungarianMatcher, SetCriterion
+from detr.losses.classification import CrossEntropy
 from detr.types import Predictions
 from tests.helpers import random_targets
 
@@ -71,7 +72,9 @@ def test_all_layers_at_once_equal_each_alone() -> None:
 
 def test_losses_by_definition() -> None:
     predictions, targets = random_predictions(2), random_targets([2, 4], CLASSES)
-    criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=CLASSES, no_object_weight=0.3)
+    criterion = SetCriterion(
+        matcher=HungarianMatcher(), num_classes=CLASSES, classification=CrossEntropy(no_object_weight=0.3)
+    )
     matches, losses = criterion.matcher(predictions, targets), criterion(predictions, targets)
     boxes = torch.cat([target.boxes for target in targets])
     labels = torch.cat([target.labels for target in targets])

@@ -31,33 +31,35 @@ def test_attention_equals_torch_multihead_attention() -> None:
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 4:] = True
     expected, _ = theirs(query, key, value, key_padding_mask=padding)
-    torch.testing.assert_close(ours(query, key, value, ~padding[:, None, None]), expected)
+    torch.testing.assert_close(ours.attend(query, key, value, ~padding[:, None, None]), expected)
     expected, _ = theirs(key, key, value)
-    torch.testing.assert_close(ours(key, key, value), expected)
+    torch.testing.assert_close(ours.attend(key, key, value), expected)
+
+
+def decode(model: DETR, maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    transformer = model.transformer
+    memory = transformer.encode([maps], [model.position(mask)], [mask], padded=bool(mask.any()))
+    return transformer.decoder(model.queries(memory)[0], memory)[0]
 
 
 def test_one_feature_map_alone_equals_the_same_map_in_a_padded_batch(tiny_detr: Callable[..., DETR]) -> None:
     model = tiny_detr().eval()
-    small, queries = torch.randn(1, 32, 3, 5), model.query_embed.weight
+    small = torch.randn(1, 32, 3, 5)
     padded, mask = torch.randn(2, 32, 7, 11), torch.zeros(2, 7, 11, dtype=torch.bool)
     padded[:1, :, :3, :5] = small
     mask[0, 3:], mask[0, :, 5:] = True, True
-    alone, _ = model.transformer(small, model.position(mask[:1, :3, :5]), None, queries)
-    together, _ = model.transformer(padded, model.position(mask), mask, queries)
+    alone, together = decode(model, small, mask[:1, :3, :5]), decode(model, padded, mask)
     torch.testing.assert_close(together[:, :1], alone, atol=1e-5, rtol=0)
 
 
 def test_content_of_padding_does_not_matter(tiny_detr: Callable[..., DETR]) -> None:
     model = tiny_detr().eval()
     batch = make_batch([torch.randn(3, 64, 96), torch.randn(3, 128, 160)])
-    features = model.input_proj(model.backbone(batch.images))
+    (features,) = model.neck(model.backbone(batch.images))
     mask = torch.zeros(2, *features.shape[-2:], dtype=torch.bool)
     mask[0, 2:], mask[0, :, 3:] = True, True
     disturbed = torch.where(mask[:, None], torch.randn_like(features) * 9, features)
-    position, queries = model.position(mask), model.query_embed.weight
-    before, _ = model.transformer(features, position, mask, queries)
-    after, _ = model.transformer(disturbed, position, mask, queries)
-    torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
+    torch.testing.assert_close(decode(model, disturbed, mask), decode(model, features, mask), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
@@ -66,7 +68,7 @@ def test_backbone_norms(norm: str, channels_last: bool) -> None:
     backbone = Backbone(name="resnet18", norm=norm, freeze=["stem", "layer1"])
     if channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
-    features = backbone(torch.randn(2, 3, 65, 97))
+    (features,) = backbone(torch.randn(2, 3, 65, 97))
     assert features.shape == (2, 512, 3, 4)
     features.sum().backward()
     frozen = {name for name, p in backbone.named_parameters() if p.grad is None}
@@ -95,7 +97,7 @@ def test_frozen_norm_equals_torchvision(tmp_path: Path) -> None:
 
 
 def test_dilation_halves_the_stride() -> None:
-    assert Backbone(name="resnet50", dilation=True)(torch.randn(1, 3, 64, 96)).shape == (1, 2048, 4, 6)
+    assert Backbone(name="resnet50", dilation=True)(torch.randn(1, 3, 64, 96))[0].shape == (1, 2048, 4, 6)
     with pytest.raises(UserError, match=r"needs resnet50 or larger.*model\.backbone\.dilation=false"):
         Backbone(name="resnet18", dilation=True)
 

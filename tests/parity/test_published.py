@@ -91,16 +91,15 @@ def test_outputs(fixtures: dict[str, Any], recipe: ModuleType, variant: str) -> 
 def test_intermediate_values(fixtures: dict[str, Any], recipe: ModuleType) -> None:
     model, expected = loaded(fixtures["base"], recipe), fixtures["base"]["intermediates"]
     batch = make_batch(fixtures["base"]["images"])
-    features = model.backbone(batch.images)
+    (features,) = model.backbone(batch.images)
     torch.testing.assert_close(batch.mask, expected["pad_mask"])
     torch.testing.assert_close(features, expected["feat"], atol=1e-4, rtol=1e-5)
     position = model.position(expected["feat_mask"])
     torch.testing.assert_close(position, expected["pos"], atol=1e-5, rtol=0)
-    decoded, memory = model.transformer(
-        model.input_proj(features), position, expected["feat_mask"], model.query_embed.weight
-    )
+    memory = model.transformer.encode(model.neck([features]), [position], [expected["feat_mask"]])
+    decoded, _ = model.transformer.decoder(model.queries(memory)[0], memory)
     torch.testing.assert_close(decoded, expected["hs"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(memory, expected["memory"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(memory.tokens, expected["memory"].flatten(2).transpose(1, 2), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", LOSSES)

@@ -25,8 +25,8 @@ NAMES = (
     (r"shortcut\.normalization", "downsample.1"),
     (r"layer\.(\d)\.convolution", r"conv<\1>"),
     (r"layer\.(\d)\.normalization", r"bn<\1>"),
-    (r"^model\.query_position_embeddings", "query_embed"),
-    (r"^model\.input_projection", "input_proj"),
+    (r"^model\.query_position_embeddings", "queries.position"),
+    (r"^model\.input_projection", "neck.levels.0.0"),
     (r"^model\.(encoder|decoder)\.", r"transformer.\1."),
     (r"\.encoder_attn\.", ".cross_attn."),
     (r"\.(self|cross)_attn\.o_proj", r".\1_attn.out_proj"),
@@ -36,8 +36,8 @@ NAMES = (
     (r"\.encoder_attn_layer_norm|(encoder\.layers\.\d)\.final_layer_norm", r"\1.norm2"),
     (r"\.cross_attn_layer_norm", ".norm2"),
     (r"decoder\.layers\.(\d)\.final_layer_norm", r"decoder.layers.\1.norm3"),
-    (r"^class_labels_classifier", "class_head"),
-    (r"^bbox_predictor", "box_head"),
+    (r"^class_labels_classifier", "heads.0.class_head"),
+    (r"^bbox_predictor", "heads.0.box_head"),
 )
 
 

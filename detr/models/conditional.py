@@ -1,0 +1,93 @@
+"""Attention with content and position apart (Conditional DETR: Meng et al., ICCV 2021)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detr.models.memory import Memory
+from detr.models.mlp import MLP
+from detr.models.position import anchor_embedding
+from detr.models.queries import Place
+
+
+class _Attention(nn.Module):
+    def __init__(self, *, d_model: int, nhead: int, dropout: float) -> None:
+        super().__init__()
+        self.nhead, self.dropout = nhead, dropout
+        self.query_content, self.query_position = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        self.key_content, self.key_position = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        self.value, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.nhead, -1)).transpose(1, 2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class ConditionalSelfAttention(_Attention):
+    """Self-attention among queries whose content and position have projections of their own."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries d_model"],
+        place: Place,
+        keep: Bool[Tensor, "batch 1 queries queries"] | None,
+    ) -> Float[Tensor, "batch queries d_model"]:
+        query = self.query_content(x) + self.query_position(place.position)
+        key = self.key_content(x) + self.key_position(place.position)
+        return self._attend(self._heads(query), self._heads(key), self._heads(self.value(x)), keep)
+
+
+class ConditionalCrossAttention(_Attention):
+    """Queries look at the memory by content and, beside it in each head, by where they expect their object's parts.
+
+    first: of the decoder's layers. It alone adds the queries' positions to their content, which is empty there.
+    """
+
+    def __init__(self, *, d_model: int, nhead: int, dropout: float, first: bool) -> None:
+        super().__init__(d_model=d_model, nhead=nhead, dropout=dropout)
+        self.query_spatial = nn.Linear(d_model, d_model)
+        self.first = first
+        if not first:
+            del self.query_position
+
+    def forward(
+        self, x: Float[Tensor, "batch queries d_model"], place: Place, memory: Memory
+    ) -> Float[Tensor, "batch queries d_model"]:
+        query, key = self.query_content(x), self.key_content(memory.tokens)
+        key_position = self.key_position(memory.position)
+        if self.first:
+            query, key = query + self.query_position(place.position), key + key_position
+        query = torch.cat((self._heads(query), self._heads(self.query_spatial(place.spatial))), dim=-1)
+        key = torch.cat((self._heads(key), self._heads(key_position)), dim=-1)
+        return self._attend(query, key, self._heads(self.value(memory.tokens)), memory.keep)
+
+
+class SpatialQuery(nn.Module):
+    """Where a query looks: its anchor's sine embedding, scaled feature by feature as the query's content says.
+
+    modulate_size: the query also foresees its object's width and height, and looks the wider the larger its anchor is
+        in comparison (DAB-DETR: Liu et al., ICLR 2022); needs anchors with a size.
+    """
+
+    def __init__(self, *, d_model: int, modulate_size: bool) -> None:
+        super().__init__()
+        self.scale = MLP(d_model, d_model, d_model, layers=2)
+        self.size = MLP(d_model, d_model, 2, layers=2) if modulate_size else None
+
+    def forward(
+        self, x: Float[Tensor, "batch queries d_model"], anchors: Float[Tensor, "batch queries dims"], *, first: bool
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """first: before the first layer, where the content says nothing yet."""
+        embedding = anchor_embedding(anchors[..., :2], x.shape[-1] // 2)
+        if not first:
+            embedding = embedding * self.scale(x)
+        if self.size is None:
+            return embedding
+        # The embedding is that of y, then x.
+        ratio = (self.size(x).sigmoid() / anchors[..., 2:]).flip(-1)
+        return (embedding.unflatten(-1, (2, -1)) * ratio[..., None]).flatten(-2)

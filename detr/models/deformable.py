@@ -1,0 +1,109 @@
+"""Deformable attention (Zhu et al., ICLR 2021), in plain PyTorch."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+from detr.models.memory import Memory
+from detr.models.queries import Place
+
+
+class DeformableAttention(nn.Module):
+    """Each head of each query looks at a few points of every level, which it places around the query's anchor.
+
+    num_levels: feature maps in the memory. num_points: points a head samples in each of them.
+    """
+
+    def __init__(self, *, d_model: int, nhead: int, num_levels: int, num_points: int) -> None:
+        super().__init__()
+        if d_model % nhead:
+            raise UserError(f"DeformableAttention: wanted d_model as a multiple of nhead, got {d_model} and {nhead}.")
+        self.nhead, self.num_levels, self.num_points = nhead, num_levels, num_points
+        self.sampling_offsets = nn.Linear(d_model, nhead * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(d_model, nhead * num_levels * num_points)
+        self.value_proj = nn.Linear(d_model, d_model)
+        self.output_proj = nn.Linear(d_model, d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """At the start every head looks in a direction of its own, its points 1, 2, ... cells away, all alike."""
+        angle = torch.arange(self.nhead) * (2 * math.pi / self.nhead)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1)
+        offsets = direction[:, None, None] * steps[:, None]
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch queries d_model"],
+        anchors: Float[Tensor, "batch queries dims"],
+        memory: Memory,
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """anchors: points (x, y) or boxes (cxcywh) in [0, 1] of the image without its padding.
+
+        Offsets are in cells of a map around a point, and in half sizes of the box, over num_points, around a box.
+        """
+        heads = (self.nhead, self.num_levels, self.num_points)
+        value = self.value_proj(memory.tokens)
+        if memory.mask is not None:
+            value = value.masked_fill(memory.mask[..., None], 0.0)
+        weights = self.attention_weights(query).unflatten(-1, (self.nhead, -1)).softmax(-1).unflatten(-1, heads[1:])
+        offsets = self.sampling_offsets(query).unflatten(-1, (*heads, 2))
+        around = memory.on_levels(anchors)[:, :, None, :, None]
+        if anchors.shape[-1] == 2:
+            sizes = torch.tensor([(width, height) for height, width in memory.shapes], device=query.device)
+            locations = around + offsets / sizes[:, None]
+        else:
+            locations = around[..., :2] + offsets * around[..., 2:] * (0.5 / self.num_points)
+        return self.output_proj(sample(value.unflatten(-1, (self.nhead, -1)), memory.shapes, locations, weights))
+
+
+class DeformableEncoderAttention(DeformableAttention):
+    """Every token looks at points around its cell, in all levels."""
+
+    def forward(self, memory: Memory) -> Float[Tensor, "batch tokens d_model"]:
+        return self.attend(memory.key, memory.centres, memory)
+
+
+class DeformableCrossAttention(DeformableAttention):
+    """Every query looks at points around its anchor, in all levels."""
+
+    def forward(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries d_model"]:
+        assert place.anchors is not None
+        return self.attend(x + place.position, place.anchors, memory)
+
+
+def sample(
+    value: Float[Tensor, "batch tokens heads features"],
+    shapes: Sequence[tuple[int, int]],
+    locations: Float[Tensor, "batch queries heads levels points 2"],
+    weights: Float[Tensor, "batch queries heads levels points"],
+) -> Float[Tensor, "batch queries heads*features"]:
+    """Bilinear samples of every head's maps, summed with their weights; zero outside of a map.
+
+    shapes: (height, width) of each level. locations: (x, y) in [0, 1] of each map.
+    """
+    grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=-1)
+    sampled = torch.stack(
+        [
+            F.grid_sample(level.unflatten(-1, shape), points, mode="bilinear", align_corners=False)
+            for level, shape, points in zip(maps, shapes, grid, strict=True)
+        ],
+        dim=-2,
+    )
+    mixed = (sampled * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum((-2, -1))
+    return mixed.unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)

@@ -1,0 +1,81 @@
+"""Feature maps as a sequence of tokens, for the encoder to refine and the decoder to look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Feature maps of one or several scales as one sequence: level after level, each row by row.
+
+    tokens: (B, S, d_model), S cells of all maps.
+    position: (B, S, d_model) their positional encodings.
+    mask: (B, S) True = padding; None where there is none, which lets faster kernels run.
+    shapes: (height, width) of each level.
+    valid_ratios: (B, levels, 2) which share of each map's width and height is not padding.
+    """
+
+    tokens: Float[Tensor, "batch tokens d_model"]
+    position: Float[Tensor, "batch tokens d_model"]
+    mask: Bool[Tensor, "batch tokens"] | None
+    shapes: tuple[tuple[int, int], ...]
+    valid_ratios: Float[Tensor, "batch levels 2"]
+
+    @classmethod
+    def from_maps(
+        cls,
+        maps: Sequence[Float[Tensor, "batch d_model _ _"]],
+        positions: Sequence[Float[Tensor, "batch d_model _ _"]],
+        masks: Sequence[Bool[Tensor, "batch _ _"]],
+        *,
+        padded: bool,
+    ) -> "Memory":
+        """masks: True = padding. padded: whether they hold any True."""
+        shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
+        sizes = torch.tensor([(width, height) for height, width in shapes], device=maps[0].device)
+        valid = torch.stack([torch.stack(((~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)), dim=-1) for m in masks], dim=1)
+        return cls(
+            tokens=_flatten(maps),
+            position=_flatten(positions),
+            mask=torch.cat([mask.flatten(1) for mask in masks], dim=1) if padded else None,
+            shapes=shapes,
+            valid_ratios=valid / sizes,
+        )
+
+    @cached_property
+    def key(self) -> Float[Tensor, "batch tokens d_model"]:
+        """Tokens with their positions added."""
+        return self.tokens + self.position
+
+    @cached_property
+    def keep(self) -> Bool[Tensor, "batch 1 1 tokens"] | None:
+        """True where a token may be attended to."""
+        return None if self.mask is None else ~self.mask[:, None, None, :]
+
+    @cached_property
+    def centres(self) -> Float[Tensor, "batch tokens 2"]:
+        """Centre (x, y) of each token's cell in [0, 1] of its image without padding; beyond 1 in the padding."""
+        centres = []
+        for level, (height, width) in enumerate(self.shapes):
+            y, x = torch.meshgrid(
+                torch.arange(height, device=self.tokens.device) + 0.5,
+                torch.arange(width, device=self.tokens.device) + 0.5,
+                indexing="ij",
+            )
+            cells = torch.stack((x / width, y / height), dim=-1).flatten(0, 1)
+            centres.append(cells / self.valid_ratios[:, None, level])
+        return torch.cat(centres, dim=1)
+
+    def on_levels(self, anchors: Float[Tensor, "batch queries dims"]) -> Float[Tensor, "batch queries levels dims"]:
+        """Points (x, y) or boxes (cxcywh) in [0, 1] of the image without padding, in [0, 1] of each padded map."""
+        ratios = self.valid_ratios.repeat(1, 1, anchors.shape[-1] // 2)
+        return anchors[:, :, None] * ratios[:, None]
+
+
+def _flatten(maps: Sequence[Tensor]) -> Tensor:
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)

@@ -1,0 +1,246 @@
+"""Object queries: where the decoder starts from."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+from detr.models.memory import Memory
+from detr.models.mlp import MLP
+from detr.models.position import anchor_embedding, sine_embedding
+from detr.types import Predictions
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder starts from.
+
+    content: (B, Q, d_model) what is known of the objects.
+    anchors: (B, Q, 2 or 4) where they are expected, points (x, y) or boxes (cxcywh) in [0, 1]; None: nowhere.
+    position: positional embeddings (B, Q, d_model) of the queries, given their anchors before each layer.
+    keep: True where a query (row) may attend to another in self-attention; None where all may.
+    """
+
+    content: Float[Tensor, "batch queries d_model"]
+    anchors: Float[Tensor, "batch queries dims"] | None
+    position: Callable[[Tensor | None], Tensor]
+    keep: Bool[Tensor, "batch 1 queries queries"] | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the queries are before a layer: their positional embeddings, anchors, and spatial queries."""
+
+    position: Float[Tensor, "batch queries d_model"]
+    anchors: Float[Tensor, "batch queries dims"] | None
+    spatial: Float[Tensor, "batch queries d_model"] | None
+
+
+class Head(nn.Module):
+    """Class logits and box offsets of every query, or of every token.
+
+    num_outputs: of the class head.
+    prior: how probable each class is at the start, for sigmoid losses; None for softmax.
+    """
+
+    def __init__(self, *, d_model: int, num_outputs: int, prior: float | None) -> None:
+        super().__init__()
+        self.class_head = nn.Linear(d_model, num_outputs)
+        self.box_head = MLP(d_model, d_model, 4, layers=3)
+        if prior is not None:
+            nn.init.constant_(self.class_head.bias, math.log(prior / (1 - prior)))
+
+    def start_at_anchors(self, size: float = 0.0) -> None:
+        """The first boxes are the anchors themselves. size: in logits, of those that have none."""
+        last = cast(nn.Linear, self.box_head.layers[-1])
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
+
+    def forward(
+        self, x: Float[Tensor, "*batch d_model"]
+    ) -> tuple[Float[Tensor, "*batch classes"], Float[Tensor, "*batch 4"]]:
+        return self.class_head(x), self.box_head(x)
+
+
+class ObjectQueries(nn.Module):
+    """What every kind of queries has in common.
+
+    num_queries: queries in a group.
+    num_groups: groups in training, which do not see one another (Group DETR: Chen et al., ICCV 2023; H-DETR: Jia et
+        al., CVPR 2023); afterwards only the first one is used.
+    anchor_dims: what the anchors are: 0 none, 2 points, 4 boxes.
+    two_stage: whether they need a head for what the encoder proposes.
+    class_agnostic: whether that head tells objects from background only.
+    """
+
+    anchor_dims = 4
+    two_stage = False
+    class_agnostic = False
+
+    def __init__(self, *, num_queries: int, d_model: int, num_groups: int) -> None:
+        super().__init__()
+        if num_groups < 1:
+            raise UserError(
+                f"{type(self).__name__}: wanted num_groups of at least 1, got {num_groups}. Correct "
+                "model.queries.num_groups."
+            )
+        self.num_queries, self.d_model, self.num_groups = num_queries, d_model, num_groups
+
+    @property
+    def groups(self) -> int:
+        """Groups that are used now."""
+        return self.num_groups if self.training else 1
+
+    def forward(self, memory: Memory, head: Head | None) -> tuple[Queries, Predictions | None]:
+        """The queries, and the proposals that they start from, where they are two-stage.
+
+        head: applied to the encoder's tokens, for two-stage queries only.
+        """
+        raise NotImplementedError
+
+
+class LearnedQueries(ObjectQueries):
+    """A learned position for each query; content 0 (DETR: Carion et al., ECCV 2020).
+
+    points: how each query's position gives the point that its box is an offset from: `mlp` (Conditional DETR),
+        `linear` (Deformable DETR), or null for none (DETR).
+    learned_content: learn the content too (Deformable DETR).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        d_model: int,
+        num_groups: int = 1,
+        points: Literal["mlp", "linear"] | None = None,
+        learned_content: bool = False,
+    ) -> None:
+        super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
+        self.anchor_dims = 0 if points is None else 2
+        self.position = nn.Embedding(num_queries * num_groups, d_model)
+        self.content = nn.Embedding(num_queries * num_groups, d_model) if learned_content else None
+        self.points: nn.Module | None = None
+        if points == "mlp":
+            self.points = MLP(d_model, d_model, 2, layers=2)
+        elif points == "linear":
+            self.points = nn.Linear(d_model, 2)
+            nn.init.xavier_uniform_(self.points.weight)
+            nn.init.zeros_(self.points.bias)
+
+    def forward(self, memory: Memory, head: Head | None = None) -> tuple[Queries, None]:
+        def rows(embedding: nn.Embedding) -> Tensor:
+            return embedding.weight[: self.groups * self.num_queries].expand(len(memory.tokens), -1, -1)
+
+        position = rows(self.position)
+        content = torch.zeros_like(position) if self.content is None else rows(self.content)
+        anchors = None if self.points is None else self.points(position).sigmoid()
+        return Queries(content=content, anchors=anchors, position=lambda _: position), None
+
+
+class AnchorPosition(nn.Module):
+    """Positional embeddings from anchors: their sine embedding through a perceptron (DAB-DETR)."""
+
+    def __init__(self, *, d_model: int) -> None:
+        super().__init__()
+        self.mlp = MLP(2 * d_model, d_model, d_model, layers=2)
+
+    def forward(self, anchors: Float[Tensor, "batch queries 4"]) -> Float[Tensor, "batch queries d_model"]:
+        return self.mlp(anchor_embedding(anchors, self.mlp.d_out // 2))
+
+
+class AnchorQueries(ObjectQueries):
+    """Learned boxes that the decoder moves layer by layer (DAB-DETR: Liu et al., ICLR 2022).
+
+    learned_content: learn the content too, instead of 0.
+    """
+
+    def __init__(self, *, num_queries: int, d_model: int, num_groups: int = 1, learned_content: bool = False) -> None:
+        super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
+        self.anchors = nn.Embedding(num_queries * num_groups, 4)
+        self.content = nn.Embedding(num_queries * num_groups, d_model) if learned_content else None
+        self.position = AnchorPosition(d_model=d_model)
+
+    def forward(self, memory: Memory, head: Head | None = None) -> tuple[Queries, None]:
+        batch, rows = len(memory.tokens), self.num_queries * self.groups
+        anchors = self.anchors.weight[:rows].sigmoid().expand(batch, -1, -1)
+        if self.content is None:
+            content = anchors.new_zeros(batch, rows, self.d_model)
+        else:
+            content = self.content.weight[:rows].expand(batch, -1, -1)
+        return Queries(content=content, anchors=anchors, position=self.position), None
+
+
+class TwoStageQueries(ObjectQueries):
+    """The boxes that the encoder's tokens propose, the best first (Deformable DETR: Zhu et al., ICLR 2021).
+
+    Each token proposes one box around its cell. A cell in the padding or at the very edge proposes none.
+
+    selection: `mixed` learns the content and takes only the anchors from the proposals (DINO: Zhang et al., ICLR 2023);
+        `pure` makes content and position of the proposals' boxes (Deformable DETR), which then only tell objects from
+        background.
+    """
+
+    two_stage = True
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        d_model: int,
+        num_groups: int = 1,
+        selection: Literal["mixed", "pure"] = "mixed",
+    ) -> None:
+        super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
+        self.class_agnostic = selection == "pure"
+        self.proj, self.norm = nn.Linear(d_model, d_model), nn.LayerNorm(d_model)
+        nn.init.xavier_uniform_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+        if self.class_agnostic:
+            self.embed = nn.Sequential(nn.Linear(2 * d_model, 2 * d_model), nn.LayerNorm(2 * d_model))
+        else:
+            self.content = nn.Embedding(num_queries * num_groups, d_model)
+            self.position = AnchorPosition(d_model=d_model)
+
+    def forward(self, memory: Memory, head: Head | None) -> tuple[Queries, Predictions]:
+        """Where there are fewer tokens than queries, there are as many queries as tokens."""
+        assert head is not None
+        cells, usable = self._cells(memory)
+        tokens = self.norm(self.proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
+        logits, offsets = head(tokens)
+        scores = logits.detach().amax(-1).masked_fill(~usable, -math.inf)
+        chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]
+        boxes = (offsets + cells).gather(1, chosen.expand(-1, -1, 4)).sigmoid()
+        proposals = Predictions(
+            logits=logits.gather(1, chosen.expand(-1, -1, logits.shape[-1]))[None], boxes=boxes[None]
+        )
+        return self._queries(boxes.detach()), proposals
+
+    def _queries(self, anchors: Tensor) -> Queries:
+        batch, count, _ = anchors.shape
+        anchors = anchors.repeat(1, self.groups, 1)
+        if self.class_agnostic:
+            embedding = sine_embedding(anchors * (2 * math.pi), self.d_model // 2).flatten(-2)
+            position, content = self.embed(embedding).chunk(2, dim=-1)
+            return Queries(content=content, anchors=anchors, position=lambda _: position)
+        content = self.content.weight.unflatten(0, (self.num_groups, -1))[: self.groups, :count].flatten(0, 1)
+        return Queries(content=content.expand(batch, -1, -1), anchors=anchors, position=self.position)
+
+    def _cells(self, memory: Memory) -> tuple[Float[Tensor, "batch tokens 4"], Bool[Tensor, "batch tokens"]]:
+        """The box in logits that each token's offsets start from, and whether it may propose."""
+        sizes = [
+            memory.tokens.new_full((height * width,), 0.05 * 2**level)
+            for level, (height, width) in enumerate(memory.shapes)
+        ]
+        size = torch.cat(sizes)[:, None].expand(len(memory.tokens), -1, 2)
+        cells = torch.cat((memory.centres, size), dim=-1)
+        usable = ((cells > 0.01) & (cells < 0.99)).all(-1)
+        if memory.mask is not None:
+            usable = usable & ~memory.mask
+        return cells.logit(eps=1e-5), usable

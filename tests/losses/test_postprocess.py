@@ -1,0 +1,43 @@
+"""Detections from softmax and sigmoid outputs, against a search pair by pair."""
+
+import torch
+
+from detr.postprocess import postprocess
+from detr.types import Predictions
+
+NAMES, SIZES = ["ant", "bee", "cat"], [(100, 200), (50, 30)]
+
+
+def random_predictions(outputs: int) -> Predictions:
+    torch.manual_seed(4)
+    return Predictions(logits=torch.randn(2, 2, 5, outputs), boxes=torch.rand(2, 2, 5, 4))
+
+
+def test_sigmoid_takes_the_best_pairs_of_query_and_class() -> None:
+    predictions = random_predictions(outputs=3)
+    for image, found in enumerate(postprocess(predictions, SIZES, NAMES)):
+        pairs = [(float(predictions.logits[-1, image, q, c].sigmoid()), q, c) for q in range(5) for c in range(3)]
+        best = sorted(pairs, reverse=True)[:5]
+        assert len({q for _, q, _ in best}) < 5  # a query is found more than once, as it may
+        assert found.labels.tolist() == [c for *_, c in best] and found.names == [NAMES[c] for *_, c in best]
+        torch.testing.assert_close(found.scores, torch.tensor([score for score, *_ in best]))
+        height, width = SIZES[image]
+        x, y, w, h = predictions.boxes[-1, image, [q for _, q, _ in best]].unbind(-1)
+        corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), -1)
+        torch.testing.assert_close(found.boxes, corners * torch.tensor([width, height, width, height]))
+
+
+def test_sigmoid_keeps_the_order_of_ties() -> None:
+    predictions = random_predictions(outputs=3)
+    predictions.logits[:] = 0
+    found = postprocess(predictions, SIZES, NAMES)[0]
+    assert found.labels.tolist() == [0, 1, 2, 0, 1] and torch.equal(found.boxes[0], found.boxes[2])
+
+
+def test_softmax_takes_the_best_class_of_each_query() -> None:
+    predictions = random_predictions(outputs=4)
+    for image, found in enumerate(postprocess(predictions, SIZES, NAMES)):
+        probabilities = predictions.logits[-1, image].softmax(-1)[:, :3]
+        best = sorted(((float(row.max()), int(row.argmax())) for row in probabilities), reverse=True)
+        torch.testing.assert_close(found.scores, torch.tensor([score for score, _ in best]))
+        assert found.labels.tolist() == [label for _, label in best]
