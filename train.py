@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
             loader=evaluation_loader(val_set, batch_size=data.batch_size, workers=data.workers),
             annotations=val_set.ground_truth(),
             categories=train_set.categories,
-            diagnostics=MatchingDiagnostics(criterion.matcher),
+            diagnostics=MatchingDiagnostics(criterion.match),
             **config.evaluation,
         ),
         reporter=Reporter(sinks=build(config.logger, path="logger"), run_dir=run_dir, log_every=config.log_every),

@@ -143,7 +143,7 @@ class Trainer:
         return dict(zip(losses, values, strict=True))
 
     def _clip_gradients(self) -> dict[str, Tensor]:
-        """The norms before clipping: `grad_norm` of all parameters, `grad_norm/PART` of each child module's."""
+        """Returns the norms before: `grad_norm` of the whole model, `grad_norm/PART` of each of its child modules."""
         norms = {}
         for part, parameters in self.parts.items():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -59,7 +59,7 @@ class SetCriterion(nn.Module):
         """
         num_boxes = torch.tensor(float(sum(len(target) for target in targets)), device=predictions.boxes.device)
         num_boxes = distributed.mean(num_boxes).clamp(min=1)
-        matches = self._match(predictions, targets, self.num_classes)
+        matches = self.match(predictions, targets)
         losses = self._losses(predictions, matches, targets, num_boxes)
         further = dict(self._further_losses(predictions, targets, num_boxes))
         total = sum(
@@ -85,19 +85,21 @@ class SetCriterion(nn.Module):
             num_classes, objects = self.num_classes, targets
             if proposals.logits.shape[-1] == 1 + self.classification.background:
                 num_classes, objects = 1, [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
-            matches = self._match(proposals, objects, num_classes)
+            matches = self.match(proposals, objects, num_classes)
             yield "proposals", self._losses(proposals, matches, objects, num_boxes)
         if (groups := predictions.groups) is not None:
             times = self.group_repeats
             objects = [replace(t, labels=t.labels.repeat(times), boxes=t.boxes.repeat(times, 1)) for t in targets]
-            matches = self._match(groups, objects, self.num_classes)
+            matches = self.match(groups, objects)
             losses, number = self._losses(groups, matches, objects, num_boxes * times), len(groups.boxes)
             yield "groups", {name: values * len(predictions.boxes) / number for name, values in losses.items()}
         if (denoised := predictions.denoising) is not None:
             divisor = num_boxes * max(denoised.copies, 1)  # no copies where there is nothing to copy
             yield "denoising", self._losses(denoised.predictions, denoised.matches, targets, divisor)
 
-    def _match(self, predictions: Predictions, targets: Sequence[Target], num_classes: int) -> Matches:
+    def match(self, predictions: Predictions, targets: Sequence[Target], num_classes: int | None = None) -> Matches:
+        """The pairs that the losses are of. num_classes: of class-agnostic predictions, where it is another."""
+        num_classes = num_classes or self.num_classes
         background, got = self.classification.background, predictions.logits.shape[-1]
         if got != num_classes + background:
             other = got == num_classes + (not background)

@@ -35,7 +35,7 @@ class ConditionalSelfAttention(_Attention):
         self,
         x: Float[Tensor, "batch queries d_model"],
         place: Place,
-        keep: Bool[Tensor, "batch 1 queries queries"] | None,
+        keep: Bool[Tensor, "#batch 1 queries queries"] | None,
     ) -> Float[Tensor, "batch queries d_model"]:
         query = self.query_content(x) + self.query_position(place.position)
         key = self.key_content(x) + self.key_position(place.position)
@@ -89,5 +89,5 @@ class SpatialQuery(nn.Module):
         if self.size is None:
             return embedding
         # The embedding is that of y, then x.
-        ratio = (self.size(x).sigmoid() / anchors[..., 2:]).flip(-1)
+        ratio = (self.size(x).sigmoid() / anchors[..., 2:].clamp(min=1e-3)).flip(-1)
         return (embedding.unflatten(-1, (2, -1)) * ratio[..., None]).flatten(-2)

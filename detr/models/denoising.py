@@ -100,7 +100,8 @@ class Denoising(nn.Module):
         sign = torch.randint(2, boxes.shape, device=boxes.device) * 2 - 1
         half = boxes[..., 2:].repeat(1, 1, 2) / 2
         corners = cxcywh_to_xyxy(boxes) + sign * (torch.rand_like(boxes) + negative) * half * self.box_noise
-        return labels, xyxy_to_cxcywh(corners.clamp(0, 1))
+        low, high = corners.clamp(0, 1).chunk(2, dim=-1)  # far edges can have changed places
+        return labels, xyxy_to_cxcywh(torch.cat((torch.minimum(low, high), torch.maximum(low, high)), dim=-1))
 
 
 def who_sees_whom(
@@ -108,7 +109,7 @@ def who_sees_whom(
     *,
     copy: Int64[Tensor, " noise"] | None = None,
     valid: Bool[Tensor, "batch noise"] | None = None,
-) -> Bool[Tensor, "batch 1 all all"]:
+) -> Bool[Tensor, "_ 1 all all"]:
     """The self-attention mask of a training step: True where a query (row) may attend to another.
 
     Denoising queries come first. They know the targets, so no other query sees them; those of one copy see one another

@@ -92,12 +92,22 @@ class DETR(nn.Module):
 
         batch: normalised images. targets: what is in them; denoising needs it in training.
         """
-        memory = self._encode(batch)
+        return self.decode(self.encode(batch), targets)
+
+    def encode(self, batch: ImageBatch) -> Memory:
+        """What the encoder makes of normalised images."""
+        maps = self.neck(self.backbone(batch.images))
+        masks = masks_for(batch.mask, maps)
+        positions = [self.position(mask) for mask in masks]
+        return self.transformer.encode(maps, positions, masks, padded=bool(batch.padded))
+
+    def decode(self, memory: Memory, targets: Sequence[Target] | None = None) -> Predictions:
+        """What the decoder finds in the encoder's memory."""
         queries, proposals = self.queries(memory, self.proposal_head)
         groups, noise = self.queries.groups, None
         if self.training and self.denoising is not None:
             if targets is None:
-                raise UserError("DETR: denoising needs targets in training, call model(images, targets).")
+                raise UserError("DETR: denoising needs targets in training; call model(images, targets).")
             queries, noise = self.denoising(queries, targets, groups)
         elif groups > 1:
             number = queries.content.shape[1] // groups
@@ -113,12 +123,6 @@ class DETR(nn.Module):
         if not self.training:
             return predictions
         return replace(_split(predictions, groups, noise), proposals=proposals)
-
-    def _encode(self, batch: ImageBatch) -> Memory:
-        maps = self.neck(self.backbone(batch.images))
-        masks = masks_for(batch.mask, maps)
-        positions = [self.position(mask) for mask in masks]
-        return self.transformer.encode(maps, positions, masks, padded=bool(batch.padded))
 
     def _next_anchors(self, layer: int, x: Tensor, anchors: Tensor | None) -> Tensor:
         return _boxes(self._head(layer).box_head(x), anchors)

@@ -29,7 +29,7 @@ class Queries:
     content: Float[Tensor, "batch queries d_model"]
     anchors: Float[Tensor, "batch queries dims"] | None
     position: Callable[[Tensor | None], Tensor]
-    keep: Bool[Tensor, "batch 1 queries queries"] | None = None
+    keep: Bool[Tensor, "#batch 1 queries queries"] | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class MultiHeadAttention(nn.Module):
         query: Float[Tensor, "batch targets d_model"],
         key: Float[Tensor, "batch sources d_model"],
         value: Float[Tensor, "batch sources d_model"],
-        keep: Bool[Tensor, "batch 1 _ sources"] | None = None,
+        keep: Bool[Tensor, "#batch 1 _ sources"] | None = None,
     ) -> Float[Tensor, "batch targets d_model"]:
         """keep: True where a key may be attended to; None where all may, which lets faster kernels run."""
         d_model = query.shape[-1]
@@ -276,7 +276,7 @@ class Transformer(nn.Module):
                 f"Transformer: modulate needs conditional cross-attention, got {cross_attention}. Set "
                 "model.transformer.modulate=false or model.transformer.cross_attention=conditional."
             )
-        self.d_model, self.cross_attention = d_model, cross_attention
+        self.d_model, self.num_levels, self.cross_attention = d_model, num_levels, cross_attention
         several = num_levels > 1 or "deformable" in (encoder_attention, cross_attention)
         self.level_embed = nn.Parameter(torch.zeros(num_levels, d_model)) if several else None
         conditional = cross_attention == "conditional"

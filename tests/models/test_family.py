@@ -1,0 +1,279 @@
+"""What the faster-converging relatives of DETR must hold to."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from detr import boxes as box_ops
+from detr.config import build_criterion, build_model, compose
+from detr.errors import UserError
+from detr.models.denoising import Denoising, who_sees_whom
+from detr.models.detr import DETR
+from detr.models.memory import Memory
+from detr.models.queries import AnchorQueries, LearnedQueries, Queries, TwoStageQueries
+from detr.types import ImageBatch, Predictions, Target
+from tests.helpers import make_batch, random_targets
+
+RECIPES = ("detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr", "dino", "small")
+TINY = (
+    "model/backbone=resnet18",
+    "model.backbone.weights=null",
+    "model.backbone.norm=group",
+    "model.backbone.freeze=[]",
+    "model.num_queries=7",
+    "model.transformer.d_model=32",
+    "model.transformer.nhead=4",
+    "model.transformer.num_encoder_layers=2",
+    "model.transformer.num_decoder_layers=3",
+    "model.transformer.dim_feedforward=24",
+    "model.transformer.dropout=0.0",
+)
+CLASSES = 5
+
+
+def build(name: str, *options: str) -> tuple[DETR, torch.nn.Module]:
+    torch.manual_seed(0)
+    config = compose([f"model={name}", *TINY, *options])
+    model = build_model(config.model, CLASSES)
+    for parameter in model.parameters():  # a model that starts with zeros would hide mistakes
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model, build_criterion(config.criterion, CLASSES)
+
+
+def batch_of(*sizes: tuple[int, int]) -> ImageBatch:
+    generator = torch.Generator().manual_seed(3)
+    return make_batch([torch.randn(3, *size, generator=generator) for size in sizes])
+
+
+def decode(model: DETR, maps: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -> Predictions:
+    positions = [model.position(mask) for mask in masks]
+    memory = model.transformer.encode(maps, positions, masks, padded=any(bool(mask.any()) for mask in masks))
+    return model.decode(memory)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("counts", [[0, 0], [3, 0], [1, 11]], ids=str)
+def test_every_parameter_learns_whatever_the_images_hold(name: str, counts: list[int]) -> None:
+    model, criterion = build(name, "model.aux_loss=true")
+    targets = random_targets(counts, CLASSES)
+    losses = criterion(model.train()(batch_of((96, 128), (64, 96)), targets), targets)
+    losses["loss"].backward()
+    assert all(value.isfinite() for value in losses.values())
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_maps_alone_equal_the_same_maps_in_a_padded_batch(name: str) -> None:
+    model, _ = build(name)
+    model.eval()
+    levels = model.transformer.num_levels
+    small = [torch.randn(1, 32, 6 // 2**level + 1, 8 // 2**level + 1) for level in range(levels)]
+    large = [torch.randn(2, 32, 14 // 2**level + 1, 16 // 2**level + 1) for level in range(levels)]
+    masks = [torch.zeros(2, *level.shape[-2:], dtype=torch.bool) for level in large]
+    for one, two, mask in zip(small, large, masks, strict=True):
+        height, width = one.shape[-2:]
+        two[:1, :, :height, :width] = one
+        mask[0, height:], mask[0, :, width:] = True, True
+    alone = decode(model, small, [torch.zeros(1, *level.shape[-2:], dtype=torch.bool) for level in small])
+    together = decode(model, large, masks)
+    torch.testing.assert_close(together.logits[:, :1], alone.logits, atol=2e-5, rtol=0)
+    torch.testing.assert_close(together.boxes[:, :1], alone.boxes, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["dn_detr", "dino"])
+def test_denoising_does_not_leak(name: str) -> None:
+    """What denoising queries are told changes nothing for the queries that are matched, nor for other copies."""
+    model, _ = build(name, "model.denoising.num_queries=8")
+    model.train()
+    batch, targets = batch_of((96, 128), (64, 96)), random_targets([4, 2], CLASSES)
+
+    def run(disturb: bool, copy_content: float = 0.0) -> Predictions:
+        torch.manual_seed(1)
+        original = model.denoising.forward
+
+        def disturbed(queries: Queries, targets: Sequence[Target], groups: int) -> object:
+            extended, noise = original(queries, targets, groups)
+            content, anchors = extended.content.clone(), extended.anchors.clone()
+            if disturb:
+                first = noise.count // noise.copies
+                content[:, :first] = torch.randn_like(content[:, :first]) * 9
+                anchors[:, :first] = torch.rand_like(anchors[:, :first])
+            return replace(extended, content=content, anchors=anchors), noise
+
+        model.denoising.forward = disturbed
+        try:
+            return model(batch, targets)
+        finally:
+            model.denoising.forward = original
+
+    clean, disturbed = run(False), run(True)
+    torch.testing.assert_close(disturbed.logits, clean.logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(disturbed.boxes, clean.boxes, atol=1e-6, rtol=0)
+    copies = clean.denoising.copies
+    first = clean.denoising.predictions.logits.shape[2] // copies
+    before, after = clean.denoising.predictions.logits, disturbed.denoising.predictions.logits
+    assert copies == 2 and not torch.allclose(after[:, :, :first], before[:, :, :first], atol=1e-2)
+    torch.testing.assert_close(after[:, :, first:], before[:, :, first:], atol=1e-6, rtol=0)
+
+    # The matched queries are the ones that there are without denoising too.
+    model.denoising = None
+    without = model(batch)
+    torch.testing.assert_close(without.logits, clean.logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [1, 0], [1, 1], [100, 3]], ids=str)
+@pytest.mark.parametrize("contrastive", [True, False])
+def test_denoising_queries_restore_their_targets(counts: list[int], contrastive: bool) -> None:
+    torch.manual_seed(0)
+    denoising = Denoising(
+        d_model=8, num_classes=CLASSES, num_queries=20, label_noise=0.0, box_noise=0.4, contrastive=contrastive
+    )
+    targets = random_targets(counts, CLASSES)
+    queries = Queries(content=torch.zeros(2, 3, 8), anchors=torch.rand(2, 3, 4), position=lambda anchors: anchors)
+    extended, noise = denoising(queries, targets, 1)
+    copies = max(1, 20 // max(*counts, 1))
+    assert noise.count == copies * max(counts) * (1 + contrastive)
+    assert extended.content.shape == (2, noise.count + 3, 8)
+    assert len(noise.target) == copies * sum(counts)
+    assert sorted(noise.target.tolist()) == sorted(list(range(sum(counts))) * copies)
+    labels, wanted = (torch.cat([getattr(t, name) for t in targets])[noise.target] for name in ("labels", "boxes"))
+    content, found = (x[noise.image, noise.query] for x in (extended.content, extended.anchors))
+    torch.testing.assert_close(content, denoising.labels(labels))
+    half = wanted[:, 2:].repeat(1, 2) / 2
+    moved = (box_ops.cxcywh_to_xyxy(found) - box_ops.cxcywh_to_xyxy(wanted)).abs()
+    assert (moved <= 0.4 * half + 1e-6).all()
+    if contrastive and sum(counts):
+        negative = extended.anchors[noise.image, noise.query + max(counts)]
+        moved = (box_ops.cxcywh_to_xyxy(negative) - box_ops.cxcywh_to_xyxy(wanted)).abs()
+        inside = (moved >= 0.4 * half - 1e-6) & (moved <= 0.8 * half + 1e-6)
+        at_border = (box_ops.cxcywh_to_xyxy(negative) < 1e-6) | (box_ops.cxcywh_to_xyxy(negative) > 1 - 1e-6)
+        assert (inside | at_border).all()
+
+
+def test_label_noise_has_the_stated_rate() -> None:
+    torch.manual_seed(0)
+    denoising = Denoising(d_model=8, num_classes=1000, num_queries=4000, label_noise=0.25, contrastive=False)
+    targets = random_targets([40], 1000)
+    labels, _ = denoising._disturb(
+        targets[0].labels.repeat(100)[None], targets[0].boxes.repeat(100, 1)[None], torch.zeros(4000, 1)
+    )
+    assert (labels[0] != targets[0].labels.repeat(100)).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_who_sees_whom_by_its_rules() -> None:
+    copies, size, groups, number = 3, 5, 2, 4
+    valid = torch.tensor([[True] * 5, [True, True, False, True, False]]).repeat(1, copies)
+    copy = torch.arange(copies).repeat_interleave(size)
+    group = torch.arange(groups).repeat_interleave(number)
+    keep = who_sees_whom(group, copy=copy, valid=valid)
+    noise = copies * size
+    for image in range(2):
+        for i in range(noise + groups * number):
+            for j in range(noise + groups * number):
+                if i == j:
+                    expected = True
+                elif j < noise:
+                    expected = i < noise and copy[i] == copy[j] and bool(valid[image, j])
+                elif i < noise:
+                    expected = bool(group[j - noise] == 0)
+                else:
+                    expected = bool(group[i - noise] == group[j - noise])
+                assert bool(keep[image, 0, i, j]) == expected, (image, i, j)
+
+
+@pytest.mark.parametrize("kind", [LearnedQueries, AnchorQueries, TwoStageQueries])
+def test_groups_of_queries_do_not_see_one_another(kind: type) -> None:
+    name = {LearnedQueries: "conditional_detr", AnchorQueries: "dab_detr", TwoStageQueries: "dino"}[kind]
+    model, criterion = build(name, "model.queries.num_groups=3", "criterion.group_repeats=2")
+    model.denoising = None
+    batch, targets = batch_of((96, 128), (64, 96)), random_targets([2, 0], CLASSES)
+    model.train()
+    trained = model(batch)
+    assert trained.groups.logits.shape == (2 * 3, 2, 7, CLASSES)
+    model.eval()
+    used = model(batch)
+    assert used.groups is None and used.logits.shape == (3, 2, 7, CLASSES)
+    torch.testing.assert_close(used.logits, trained.logits, atol=1e-5, rtol=0)
+    model.train()
+    losses = criterion(model(batch, targets), targets)
+    losses["loss"].backward()
+    assert losses["loss_bbox_groups"] > 0
+    learned = model.queries.anchors if kind is AnchorQueries else None
+    if learned is not None:
+        assert learned.weight.grad.view(3, 7, 4).abs().sum((1, 2)).gt(0).all()
+
+
+def test_two_stage_takes_the_best_proposals_and_never_padding() -> None:
+    model, _ = build("dino")
+    model.eval()
+    queries, head = model.queries, model.proposal_head
+    tokens = torch.randn(2, 5 * 7, 32)
+    mask = torch.zeros(2, 5, 7, dtype=torch.bool)
+    mask[0, 2:], mask[0, :, 3:] = True, True
+    memory = Memory.from_maps(
+        [tokens.transpose(1, 2).unflatten(2, (5, 7))], [torch.zeros(2, 32, 5, 7)], [mask], padded=True
+    )
+    start, proposals = queries(memory, head)
+    scores, offsets = head(queries.norm(queries.proj(tokens)))
+    for image, usable in enumerate([[0, 1, 2, 7, 8, 9], range(35)]):
+        best = sorted(usable, key=lambda cell: -scores[image, cell].max().item())[:7]
+        valid_height, valid_width = (2, 3) if image == 0 else (5, 7)
+        for rank, cell in enumerate(best):
+            row, column = divmod(cell, 7)
+            centre = torch.tensor([(column + 0.5) / valid_width, (row + 0.5) / valid_height, 0.05, 0.05])
+            box = (offsets[image, cell] + (centre / (1 - centre)).log()).sigmoid()
+            torch.testing.assert_close(proposals.boxes[0, image, rank], box, atol=1e-5, rtol=0)
+            torch.testing.assert_close(start.anchors[image, rank], box, atol=1e-5, rtol=0)
+            torch.testing.assert_close(proposals.logits[0, image, rank], scores[image, cell])
+    assert not start.anchors.requires_grad and proposals.boxes.requires_grad
+
+
+def test_two_stage_with_fewer_tokens_than_queries() -> None:
+    model, criterion = build("dino", "model.num_queries=900")
+    targets = random_targets([3, 0], CLASSES)
+    predictions = model.train()(batch_of((64, 96), (32, 64)), targets)
+    assert predictions.logits.shape[2] < 900
+    assert criterion(predictions, targets)["loss"].isfinite()
+
+
+def test_look_forward_twice_trains_the_layer_before() -> None:
+    """Only through it does a layer's box reach the head that moved its anchor."""
+    for twice in (False, True):
+        model, _ = build("dab_detr", f"model.look_forward_twice={twice}", "model.shared_heads=false")
+        predictions = model.train()(batch_of((64, 96)))
+        predictions.boxes[1].sum().backward()
+        grad = model.heads[0].box_head.layers[-1].weight.grad
+        assert bool(grad.abs().sum() > 0) == twice
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["model=detr", "model.transformer.cross_attention=deformable"], "needs queries with anchors of at least 2"),
+        (
+            ["model=detr", "model.refine=true"],
+            "refine needs queries with anchors of at least 2 .* LearnedQueries has 0",
+        ),
+        (["model=conditional_detr", "model/denoising=cdn"], "denoising needs queries with anchors of at least 4"),
+        (["model=conditional_detr", "model.transformer.modulate=true"], "modulate needs queries with anchors"),
+        (["model=detr", "model.transformer.modulate=true"], "modulate needs conditional cross-attention"),
+        (["model=deformable_detr", "model.neck.num_levels=2"], r"num_levels of at least 3.*model\.neck\.num_levels"),
+        (["model=detr", "model.backbone.features=[layer4,layer2]"], r"wanted features as some of.*in this order"),
+        (["model=dino", "model.queries.num_groups=0"], r"num_groups of at least 1"),
+    ],
+)
+def test_parts_that_do_not_fit_together(options: list[str], message: str) -> None:
+    config = compose([*options, "model.backbone.weights=null"])
+    with pytest.raises(UserError, match=message):
+        build_model(config.model, CLASSES)
+
+
+def test_denoising_without_targets_is_refused() -> None:
+    model, _ = build("dino")
+    with pytest.raises(UserError, match="denoising needs targets"):
+        model.train()(batch_of((64, 96)))
