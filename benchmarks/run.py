@@ -11,15 +11,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` is used from the checkout
 
-from benchmarks import criterion, evaluation, step, transforms
+from benchmarks import criterion, evaluation, recipes, step, transforms
 from benchmarks.measure import Row, table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, metavar="PATH", help="checkout of facebookresearch/detr to compare")
-    parser.add_argument("--only", metavar="NAME[,NAME]", help="some of criterion, transforms, evaluation, step")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion and step")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help="some of criterion, transforms, evaluation, step, recipes")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step and recipes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7, help="measurements of which the median is taken")
     parser.add_argument("--judge", action="store_true", help="also run pycocotools, for a minute")
@@ -35,6 +35,7 @@ def main() -> None:
         "transforms": partial(transforms.run, folder=options.images, annotations=options.annotations, **common),
         "evaluation": partial(evaluation.run, judge=options.judge),
         "step": partial(step.run, device=options.device, threads=options.threads, **common),
+        "recipes": partial(recipes.run, device=options.device, threads=options.threads, repeats=options.repeats),
     }
     names = options.only.split(",") if options.only else list(benchmarks)
     if unknown := set(names) - set(benchmarks):

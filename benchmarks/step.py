@@ -30,8 +30,8 @@ Step = Callable[[], object]
 
 def run(*, checkout: Path | None, device: str, threads: int, repeats: int) -> Iterator[Row]:
     makers: dict[str, Callable[[], Step]] = {
-        "channels_last": partial(_our_step, torch.channels_last, device),
-        "contiguous": partial(_our_step, torch.contiguous_format, device),
+        "channels_last": partial(training_step, "detr", device, torch.channels_last),
+        "contiguous": partial(training_step, "detr", device, torch.contiguous_format),
     }
     if checkout is not None:
         makers["published"] = partial(_published_step, checkout, device)
@@ -54,9 +54,10 @@ def _memory(make: Callable[[], Step], device: str, threads: int) -> float:
     return peak_memory(device)
 
 
-def _our_step(layout: torch.memory_format, device: str) -> Step:
+def training_step(model_name: str, device: str, layout: torch.memory_format = torch.channels_last) -> Step:
+    """A step of our trainer with the model of configs/model/{model_name}.yaml."""
     torch.manual_seed(0)
-    config = compose(["model.backbone.weights=null"])
+    config = compose([f"model={model_name}", "model.backbone.weights=null"])
     model = build_model(config.model, num_classes=CLASSES).to(device, memory_format=layout)
     batch, targets = _batch()
     batch = replace(batch, images=batch.images.contiguous(memory_format=layout))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -97,13 +98,11 @@ def sample(
     shapes: (height, width) of each level. locations: (x, y) in [0, 1] of each map.
     """
     grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=-1)
-    sampled = torch.stack(
-        [
-            F.grid_sample(level.unflatten(-1, shape), points, mode="bilinear", align_corners=False)
-            for level, shape, points in zip(maps, shapes, grid, strict=True)
-        ],
-        dim=-2,
+    # Level by level: what all levels sample is by far the largest tensor of a model, and need not be there twice.
+    mixed = sum(
+        (F.grid_sample(level.unflatten(-1, shape), points, align_corners=False) * weight[:, None]).sum(-1)
+        for level, shape, points, weight in zip(maps, shapes, grid, weights, strict=True)
     )
-    mixed = (sampled * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum((-2, -1))
-    return mixed.unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)
+    return cast(Tensor, mixed).unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)

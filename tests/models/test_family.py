@@ -8,6 +8,7 @@ import torch
 
 from detr import boxes as box_ops
 from detr.config import build_criterion, build_model, compose
+from detr.config.compose import CONFIGS
 from detr.errors import UserError
 from detr.models.denoising import Denoising, who_sees_whom
 from detr.models.detr import DETR
@@ -16,7 +17,7 @@ from detr.models.queries import AnchorQueries, LearnedQueries, Queries, TwoStage
 from detr.types import ImageBatch, Predictions, Target
 from tests.helpers import make_batch, random_targets
 
-RECIPES = ("detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr", "dino", "small")
+RECIPES = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 TINY = (
     "model/backbone=resnet18",
     "model.backbone.weights=null",

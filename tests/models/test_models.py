@@ -1,5 +1,6 @@
 """The detector's parts where the published numbers do not reach: bad options, batches, norms, offline weights."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torchvision
 from detr.errors import UserError
 from detr.models.backbone import Backbone
 from detr.models.detr import DETR
-from detr.models.position import LearnedPosition, SinePosition
+from detr.models.neck import ChannelMapper
+from detr.models.position import LearnedPosition, SinePosition, anchor_embedding
 from detr.models.transformer import FeedForward, MultiHeadAttention, Transformer
 from tests.helpers import make_batch
 
@@ -151,3 +153,44 @@ def test_feed_forward_activations(activation: str) -> None:
 def test_every_layer_starts_with_its_own_values() -> None:
     encoder = Transformer(d_model=16, nhead=2, dim_feedforward=16).encoder
     assert not torch.equal(encoder.layers[0].ffn.linear1.weight, encoder.layers[1].ffn.linear1.weight)
+
+
+def test_backbone_gives_several_maps_and_builds_no_more() -> None:
+    backbone = Backbone(name="resnet50", features=["layer2", "layer3"])
+    maps = backbone(torch.randn(1, 3, 65, 97))
+    assert [tuple(level.shape) for level in maps] == [(1, 512, 9, 13), (1, 1024, 5, 7)]
+    assert backbone.channels == [512, 1024] and not hasattr(backbone.body, "layer4")
+
+
+def test_truncated_backbone_loads_whole_weights(tmp_path: Path) -> None:
+    reference = torchvision.models.resnet18(weights=None)
+    torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
+    backbone = Backbone(name="resnet18", weights=str(tmp_path / "resnet18.pth"), features=["layer2"])
+    torch.testing.assert_close(backbone.body.layer2[1].conv2.weight, reference.layer2[1].conv2.weight)
+
+
+def test_channel_mapper_makes_smaller_maps_of_the_last_one() -> None:
+    neck = ChannelMapper(in_channels=[3, 5], d_model=32, num_levels=4, norm=True)
+    maps = neck([torch.randn(2, 3, 13, 17), torch.randn(2, 5, 7, 9)])
+    assert [tuple(level.shape) for level in maps] == [(2, 32, 13, 17), (2, 32, 7, 9), (2, 32, 4, 5), (2, 32, 2, 3)]
+    for level in maps:  # group norm: nothing but the affine start, which is none
+        groups = level.unflatten(1, (32, 1)).flatten(2)
+        torch.testing.assert_close(groups.mean(-1), torch.zeros(2, 32), atol=1e-5, rtol=0)
+
+
+def test_sine_position_counts_valid_cells_only_and_from_their_middle() -> None:
+    mask = torch.zeros(1, 5, 7, dtype=torch.bool)
+    mask[:, 3:], mask[:, :, 4:] = True, True
+    edge, middle = SinePosition(d_model=8), SinePosition(d_model=8, centre=True)
+    for row, column in ((0, 0), (2, 3), (1, 2)):
+        for encoding, offset in ((edge, 1.0), (middle, 0.5)):
+            y, x = ((at + offset) / count * 2 * math.pi for at, count in ((row, 3), (column, 4)))
+            expected = [f(angle) for axis in (y, x) for angle in (axis, axis / 100) for f in (math.sin, math.cos)]
+            torch.testing.assert_close(encoding(mask)[0, :, row, column], torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_anchors_are_embedded_like_cells() -> None:
+    """A point at the far edge of a cell has that cell's encoding, so that the two can be compared by attention."""
+    cells = SinePosition(d_model=8)(torch.zeros(1, 5, 7, dtype=torch.bool))
+    anchors = torch.tensor([[(3 + 1) / 7, (2 + 1) / 5]])
+    torch.testing.assert_close(anchor_embedding(anchors, 4)[0], cells[0, :, 2, 3], atol=1e-5, rtol=0)

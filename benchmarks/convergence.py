@@ -1,0 +1,82 @@
+"""What each recipe reaches in the same time from random weights, at a reduced size.
+
+python benchmarks/convergence.py --minutes 20 --data shapes            (generated, or --data bccd --root DIR)
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ONE_MAP = ("model.backbone.features=[layer2]",)
+SEVERAL_MAPS = ("model.backbone.features=[layer2,layer3]", "model.neck.num_levels=3")
+RECIPES = {
+    "detr": ONE_MAP,
+    "conditional_detr": ONE_MAP,
+    "dab_detr": ONE_MAP,
+    "dn_detr": ONE_MAP,
+    "deformable_detr": (*SEVERAL_MAPS, "model.refine=true", "model.shared_heads=false"),
+    "dino": SEVERAL_MAPS,
+    "small": (),
+}
+REDUCED = (
+    "model/backbone=resnet18",
+    "model.backbone.weights=null",
+    "model.backbone.norm=batch",
+    "model.backbone.freeze=[]",
+    "model.num_queries=60",
+    "model.transformer.d_model=128",
+    "model.transformer.num_encoder_layers=2",
+    "model.transformer.num_decoder_layers=3",
+    "model.transformer.dim_feedforward=512",
+    "model.transformer.dropout=0.0",
+)
+TRAINING = ("scheduler=cosine", "scheduler.warmup=0.1", "optimizer.lr=5e-4", "optimizer.backbone_lr=5e-4")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=["shapes", "bccd"], default="shapes")
+    parser.add_argument("--root", default="generated/shapes", help="folder of the data")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of training, for each recipe")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="some of them, with commas")
+    parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
+    options = parser.parse_args()
+    experiment = {"shapes": "quickstart", "bccd": "bccd"}[options.data]
+    print("| data | recipe | steps | images/s | peak memory, GiB | AP | AP50 |\n|---|---|---|---|---|---|---|", flush=True)
+    for recipe in options.recipes.split(","):
+        folder = options.runs / f"{options.data}-{recipe}"
+        overrides = [
+            f"experiment={experiment}",
+            f"model={recipe}",
+            *REDUCED,
+            *RECIPES[recipe],
+            *TRAINING,
+            f"data.root={options.root}",
+            f"run_dir={folder}",
+            "trainer.evaluate_every=100000",
+            "logger.progress=null",
+        ]
+        timing = train([*overrides, "trainer.max_steps=40", "log_every=20"], folder)
+        speed = [record for record in timing if record["group"] == "train"][-1]["images_per_second"]
+        batch = {"shapes": 16, "bccd": 4}[options.data]
+        steps = round(options.minutes * 60 * speed / batch)
+        records = train([*overrides, f"trainer.max_steps={steps}", f"log_every={max(steps // 20, 1)}"], folder)
+        last, found = ([r for r in records if r["group"] == group][-1] for group in ("train", "val"))
+        cells = [options.data, recipe, steps, f"{last['images_per_second']:.1f}", f"{last['memory_gb']:.2f}"]
+        print("| " + " | ".join(map(str, [*cells, f"{found['AP']:.3f}", f"{found['AP50']:.3f}"])) + " |", flush=True)
+
+
+def train(overrides: list[str], folder: Path) -> list[dict]:
+    """Run train.py into an empty folder; returns the records of its metrics.jsonl."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides]
+    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    return [json.loads(line) for line in (REPOSITORY / folder / "metrics.jsonl").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    main()
