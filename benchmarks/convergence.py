@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
     options = parser.parse_args()
     experiment = {"shapes": "quickstart", "bccd": "bccd"}[options.data]
-    print("| data | recipe | steps | images/s | peak memory, GiB | AP | AP50 |\n|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "| data | recipe | steps | images/s | peak memory, GiB | AP | AP50 |\n|---|---|---|---|---|---|---|", flush=True
+    )
     for recipe in options.recipes.split(","):
         folder = options.runs / f"{options.data}-{recipe}"
         overrides = [

@@ -18,7 +18,9 @@ from benchmarks.measure import Row, table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, metavar="PATH", help="checkout of facebookresearch/detr to compare")
-    parser.add_argument("--only", metavar="NAME[,NAME]", help="some of criterion, transforms, evaluation, step, recipes")
+    parser.add_argument(
+        "--only", metavar="NAME[,NAME]", help="some of criterion, transforms, evaluation, step, recipes"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step and recipes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7, help="measurements of which the median is taken")

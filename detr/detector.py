@@ -21,7 +21,7 @@ from detr.types import Category, Detections
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
-# Published DETR was evaluated at these sizes, and its 91 classes are COCO's category ids as they are.
+# Published DETR and its family were evaluated at these sizes, and their 91 classes are COCO's category ids as they are.
 _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE = 800, 1333
 
 
@@ -54,14 +54,14 @@ class Detector:
         model: Any = None,
         allow_targets: Sequence[str] = (),
     ) -> "Detector":
-        """Load a checkpoint of this framework, or of published DETR.
+        """Load a checkpoint of this framework, or published weights of DETR or of another model of its family.
 
         model: a `model` configuration; needed for published weights, which come without one, and not used otherwise.
         allow_targets: packages of your own that the checkpoint's model is built from, beside detr.models.
         Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed.
         """
         content = read_tensors(path)
-        config = None
+        config, foreign = None, checkpoint.converted(content)
         if model is None or content.get("format") == checkpoint.FORMAT:
             config = checkpoint.checked(content, path)["config"]
             try:
@@ -71,14 +71,17 @@ class Detector:
             except (LookupError, TypeError, ValueError) as error:
                 raise UserError(f"Checkpoint {path} is incomplete: {error!r}. Use an intact copy.") from None
         else:
-            categories = published_categories(content, path)
+            if foreign is None:
+                raise UserError(f"{path} holds no weights of a model that is known. Use a file that train.py wrote.")
+            categories = published_categories(foreign.num_classes)
             size, max_size = _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE
         allow = (*MODELS, *allow_targets)
         try:
             detector = build_model(model, num_classes=len(categories), pretrained=False, allow=allow)
         except UserError as error:
             raise UserError(f"Checkpoint {path}: {error}") from None
-        checkpoint.load_model_state(detector, checkpoint.model_state(content, path), path)
+        state = foreign.state if foreign else checkpoint.model_state(content, path)
+        checkpoint.load_model_state(detector, state, path, foreign)
         return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)
 
     def predict(
@@ -108,11 +111,8 @@ class Detector:
         return postprocess(predictions, sizes, [category.name for category in self.categories])
 
 
-def published_categories(content: dict[str, Any], path: str | Path) -> list[Category]:
+def published_categories(count: int) -> list[Category]:
     """The classes of published weights: ids are labels; names are COCO's where there are as many as COCO has ids."""
-    if not checkpoint.is_published(content):
-        raise UserError(f"{path} holds no weights of published DETR. Use such a file, or one that train.py wrote.")
-    count = len(checkpoint.model_state(content, path)["heads.0.class_head.weight"]) - 1
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     names = coco if count == len(coco) else [str(number) for number in range(count)]
     return [Category(id=number, name=name) for number, name in enumerate(names)]

@@ -7,19 +7,26 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from detr.errors import UserError
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """Load any file of tensors and plain values on the CPU; raises UserError for everything else."""
+    """Load any file of tensors and plain values on the CPU; raises UserError for everything else.
+
+    Reads PyTorch's format, and that of safetensors by the ending .safetensors.
+    """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"Checkpoint {path} is a folder. Give the file, such as {path / 'checkpoints' / 'best.pt'}.")
     try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"Checkpoint {path} does not exist. Give the path of a .pt or .pth file.") from None
+        raise UserError(f"Checkpoint {path} does not exist. Give a .pt, .pth or .safetensors file.") from None
     except pickle.UnpicklingError as error:
         raise UserError(
             f"Checkpoint {path} is refused: it is damaged, or holds objects other than tensors and plain values, which "
@@ -35,6 +42,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         AssertionError,
         struct.error,
         BadZipFile,
+        SafetensorError,
     ) as error:
         raise UserError(
             f"Checkpoint {path} is cut short or damaged ({_first_sentence(error)}). Use an intact copy, "

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: atomic saving, safe loading, and weights in the names of the published DETR.
+"""Checkpoints on disk: atomic saving, safe loading, and weights from elsewhere.
 
 A checkpoint is a dict of tensors and plain values, so that loading runs no code from the file:
 `model` (state dict), `config` (the composed configuration), `categories` (id and name of each class, in the order of
@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from detr.engine.convert import DETR, Converted, Renaming, convert, recognise
 from detr.errors import UserError
 from detr.files import read_tensors
 from detr.types import Category
@@ -23,44 +24,20 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "detr-checkpoint-1"
 
-# Names in the published DETR and in ours, of whole branches and of parts within; both directions.
-_BRANCHES = (
-    ("backbone.0.body.", "backbone.body."),
-    ("backbone.1.", "position."),
-    ("input_proj.", "neck.levels.0.0."),
-    ("query_embed.", "queries.position."),
-    ("class_embed.", "heads.0.class_head."),
-    ("bbox_embed.", "heads.0.box_head."),
-)
-_PARTS = (
-    (".multihead_attn.", ".cross_attn."),
-    (".in_proj_", ".in_proj."),
-    (".linear1.", ".ffn.linear1."),
-    (".linear2.", ".ffn.linear2."),
-)
 # Parts whose shape follows the data set or the number of queries: where it differs, they are trained anew.
-_REPLACEABLE = ("class_head.", "queries.position.", "queries.content.", "queries.anchors.")
+_REPLACEABLE = ("class_head.", "denoising.labels.", "queries.position.weight", "queries.content.", "queries.anchors.")
+_OF_CLASSES = ("class_head.", "denoising.labels.")
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the published DETR under our names."""
-    return {_renamed(name, _BRANCHES, _PARTS): tensor for name, tensor in state_dict.items()}
+    """A state dict of the published DETR, or of another model that `detr.engine.convert` knows, under our names."""
+    return convert(state_dict, recognise(state_dict) or DETR).state
 
 
 def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of ours under the names of the published DETR."""
-    branches, parts = ([(ours, published) for published, ours in table] for table in (_BRANCHES, _PARTS))
-    return {_renamed(name, branches, parts): tensor for name, tensor in state_dict.items()}
-
-
-def _renamed(name: str, branches: Sequence[tuple[str, str]], parts: Sequence[tuple[str, str]]) -> str:
-    for old, new in branches:
-        if name.startswith(old):
-            name = new + name.removeprefix(old)
-            break
-    for old, new in parts:
-        name = name.replace(old, new)
-    return name
+    """A state dict of our DETR under the names of the published one."""
+    renamed = Renaming([(ours, theirs) for theirs, ours in DETR.authors])
+    return {renamed(name): tensor for name, tensor in state_dict.items()}
 
 
 def save(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
@@ -88,11 +65,12 @@ def load(path: str | Path) -> dict[str, Any]:
 def checked(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """The content of a file if `save` wrote it; raises UserError otherwise."""
     if checkpoint.get("format") != FORMAT:
-        kind = "the published DETR's weights" if is_published(checkpoint) else "another program's file"
+        foreign = converted(checkpoint)
+        kind = f"of {foreign.family.name}, from {foreign.source}" if foreign else "another program's file"
         raise UserError(
             f"Checkpoint {path} is {kind}, wanted a checkpoint of this framework, which holds its configuration and "
-            "class names. To start training from published weights, set weights=PATH; to evaluate or predict with "
-            "them, name the model too, as in model=detr."
+            "class names. To start training from other weights, set weights=PATH; to evaluate or predict with them, "
+            f"name the model too, as in {foreign.options if foreign else DETR.options}."
         )
     for place in (("model",), ("categories",), ("training",), ("config", "data"), ("config", "model")):
         part: Any = checkpoint
@@ -103,22 +81,24 @@ def checked(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def is_published(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a loaded file holds weights under the names of the published DETR."""
-    return "class_embed.weight" in _published_state(checkpoint)
+def converted(checkpoint: Mapping[str, Any]) -> Converted | None:
+    """The weights in a loaded file from elsewhere, under our names; None for a file of ours and for unknown ones."""
+    state = checkpoint.get("model", checkpoint)
+    if checkpoint.get("format") == FORMAT or not _is_state_dict(state) or recognise(state) is None:
+        return None
+    return convert(state)
 
 
 def model_state(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The weights in a loaded file, ours or published, under our names."""
-    state = from_published(_published_state(checkpoint)) if is_published(checkpoint) else checkpoint.get("model")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    """The weights in a loaded checkpoint of ours."""
+    state = checkpoint.get("model")
+    if not _is_state_dict(state):
         raise UserError(f"{path} holds no 'model' state dict. Use a checkpoint of this framework or of published DETR.")
     return state
 
 
-def _published_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    state = checkpoint.get("model", checkpoint)
-    return state if isinstance(state, Mapping) else {}
+def _is_state_dict(state: Any) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
 
 
 @dataclass(frozen=True)
@@ -137,7 +117,7 @@ class LoadReport:
 
 
 def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Category]) -> LoadReport:
-    """Start from the weights of a checkpoint, ours or published, whose classes or queries may be others.
+    """Start from the weights of a checkpoint, ours or from elsewhere, whose classes or queries may be others.
 
     categories: the classes of the new model. Where the file's are others, its class head is not used; the same goes
     for queries of another shape. The report names them. Raises UserError where anything else differs: the checkpoint
@@ -145,24 +125,32 @@ def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Catego
     """
     own = model.state_dict()
     content = read_tensors(path)
-    state = model_state(content, path)
+    foreign = converted(content)
+    state = foreign.state if foreign else model_state(content, path)
     replaced = {
         name: f"file {list(state[name].shape)}, model {list(tensor.shape)}"
         for name, tensor in own.items()
         if any(part in name for part in _REPLACEABLE) and name in state and state[name].shape != tensor.shape
     }
     if content.get("format") == FORMAT and content.get("categories") != [asdict(category) for category in categories]:
-        replaced |= {name: "file of other classes" for name in own if "class_head." in name}
-    unused = [name for name in state if name not in own]
-    loaded = {name: tensor for name, tensor in state.items() if name in own and name not in replaced}
-    load_model_state(model, loaded | {name: own[name] for name in replaced}, path)
+        replaced |= {name: "file of other classes" for name in own if any(part in name for part in _OF_CLASSES)}
+    # A part of the training alone, that a file from before it lacks.
+    replaced |= {name: "not in the file" for name in own if name.startswith("denoising.") and name not in state}
+    unused = [name for name in state if name not in own and not foreign]
+    loaded = {name: tensor for name, tensor in state.items() if name not in (*replaced, *unused)}
+    load_model_state(model, loaded | {name: own[name] for name in replaced}, path, foreign)
     report = LoadReport(loaded=list(loaded), replaced=replaced, unused=unused)
-    logger.info("From %s: %s.", path, report)
+    logger.info("From %s%s: %s.", path, f", {foreign}" if foreign else "", report)
     return report
 
 
-def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load exactly the tensors that the model has; raises UserError that names what differs."""
+def load_model_state(
+    model: nn.Module, state: Mapping[str, Tensor], path: str | Path, foreign: Converted | None = None
+) -> None:
+    """Load exactly the tensors that the model has; raises UserError that names what differs.
+
+    foreign: what the weights were converted from, to name the model that they are of.
+    """
     own = model.state_dict()
     differences = [f"{name} is missing" for name in own if name not in state]
     differences += [f"{name} is not known" for name in state if name not in own]
@@ -172,8 +160,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | 
         if name in state and state[name].shape != tensor.shape
     ]
     if differences:
+        kind = f": it holds {foreign.family.name}, set {foreign.options}" if foreign else ""
         raise UserError(
-            f"Checkpoint {path} is not of the model that is configured. {len(differences)} tensors differ: "
+            f"Checkpoint {path} is not of the model that is configured{kind}. {len(differences)} tensors differ: "
             f"{'; '.join(differences[:4])}{'; ...' if len(differences) > 4 else ''}. Set the model options that it was "
             "trained with (config.yaml in its run folder), or use another checkpoint."
         )

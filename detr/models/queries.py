@@ -156,24 +156,17 @@ class AnchorPosition(nn.Module):
 
 
 class AnchorQueries(ObjectQueries):
-    """Learned boxes that the decoder moves layer by layer (DAB-DETR: Liu et al., ICLR 2022).
+    """Learned boxes that the decoder moves layer by layer; content 0 (DAB-DETR: Liu et al., ICLR 2022)."""
 
-    learned_content: learn the content too, instead of 0.
-    """
-
-    def __init__(self, *, num_queries: int, d_model: int, num_groups: int = 1, learned_content: bool = False) -> None:
+    def __init__(self, *, num_queries: int, d_model: int, num_groups: int = 1) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
         self.anchors = nn.Embedding(num_queries * num_groups, 4)
-        self.content = nn.Embedding(num_queries * num_groups, d_model) if learned_content else None
         self.position = AnchorPosition(d_model=d_model)
 
     def forward(self, memory: Memory, head: Head | None = None) -> tuple[Queries, None]:
         batch, rows = len(memory.tokens), self.num_queries * self.groups
         anchors = self.anchors.weight[:rows].sigmoid().expand(batch, -1, -1)
-        if self.content is None:
-            content = anchors.new_zeros(batch, rows, self.d_model)
-        else:
-            content = self.content.weight[:rows].expand(batch, -1, -1)
+        content = anchors.new_zeros(batch, rows, self.d_model)
         return Queries(content=content, anchors=anchors, position=self.position), None
 
 

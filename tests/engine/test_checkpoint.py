@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from detr.engine import checkpoint
+from detr.engine.convert import DAB_DETR, convert, recognise
 from detr.errors import UserError
 from detr.models.detr import DETR
 from detr.types import Category
@@ -64,7 +66,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a list"):
         checkpoint.load(tmp_path / "list.pt")
     torch.save({"model": {"class_embed.weight": torch.ones(1)}}, tmp_path / "published.pth")
-    with pytest.raises(UserError, match=r"published DETR's weights.*weights=PATH.*model=detr"):
+    with pytest.raises(UserError, match=r"is of DETR, from its authors.*weights=PATH.*model=detr\."):
         checkpoint.load(tmp_path / "published.pth")
 
 
@@ -93,6 +95,59 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callabl
         match=r"not of the model that is configured.*2 tensors differ: neck\.levels\.0\.0\.bias is missing; heads.*box_head.*\[3, 3\]",
     ):
         checkpoint.load_weights(tiny_detr(), tmp_path / "other.pt", CLASSES)
+
+
+def test_weights_of_another_family_are_refused_by_its_name(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
+    names = (
+        "class_embed.0",
+        "transformer.decoder.bbox_embed.0.layers.0",
+        "transformer.encoder.layers.0.self_attn.sampling_offsets",
+    )
+    torch.save({"model": {f"{name}.weight": torch.ones(2, 3) for name in names}}, tmp_path / "refined.pth")
+    with pytest.raises(
+        UserError,
+        match=r"it holds Deformable DETR with refinement, set model=deformable_detr model\.refine=true model\.shared_heads=false\.",
+    ):
+        checkpoint.load_weights(tiny_detr(), tmp_path / "refined.pth", CLASSES)
+
+
+def test_backbones_of_timm_inside_transformers() -> None:
+    prefix = "model.backbone.conv_encoder.model"
+    names = (f"{prefix}.layer1.0.bn1.weight", f"{prefix}._backbone.conv1.weight", f"{prefix}.bn1.num_batches_tracked")
+    found = convert({name: torch.ones(3) for name in names}, DAB_DETR)
+    assert list(found.state) == ["backbone.body.layer1.0.bn1.weight", "backbone.body.conv1.weight"]
+    assert list(found.dropped) == [names[2]]
+
+
+def test_copies_that_differ_are_refused() -> None:
+    state = {f"{name}bbox_embed.layers.0.bias": torch.ones(3) for name in ("", "transformer.decoder.")}
+    assert list(convert(state, DAB_DETR).state) == ["heads.0.box_head.layers.0.bias"]
+    state["bbox_embed.layers.0.bias"] = torch.zeros(3)
+    with pytest.raises(UserError, match=r"transformer\.decoder\.bbox_embed\.layers\.0\.bias is not the copy"):
+        convert(state, DAB_DETR)
+
+
+@pytest.mark.parametrize("names", [[], ["weight"], ["class_embed.weight", "label_enc.weight"]])
+def test_unknown_weights_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR], names: list[str]) -> None:
+    state = {name: torch.ones(3) for name in names}
+    assert recognise(state) is None
+    with pytest.raises(UserError, match=r"Wanted weights of two-stage Deformable DETR, .*, DETR, got tensors such as"):
+        convert(state)
+    torch.save({"model": state}, tmp_path / "unknown.pth")
+    with pytest.raises(UserError, match="not of the model that is configured"):
+        checkpoint.load_weights(tiny_detr(), tmp_path / "unknown.pth", CLASSES)
+
+
+def test_safetensors(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
+    published = tiny_detr(num_classes=2)
+    file = tmp_path / "model.safetensors"
+    save_file(checkpoint.to_published(published.state_dict()), file)
+    assert not checkpoint.load_weights(tiny_detr(num_classes=2), file, CLASSES).replaced
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model\.safetensors is cut short or damaged"):
+        checkpoint.load_weights(tiny_detr(), file, CLASSES)
+    with pytest.raises(UserError, match=r"none\.safetensors does not exist"):
+        checkpoint.load_weights(tiny_detr(), tmp_path / "none.safetensors", CLASSES)
 
 
 def test_the_head_of_other_classes_is_not_used_even_if_there_are_as_many(

@@ -1,12 +1,11 @@
 """Our DETR against the independent implementation in Hugging Face's transformers, with random weights."""
 
-import re
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from detr.engine.convert import convert
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.models.backbone import Backbone
 from detr.models.detr import DETR
@@ -15,43 +14,6 @@ from detr.models.transformer import Transformer
 from tests.helpers import make_batch, random_targets
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
-
-# Parts of names there and here, applied in order.
-NAMES = (
-    (r"^model\.backbone\.model\.embedder\.embedder\.convolution", "backbone.body.conv1"),
-    (r"^model\.backbone\.model\.embedder\.embedder\.normalization", "backbone.body.bn1"),
-    (r"^model\.backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d)\.", r"backbone.body.layer<\1>.\2."),
-    (r"shortcut\.convolution", "downsample.0"),
-    (r"shortcut\.normalization", "downsample.1"),
-    (r"layer\.(\d)\.convolution", r"conv<\1>"),
-    (r"layer\.(\d)\.normalization", r"bn<\1>"),
-    (r"^model\.query_position_embeddings", "queries.position"),
-    (r"^model\.input_projection", "neck.levels.0.0"),
-    (r"^model\.(encoder|decoder)\.", r"transformer.\1."),
-    (r"\.encoder_attn\.", ".cross_attn."),
-    (r"\.(self|cross)_attn\.o_proj", r".\1_attn.out_proj"),
-    (r"\.mlp\.fc", ".ffn.linear"),
-    (r"decoder\.layernorm", "decoder.norm"),
-    (r"\.self_attn_layer_norm", ".norm1"),
-    (r"\.encoder_attn_layer_norm|(encoder\.layers\.\d)\.final_layer_norm", r"\1.norm2"),
-    (r"\.cross_attn_layer_norm", ".norm2"),
-    (r"decoder\.layers\.(\d)\.final_layer_norm", r"decoder.layers.\1.norm3"),
-    (r"^class_labels_classifier", "heads.0.class_head"),
-    (r"^bbox_predictor", "heads.0.box_head"),
-)
-
-
-def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    ours: dict[str, Tensor] = {}
-    for name, tensor in theirs.items():
-        renamed = name
-        for pattern, replacement in NAMES:
-            renamed = re.sub(pattern, replacement, renamed)
-        ours[re.sub(r"<(\d)>", lambda match: str(int(match[1]) + 1), renamed)] = tensor
-    for name in [name for name in ours if ".q_proj." in name]:
-        parts = [ours.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        ours[name.replace(".q_proj.", ".in_proj.")] = torch.cat(parts)
-    return ours
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +57,7 @@ def ours() -> DETR:
 
 
 def test_outputs_and_losses(theirs: Any, ours: DETR) -> None:
-    state = convert(theirs.state_dict())
+    state = convert(theirs.state_dict()).state
     counts = {name: t for name, t in ours.state_dict().items() if name.endswith("num_batches_tracked")}
     ours.load_state_dict({**state, **counts})
     assert sum(p.numel() for p in state.values()) == sum(p.numel() for p in theirs.state_dict().values())
@@ -115,7 +77,7 @@ def test_outputs_and_losses(theirs: Any, ours: DETR) -> None:
 
 
 def test_no_padding_equals_an_empty_mask(theirs: Any, ours: DETR) -> None:
-    state = convert(theirs.state_dict())
+    state = convert(theirs.state_dict()).state
     ours.load_state_dict({**ours.state_dict(), **state})
     batch = make_batch([torch.randn(3, 64, 96)] * 2)
     assert not batch.padded
