@@ -28,8 +28,8 @@ def main(config: DictConfig) -> None:
     val_set = CocoDetection(**data.val, transforms=resized, categories=train_set.categories)
     loader = TrainLoader(train_set, batch_size=data.batch_size, workers=data.workers, seed=config.seed)
     options = TrainerConfig(**config.trainer)
-    plain_recipe = transforms.plain(data.transforms or {}, size=data.size, max_size=data.max_size)
-    loader.switch_transforms(plain_recipe, after=data.plain_after, total_steps=options.total_steps(len(loader)))
+    late = transforms.without_augmentation(data.transforms or {}, size=data.size, max_size=data.max_size)
+    loader.switch_transforms(late, after=data.plain_after, total_steps=options.total_steps(len(loader)))
 
     model = build_model(config.model, num_classes=len(train_set.categories), pretrained=config.weights is None)
     if config.weights is not None:

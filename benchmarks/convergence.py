@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # `datasets` is used from the checkout
+
+from detr.config import compose  # noqa: E402
+
 ONE_MAP = ("model.backbone.features=[layer2]",)
 SEVERAL_MAPS = ("model.backbone.features=[layer2,layer3]", "model.neck.num_levels=3")
 RECIPES = {
@@ -64,7 +68,7 @@ def main() -> None:
         ]
         timing = train([*overrides, "trainer.max_steps=40", "log_every=20"], folder)
         speed = [record for record in timing if record["group"] == "train"][-1]["images_per_second"]
-        batch = {"shapes": 16, "bccd": 4}[options.data]
+        batch = compose([*overrides[:1], f"data.root={options.root}"]).data.batch_size
         steps = round(options.minutes * 60 * speed / batch)
         records = train([*overrides, f"trainer.max_steps={steps}", f"log_every={max(steps // 20, 1)}"], folder)
         last, found = ([r for r in records if r["group"] == group][-1] for group in ("train", "val"))

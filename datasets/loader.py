@@ -71,7 +71,7 @@ class TrainLoader:
         )
 
     def switch_transforms(self, transforms: Callable[..., Any], *, after: float, total_steps: int) -> None:
-        """Give training images other transforms after a fraction of the training, rounded to whole epochs.
+        """Give training images other transforms after a fraction of the training, in whole epochs, at least one.
 
         after: 1.0 never switches. total_steps: batches in the training. Comes before the first epoch.
         Raises UserError where `after` is not in [0, 1].
@@ -79,7 +79,8 @@ class TrainLoader:
         if not 0 <= after <= 1:
             raise UserError(f"data.plain_after: wanted a fraction of the training in [0, 1], got {after}.")
         epochs = math.ceil(total_steps / len(self))
-        self._dataset.switch_transforms(transforms, round(after * epochs))
+        if after < 1:
+            self._dataset.switch_transforms(transforms, min(round(after * epochs), epochs - 1))
 
     def __len__(self) -> int:
         """Batches in an epoch."""

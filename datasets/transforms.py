@@ -75,7 +75,7 @@ def train(
     return v2.Compose([v2.RandomHorizontalFlip(horizontal_flip), v2.RandomVerticalFlip(vertical_flip), resize])
 
 
-def plain(recipe: Mapping[str, Any], *, size: int, max_size: int) -> v2.Transform:
+def without_augmentation(recipe: Mapping[str, Any], *, size: int, max_size: int) -> v2.Transform:
     """Training without augmentation: resize as in evaluation, with no more than the flips of `recipe`'s options."""
     flips = {name: recipe.get(name, 0.0) for name in ("horizontal_flip", "vertical_flip")}
     return train(sizes=[size], max_size=max_size, crop=False, **flips)

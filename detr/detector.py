@@ -1,5 +1,6 @@
 """Detection on images with a trained checkpoint, from Python."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from detr.files import read_tensors
 from detr.images import pad_to_batch, read_image, resize, short_side_size, to_tensor
 from detr.postprocess import postprocess
 from detr.types import Category, Detections
+
+logger = logging.getLogger(__name__)
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -80,6 +83,8 @@ class Detector:
             detector = build_model(model, num_classes=len(categories), pretrained=False, allow=allow)
         except UserError as error:
             raise UserError(f"Checkpoint {path}: {error}") from None
+        if foreign:
+            logger.info("%s: %s.", path, foreign)
         state = foreign.state if foreign else checkpoint.model_state(content, path)
         checkpoint.load_model_state(detector, state, path, foreign)
         return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)

@@ -8,21 +8,25 @@ from torch import Tensor
 from detr import boxes as box_ops
 from detr.types import Detections, Predictions
 
+_MOST_PAIRS = 300
+
 
 @torch.no_grad()
 def postprocess(
     predictions: Predictions, original_sizes: Sequence[tuple[int, int]], names: Sequence[str]
 ) -> list[Detections]:
-    """Always Q detections an image, best score first: no threshold and no suppression of overlaps, as published.
+    """Detections of each image, best score first: no threshold and no suppression of overlaps, as published.
 
-    Where the last layer has an output for no object (C = K + 1), the best class of each query with its softmax
-    probability (DETR); where not (C = K), the best of all pairs of query and class by their sigmoid (Deformable DETR).
+    Where the last layer has an output for no object (C = K + 1), the best class of each of the Q queries with its
+    softmax probability (DETR). Where not (C = K), the best pairs of query and class by their sigmoid, as many as there
+    are queries but at most 300, as in DINO. (Conditional and Deformable DETR take 100.)
     original_sizes: (height, width) for each image. names: the K class names.
     """
     logits, num_classes = predictions.logits[-1].float(), len(names)
     if logits.shape[-1] == num_classes:
         scores, pairs = logits.sigmoid().flatten(1).sort(dim=-1, descending=True, stable=True)
-        scores, pairs = scores[:, : logits.shape[1]], pairs[:, : logits.shape[1]]
+        limit = min(logits.shape[1], _MOST_PAIRS)
+        scores, pairs = scores[:, :limit], pairs[:, :limit]
         queries, labels = pairs // num_classes, pairs % num_classes
     else:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)

@@ -125,6 +125,7 @@ class Predictions:
 class Denoised:
     """Predictions of denoising queries, each made from a target or, for contrast, from its surroundings.
 
+    predictions: (L, 1, V, C), those of the whole batch in a row, as if of one image.
     matches: which query is to restore which target, the same in all layers; the rest are to find nothing.
     copies: how many times each target was disturbed, by which the losses are divided.
     """

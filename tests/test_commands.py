@@ -119,3 +119,10 @@ def test_eight_photographs_are_learned_by_heart(shared: Path, tmp_path: Path) ->
     run("train.py", "experiment=overfit", *data, f"run_dir={tmp_path / 'run'}", "device=cpu")
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     assert metrics["bbox"]["AP"] >= 0.9
+
+
+@pytest.mark.slow
+def test_quickstart_learns_shapes(tmp_path: Path) -> None:
+    run("train.py", "experiment=quickstart", f"data.root={tmp_path / 'shapes'}", f"run_dir={tmp_path / 'run'}")
+    metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    assert metrics["bbox"]["AP"] >= 0.5 and metrics["bbox"]["AP50"] >= 0.75

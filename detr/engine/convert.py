@@ -302,8 +302,13 @@ class Converted:
 def recognise(state: Mapping[str, Tensor]) -> Family | None:
     """The family of a state dict from elsewhere, by the names of its tensors; None for any other, ours too."""
     names = "\n".join(state)
-    if not any(_HEAD.fullmatch(name) for name in state) or _OTHERS.search(names):
+    if not any(_HEAD.fullmatch(name) for name in state):
         return None
+    if _OTHERS.search(names):
+        raise UserError(
+            "Weights of DN-DETR, DINO or DAB-Deformable-DETR from elsewhere cannot be converted yet. Use those of "
+            f"{', '.join(family.name for family in FAMILIES)}, or a checkpoint that train.py wrote."
+        )
     return next(family for family in FAMILIES if all(re.search(mark, names) for mark in family.marks))
 
 

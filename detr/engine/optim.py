@@ -1,8 +1,8 @@
 """Parameter groups and learning-rate schedules."""
 
 import math
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch.optim import AdamW
 
@@ -15,6 +15,7 @@ def adamw(
     *,
     lr: float = 1e-4,
     backbone_lr: float = 1e-5,
+    lr_factors: Mapping[str, float] | None = None,
     weight_decay: float = 1e-4,
     betas: Sequence[float] = (0.9, 0.999),
 ) -> AdamW:
@@ -23,18 +24,28 @@ def adamw(
     Learned positions train at the backbone's rate too: published DETR counts them as a part of it.
 
     lr, backbone_lr: learning rates before the schedule; a backbone_lr of 0 freezes the backbone, as in published DETR.
+    lr_factors: factors on the rate of parameters with such a text in their name; Deformable DETR trains sampling
+        offsets and reference points at a tenth.
     weight_decay: on all parameters.
     """
     if backbone_lr == 0:
         model.backbone.freeze()
     backbone = {id(p) for part in (model.backbone, model.position) for p in part.parameters()}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"name": "lr", "lr": lr, "params": [p for p in trainable if id(p) not in backbone]},
-        {"name": "lr_backbone", "lr": backbone_lr, "params": [p for p in trainable if id(p) in backbone]},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return AdamW(groups, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = next((part for part in lr_factors or {} if part in name), "")
+        rate, group = (backbone_lr, "lr_backbone") if id(parameter) in backbone else (lr, "lr")
+        group = f"{group}_{part}" if part else group
+        factor = (lr_factors or {}).get(part, 1.0)
+        groups.setdefault(group, {"name": group, "lr": rate * factor, "params": []})["params"].append(parameter)
+    for part in lr_factors or {}:
+        if not any(group.endswith(f"_{part}") for group in groups):
+            raise UserError(
+                f"optimizer.lr_factors: no parameter that trains has '{part}' in its name. Remove or correct it."
+            )
+    return AdamW([*groups.values()], lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
 
 
 @runtime_checkable

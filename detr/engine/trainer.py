@@ -86,7 +86,8 @@ class Trainer:
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.parts: dict[str, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
-            self.parts.setdefault(name.partition(".")[0], []).append(parameter)
+            depth = 2 if name.startswith("transformer.") else 1
+            self.parts.setdefault(".".join(name.split(".")[:depth]), []).append(parameter)
         self.total_steps = config.total_steps(len(loader))
         self.step = self.evaluated_step = 0
         self.best = -math.inf
@@ -143,7 +144,7 @@ class Trainer:
         return dict(zip(losses, values, strict=True))
 
     def _clip_gradients(self) -> dict[str, Tensor]:
-        """Returns the norms before: `grad_norm` of the whole model, `grad_norm/PART` of each of its child modules."""
+        """Returns the norms before: `grad_norm` of the whole model, `grad_norm/PART` of each of its parts."""
         norms = {}
         for part, parameters in self.parts.items():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -83,7 +83,7 @@ class SetCriterion(nn.Module):
     ) -> Iterator[tuple[str, dict[str, Float[Tensor, " layers"]]]]:
         if (proposals := predictions.proposals) is not None:
             num_classes, objects = self.num_classes, targets
-            if proposals.logits.shape[-1] == 1 + self.classification.background:
+            if proposals.logits.shape[-1] == 1 + self.classification.background:  # class-agnostic
                 num_classes, objects = 1, [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
             matches = self.match(proposals, objects, num_classes)
             yield "proposals", self._losses(proposals, matches, objects, num_boxes)

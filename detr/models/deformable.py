@@ -65,8 +65,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (*heads, 2))
         around = memory.on_levels(anchors)[:, :, None, :, None]
         if anchors.shape[-1] == 2:
-            sizes = torch.tensor([(width, height) for height, width in memory.shapes], device=query.device)
-            locations = around + offsets / sizes[:, None]
+            locations = around + offsets / memory.sizes[:, None]
         else:
             locations = around[..., :2] + offsets * around[..., 2:] * (0.5 / self.num_points)
         return self.output_proj(sample(value.unflatten(-1, (self.nhead, -1)), memory.shapes, locations, weights))

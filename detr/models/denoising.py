@@ -10,29 +10,47 @@ from torch.nn.utils.rnn import pad_sequence
 
 from detr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detr.models.queries import Queries
-from detr.types import Matches, Target
+from detr.types import Denoised, Matches, Predictions, Target
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The denoising queries of a batch, N for each image: their number, and which of them restores which target.
+    """The denoising queries of a batch, V in all, and which of them restores which target.
 
-    image, query, target: (M,) as in Matches, for one layer.
+    count: places for them in each image's sequence; images with fewer targets than others leave some empty.
     copies: how many times each target was disturbed.
+    image, place: (V,) where in the batch each query is.
+    query, target: (M,) pairs, as in Matches; queries are counted over the batch.
     """
 
     count: int
     copies: int
-    image: Int64[Tensor, " pairs"]
+    image: Int64[Tensor, " queries"]
+    place: Int64[Tensor, " queries"]
     query: Int64[Tensor, " pairs"]
     target: Int64[Tensor, " pairs"]
 
-    def matches(self, layers: int) -> Matches:
-        return Matches(image=self.image, query=self.query.expand(layers, -1), target=self.target.expand(layers, -1))
+    def denoised(self, predictions: Predictions) -> Denoised:
+        """What the decoder made of them; predictions: of all places."""
+        layers = len(predictions.logits)
+        return Denoised(
+            predictions=Predictions(
+                logits=predictions.logits[:, self.image, self.place].unsqueeze(1),
+                boxes=predictions.boxes[:, self.image, self.place].unsqueeze(1),
+            ),
+            matches=Matches(
+                image=torch.zeros_like(self.target),
+                query=self.query.expand(layers, -1),
+                target=self.target.expand(layers, -1),
+            ),
+            copies=self.copies,
+        )
 
 
 class Denoising(nn.Module):
     """Queries from disturbed targets (DN-DETR: Li et al., CVPR 2022; contrastive, DINO: Zhang et al., ICLR 2023).
+
+    Noise is made as in DINO, with or without contrast.
 
     num_queries: about how many restore a target, in an image; the targets are copied to fill them, at least once.
     label_noise: probability that a label is drawn anew.
@@ -61,36 +79,38 @@ class Denoising(nn.Module):
         queries: of `num_groups` groups, with anchors. targets: of each image.
         """
         counts = torch.tensor([len(target) for target in targets])
-        most = int(counts.max())
+        most, device = int(counts.max()), queries.content.device
         copies = max(1, self.num_queries // max(most, 1))
-        device = queries.content.device
-        slots = torch.arange(most)
+        times = copies * (2 if self.contrastive else 1)  # in each copy all positive ones, then all negative ones
+        valid = torch.arange(most) < counts[:, None]
+        negative = (torch.arange(times) % 2 == 1) & self.contrastive
         labels = pad_sequence([target.labels for target in targets], batch_first=True).to(device)
         boxes = pad_sequence([target.boxes for target in targets], batch_first=True).to(device)
-        valid = (slots < counts[:, None]).to(device)
-        signs = 2 if self.contrastive else 1  # all positive ones, then all negative ones, in each copy
-        negative = torch.arange(signs, device=device).repeat_interleave(most).repeat(copies)
         labels, boxes = self._disturb(
-            labels.repeat(1, copies * signs), boxes.repeat(1, copies * signs, 1), negative[:, None]
+            labels.repeat(1, times), boxes.repeat(1, times, 1), negative.repeat_interleave(most).to(device)[:, None]
         )
 
-        image, slot = valid.nonzero(as_tuple=True)
-        start = torch.arange(copies, device=device) * (most * signs)
+        # Indices are worked out before they go to the device, which would have to wait for each.
+        valid = valid.repeat(1, times)
+        image, place = valid.nonzero(as_tuple=True)
+        target = torch.arange(int(counts.sum())).split(counts.tolist())
+        positive = ~negative.repeat_interleave(most)[place]
         noise = Noise(
-            count=labels.shape[1],
+            count=valid.shape[1],
             copies=copies,
-            image=image.repeat_interleave(copies),
-            query=(slot[:, None] + start).flatten(),
-            target=torch.arange(len(image), device=device).repeat_interleave(copies),
+            image=image.to(device),
+            place=place.to(device),
+            query=positive.nonzero()[:, 0].to(device),
+            target=torch.cat([of_image.repeat(copies) for of_image in target]).to(device),
         )
         group = torch.arange(queries.content.shape[1], device=device) // (queries.content.shape[1] // num_groups)
-        copy = torch.arange(copies, device=device).repeat_interleave(most * signs)
+        copy = torch.arange(copies, device=device).repeat_interleave(valid.shape[1] // copies)
         assert queries.anchors is not None
         extended = replace(
             queries,
             content=torch.cat((self.labels(labels), queries.content), dim=1),
             anchors=torch.cat((boxes, queries.anchors), dim=1),
-            keep=who_sees_whom(group, copy=copy, valid=valid.repeat(1, copies * signs)),
+            keep=who_sees_whom(group, copy=copy, valid=valid.to(device)),
         )
         return extended, noise
 

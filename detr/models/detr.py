@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from detr.errors import UserError
 from detr.models.backbone import Backbone
 from detr.models.denoising import Denoising, Noise, who_sees_whom
+from detr.models.heads import Head
 from detr.models.memory import Memory
 from detr.models.neck import ChannelMapper, masks_for
-from detr.models.queries import Head, LearnedQueries, ObjectQueries
+from detr.models.queries import LearnedQueries, ObjectQueries
 from detr.models.transformer import Transformer
-from detr.types import Denoised, ImageBatch, Predictions, Target
+from detr.types import ImageBatch, Predictions, Target
 
 
 class DETR(nn.Module):
@@ -62,30 +63,26 @@ class DETR(nn.Module):
             )
         self.backbone, self.position, self.transformer = backbone, position, transformer
         self.num_classes, self.num_queries, self.aux_loss = num_classes, num_queries, aux_loss
-        self.look_forward_twice = look_forward_twice
+        self.refine, self.look_forward_twice = refine, look_forward_twice
         d_model = transformer.d_model
         self.neck = neck(in_channels=backbone.channels, d_model=d_model)
         self.queries = queries(num_queries=num_queries, d_model=d_model)
         self.denoising = None if denoising is None else denoising(d_model=d_model, num_classes=num_classes)
-        self.refine = refine
-        self._check_anchors()
+        self._check_parts()
 
-        def head(num_outputs: int) -> Head:
-            return Head(d_model=d_model, num_outputs=num_outputs, prior=None if background else 0.01)
+        def head(num_classes: int) -> Head:
+            return Head(d_model=d_model, num_classes=num_classes, background=background)
 
-        num_outputs = num_classes + background
-        num_layers = len(transformer.decoder.layers)
-        heads = [head(num_outputs) for _ in range(1 if shared_heads else num_layers)]
+        number = 1 if shared_heads or not (aux_loss or refine) else len(transformer.decoder.layers)
+        self.heads = nn.ModuleList(head(num_classes) for _ in range(number))
+        if self.queries.anchor_dims:
+            for index in range(number):
+                # Where anchors are refined, only the first of them have no size yet.
+                self._head(index).start_at_anchors(self.queries.start_size if index == 0 or not refine else 0.0)
         self.proposal_head = None
         if self.queries.two_stage:
-            self.proposal_head = head(1 if self.queries.class_agnostic else num_outputs)
-            self.proposal_head.start_at_anchors()
-        if self.queries.anchor_dims:
-            for part in heads:
-                part.start_at_anchors()
-        if self.queries.anchor_dims == 2:
-            heads[0].start_at_anchors(size=-2.0)  # points have no size: let it be small, as most objects are
-        self.heads = nn.ModuleList(heads)
+            self.proposal_head = head(1 if self.queries.class_agnostic else num_classes)
+            self.proposal_head.start_at_anchors(0.0)
 
     def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Predictions:
         """L layers of class logits (B, Q, C) and boxes (B, Q, 4).
@@ -141,21 +138,32 @@ class DETR(nn.Module):
     def _head(self, layer: int) -> Head:
         return cast(Head, self.heads[layer if len(self.heads) > 1 else 0])
 
-    def _check_anchors(self) -> None:
-        kind, dims = type(self.queries).__name__, self.queries.anchor_dims
-        attention = self.transformer.cross_attention
+    def _check_parts(self) -> None:
+        """Raises UserError where the parts do not fit together."""
+        attention, dims = self.transformer.cross_attention, self.queries.anchor_dims
+        boxes = "model/queries=anchors or model/queries=two_stage"
+        points = f"model/queries=points or learned_points, {boxes}"
         needs = [
-            (attention != "standard", 2, f"{attention} cross-attention", "model/queries=anchors or two_stage"),
-            (self.transformer.decoder.modulates, 4, "transformer.modulate", "model/queries=anchors or two_stage"),
-            (self.denoising is not None, 4, "denoising", "model/queries=anchors or two_stage"),
-            (self.refine, 2, "refine", "model/queries=anchors or two_stage"),
+            (attention != "standard", dims >= 2, f"{attention} cross-attention needs queries with anchors", points),
+            (self.refine, dims >= 2, "refine needs queries with anchors", points),
+            (self.transformer.decoder.modulates, dims == 4, "modulate needs queries with boxes as anchors", boxes),
+            (
+                self.denoising is not None,
+                dims == 4 and self.queries.follows_anchors,
+                "denoising needs queries with boxes as anchors, whose positions follow them",
+                f"{boxes} (selection mixed)",
+            ),
+            (self.look_forward_twice, self.refine, "look_forward_twice needs refinement", "model.refine=true"),
+            (
+                self.refine,
+                self.aux_loss or self.look_forward_twice,
+                "refine needs every layer to be trained",
+                "model.aux_loss=true or model.look_forward_twice=true",
+            ),
         ]
-        for wanted, least, part, remedy in needs:
-            if wanted and dims < least:
-                raise UserError(
-                    f"DETR: {part} needs queries with anchors of at least {least} coordinates, {kind} has {dims}. Set "
-                    f"{remedy}."
-                )
+        for wanted, fits, message, remedy in needs:
+            if wanted and not fits:
+                raise UserError(f"DETR: {message}. Set {remedy}.")
 
 
 def _boxes(offsets: Tensor, reference: Tensor | None) -> Tensor:
@@ -163,7 +171,8 @@ def _boxes(offsets: Tensor, reference: Tensor | None) -> Tensor:
     if reference is None:
         return offsets.sigmoid()
     dims = reference.shape[-1]
-    moved = offsets[..., :dims] + reference.logit(eps=1e-5)
+    offsets = offsets.float()  # half precision could not tell 1 - eps from 1
+    moved = offsets[..., :dims] + reference.float().logit(eps=1e-5)
     return torch.cat((moved, offsets[..., dims:]), dim=-1).sigmoid()
 
 
@@ -172,7 +181,7 @@ def _split(predictions: Predictions, groups: int, noise: Noise | None) -> Predic
     denoising = None
     if noise is not None:
         first, predictions = _cut(predictions, noise.count)
-        denoising = Denoised(predictions=first, matches=noise.matches(len(first.logits)), copies=noise.copies)
+        denoising = noise.denoised(first)
     further = None
     if groups > 1:
         predictions, rest = _cut(predictions, predictions.logits.shape[2] // groups)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -17,14 +17,18 @@ class Memory:
     position: (B, S, d_model) their positional encodings.
     mask: (B, S) True = padding; None where there is none, which lets faster kernels run.
     shapes: (height, width) of each level.
+    sizes: (levels, 2) the same as a tensor, (width, height).
     valid_ratios: (B, levels, 2) which share of each map's width and height is not padding.
+    centres: (B, S, 2) centre (x, y) of each token's cell, in [0, 1] of its image without padding and beyond 1 in that.
     """
 
     tokens: Float[Tensor, "batch tokens d_model"]
     position: Float[Tensor, "batch tokens d_model"]
     mask: Bool[Tensor, "batch tokens"] | None
     shapes: tuple[tuple[int, int], ...]
+    sizes: Int64[Tensor, "levels 2"]
     valid_ratios: Float[Tensor, "batch levels 2"]
+    centres: Float[Tensor, "batch tokens 2"]
 
     @classmethod
     def from_maps(
@@ -38,13 +42,16 @@ class Memory:
         """masks: True = padding. padded: whether they hold any True."""
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
         sizes = torch.tensor([(width, height) for height, width in shapes], device=maps[0].device)
+        # (width, height), from whole rows and columns, as the padding is at the right and bottom.
         valid = torch.stack([torch.stack(((~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)), dim=-1) for m in masks], dim=1)
         return cls(
             tokens=_flatten(maps),
             position=_flatten(positions),
             mask=torch.cat([mask.flatten(1) for mask in masks], dim=1) if padded else None,
             shapes=shapes,
+            sizes=sizes,
             valid_ratios=valid / sizes,
+            centres=torch.cat([_centres(*shape, valid[:, i]) for i, shape in enumerate(shapes)], dim=1),
         )
 
     @cached_property
@@ -57,24 +64,17 @@ class Memory:
         """True where a token may be attended to."""
         return None if self.mask is None else ~self.mask[:, None, None, :]
 
-    @cached_property
-    def centres(self) -> Float[Tensor, "batch tokens 2"]:
-        """Centre (x, y) of each token's cell in [0, 1] of its image without padding; beyond 1 in the padding."""
-        centres = []
-        for level, (height, width) in enumerate(self.shapes):
-            y, x = torch.meshgrid(
-                torch.arange(height, device=self.tokens.device) + 0.5,
-                torch.arange(width, device=self.tokens.device) + 0.5,
-                indexing="ij",
-            )
-            cells = torch.stack((x / width, y / height), dim=-1).flatten(0, 1)
-            centres.append(cells / self.valid_ratios[:, None, level])
-        return torch.cat(centres, dim=1)
-
     def on_levels(self, anchors: Float[Tensor, "batch queries dims"]) -> Float[Tensor, "batch queries levels dims"]:
         """Points (x, y) or boxes (cxcywh) in [0, 1] of the image without padding, in [0, 1] of each padded map."""
         ratios = self.valid_ratios.repeat(1, 1, anchors.shape[-1] // 2)
         return anchors[:, :, None] * ratios[:, None]
+
+
+def _centres(height: int, width: int, valid: Tensor) -> Tensor:
+    y, x = torch.meshgrid(
+        torch.arange(height, device=valid.device) + 0.5, torch.arange(width, device=valid.device) + 0.5, indexing="ij"
+    )
+    return torch.stack((x, y), dim=-1).flatten(0, 1) / valid[:, None]
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:

@@ -44,8 +44,10 @@ class SinePosition(nn.Module):
         super().__init__()
         if d_model % 4:
             raise UserError(f"SinePosition: wanted d_model as a multiple of 4, got {d_model}.")
+        if centre and not normalize:
+            raise UserError("SinePosition: centre needs normalize. Set model.position.normalize=true.")
         self.d_model, self.temperature, self.normalize = d_model, temperature, normalize
-        self.offset = 0.5 if centre and normalize else 0.0
+        self.offset = 0.5 if centre else 0.0
 
     def forward(self, mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
         """mask: True = padding."""

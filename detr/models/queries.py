@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.heads import Head
 from detr.models.memory import Memory
 from detr.models.mlp import MLP
 from detr.models.position import anchor_embedding, sine_embedding
@@ -41,33 +42,6 @@ class Place:
     spatial: Float[Tensor, "batch queries d_model"] | None
 
 
-class Head(nn.Module):
-    """Class logits and box offsets of every query, or of every token.
-
-    num_outputs: of the class head.
-    prior: how probable each class is at the start, for sigmoid losses; None for softmax.
-    """
-
-    def __init__(self, *, d_model: int, num_outputs: int, prior: float | None) -> None:
-        super().__init__()
-        self.class_head = nn.Linear(d_model, num_outputs)
-        self.box_head = MLP(d_model, d_model, 4, layers=3)
-        if prior is not None:
-            nn.init.constant_(self.class_head.bias, math.log(prior / (1 - prior)))
-
-    def start_at_anchors(self, size: float = 0.0) -> None:
-        """The first boxes are the anchors themselves. size: in logits, of those that have none."""
-        last = cast(nn.Linear, self.box_head.layers[-1])
-        nn.init.zeros_(last.weight)
-        with torch.no_grad():
-            last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
-
-    def forward(
-        self, x: Float[Tensor, "*batch d_model"]
-    ) -> tuple[Float[Tensor, "*batch classes"], Float[Tensor, "*batch 4"]]:
-        return self.class_head(x), self.box_head(x)
-
-
 class ObjectQueries(nn.Module):
     """What every kind of queries has in common.
 
@@ -77,11 +51,15 @@ class ObjectQueries(nn.Module):
     anchor_dims: what the anchors are: 0 none, 2 points, 4 boxes.
     two_stage: whether they need a head for what the encoder proposes.
     class_agnostic: whether that head tells objects from background only.
+    follows_anchors: whether positions are embedded anew from the anchors, so that more queries can be put beside them.
+    start_size: width and height, in logits, of the first boxes around points.
     """
 
     anchor_dims = 4
     two_stage = False
     class_agnostic = False
+    follows_anchors = True
+    start_size = 0.0
 
     def __init__(self, *, num_queries: int, d_model: int, num_groups: int) -> None:
         super().__init__()
@@ -109,9 +87,11 @@ class LearnedQueries(ObjectQueries):
     """A learned position for each query; content 0 (DETR: Carion et al., ECCV 2020).
 
     points: how each query's position gives the point that its box is an offset from: `mlp` (Conditional DETR),
-        `linear` (Deformable DETR), or null for none (DETR).
+        `linear` (Deformable DETR, whose first boxes are small), or null for none (DETR).
     learned_content: learn the content too (Deformable DETR).
     """
+
+    follows_anchors = False
 
     def __init__(
         self,
@@ -129,9 +109,11 @@ class LearnedQueries(ObjectQueries):
         self.points: nn.Module | None = None
         if points == "mlp":
             self.points = MLP(d_model, d_model, 2, layers=2)
+            self.points.apply(_xavier)
         elif points == "linear":
+            self.start_size = -2.0
             self.points = nn.Linear(d_model, 2)
-            nn.init.xavier_uniform_(self.points.weight)
+            self.points.apply(_xavier)
             nn.init.zeros_(self.points.bias)
 
     def forward(self, memory: Memory, head: Head | None = None) -> tuple[Queries, None]:
@@ -150,6 +132,7 @@ class AnchorPosition(nn.Module):
     def __init__(self, *, d_model: int) -> None:
         super().__init__()
         self.mlp = MLP(2 * d_model, d_model, d_model, layers=2)
+        self.mlp.apply(_xavier)
 
     def forward(self, anchors: Float[Tensor, "batch queries 4"]) -> Float[Tensor, "batch queries d_model"]:
         return self.mlp(anchor_embedding(anchors, self.mlp.d_out // 2))
@@ -177,7 +160,7 @@ class TwoStageQueries(ObjectQueries):
 
     selection: `mixed` learns the content and takes only the anchors from the proposals (DINO: Zhang et al., ICLR 2023);
         `pure` makes content and position of the proposals' boxes (Deformable DETR), which then only tell objects from
-        background.
+        background. Unlike there, only the proposals that are selected are trained, as in DINO.
     """
 
     two_stage = True
@@ -191,15 +174,19 @@ class TwoStageQueries(ObjectQueries):
         selection: Literal["mixed", "pure"] = "mixed",
     ) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
-        self.class_agnostic = selection == "pure"
+        self.class_agnostic, self.follows_anchors = selection == "pure", selection == "mixed"
+        if self.class_agnostic and num_groups > 1:
+            raise UserError(
+                "TwoStageQueries: groups of pure selection would be all alike. Set model.queries.selection=mixed or "
+                "model.queries.num_groups=1."
+            )
         self.proj, self.norm = nn.Linear(d_model, d_model), nn.LayerNorm(d_model)
-        nn.init.xavier_uniform_(self.proj.weight)
-        nn.init.zeros_(self.proj.bias)
         if self.class_agnostic:
             self.embed = nn.Sequential(nn.Linear(2 * d_model, 2 * d_model), nn.LayerNorm(2 * d_model))
         else:
             self.content = nn.Embedding(num_queries * num_groups, d_model)
             self.position = AnchorPosition(d_model=d_model)
+        self.apply(_xavier)
 
     def forward(self, memory: Memory, head: Head | None) -> tuple[Queries, Predictions]:
         """Where there are fewer tokens than queries, there are as many queries as tokens."""
@@ -207,7 +194,7 @@ class TwoStageQueries(ObjectQueries):
         cells, usable = self._cells(memory)
         tokens = self.norm(self.proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         logits, offsets = head(tokens)
-        scores = logits.detach().amax(-1).masked_fill(~usable, -math.inf)
+        scores = head.scores(logits.detach()).masked_fill(~usable, -math.inf)
         chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]
         boxes = (offsets + cells).gather(1, chosen.expand(-1, -1, 4)).sigmoid()
         proposals = Predictions(
@@ -237,3 +224,8 @@ class TwoStageQueries(ObjectQueries):
         if memory.mask is not None:
             usable = usable & ~memory.mask
         return cells.logit(eps=1e-5), usable
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.xavier_uniform_(module.weight)

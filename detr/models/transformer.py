@@ -223,9 +223,9 @@ class Decoder(nn.Module):
             references.append(reference)
             if refine is not None and index + 1 < len(self.layers):
                 # As published, from what the layer put out; before normalising first, that is not normalised at all.
-                reference = refine(index, outputs[-1] if layer.norm_first else x, anchors)
+                with torch.set_grad_enabled(look_forward_twice and torch.is_grad_enabled()):
+                    reference = refine(index, outputs[-1] if layer.norm_first else x, anchors)
                 anchors = reference.detach()
-                reference = reference if look_forward_twice else anchors
         return torch.stack(outputs), references
 
 
@@ -352,6 +352,11 @@ class Transformer(nn.Module):
         padded: bool = True,
     ) -> Memory:
         """The memory that the encoder makes of the maps. masks: True = padding; padded: whether they hold any."""
+        if len(maps) != self.num_levels:
+            raise UserError(
+                f"Transformer: wanted num_levels={len(maps)}, the number of maps that come in, got {self.num_levels}. "
+                "Leave model.transformer.num_levels to follow model.neck.num_levels."
+            )
         if self.level_embed is not None:
             levels = self.level_embed[:, :, None, None]
             positions = [position + level for position, level in zip(positions, levels, strict=True)]

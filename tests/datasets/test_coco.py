@@ -133,7 +133,7 @@ def test_augmentation_ends_after_a_fraction_of_the_training(
 ) -> None:
     dataset, whole = augmented(shapes_root), augmented(shapes_root)
     recipe = {"sizes": [1], "horizontal_flip": 0.5, "vertical_flip": 0.25}
-    whole.transforms = transforms.plain(recipe, size=44, max_size=60)
+    whole.transforms = transforms.without_augmentation(recipe, size=44, max_size=60)
     loader = TrainLoader(dataset, batch_size=5, workers=workers, seed=7)
     loader.switch_transforms(whole.transforms, after=after, total_steps=total_steps)
     for epoch, expected in enumerate(plain):

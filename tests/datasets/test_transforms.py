@@ -46,11 +46,13 @@ def test_short_sides_are_drawn_from_the_list() -> None:
 
 def test_the_plain_recipe_keeps_flips_and_size_only() -> None:
     flipped = {"horizontal_flip": 1.0, "vertical_flip": 1.0, "sizes": [40, 48], "crop": True}
-    image, objects = transforms.plain(flipped, size=77, max_size=131)(*marked(77, 131, (30, 20, 70, 50)))
+    image, objects = transforms.without_augmentation(flipped, size=77, max_size=131)(*marked(77, 131, (30, 20, 70, 50)))
     torch.testing.assert_close(objects["boxes"].as_subclass(torch.Tensor), torch.tensor([[61.0, 27.0, 101.0, 57.0]]))
     assert tuple(image.shape) == (3, 77, 131)
     evaluated = transforms.evaluation(size=50, max_size=60)(*marked(77, 131, (30, 20, 70, 50)))
-    assert torch.equal(transforms.plain({}, size=50, max_size=60)(*marked(77, 131, (30, 20, 70, 50)))[0], evaluated[0])
+    assert torch.equal(
+        transforms.without_augmentation({}, size=50, max_size=60)(*marked(77, 131, (30, 20, 70, 50)))[0], evaluated[0]
+    )
 
 
 def test_crop_windows_are_within_their_limits() -> None:

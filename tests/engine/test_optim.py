@@ -54,3 +54,13 @@ def test_bad_fractions_are_named() -> None:
         StepDecay(drops=[200.0])
     with pytest.raises(UserError, match="fraction of the training"):
         Cosine(warmup=500.0)
+
+
+def test_rates_of_their_own_by_name(tiny_detr: Callable[..., DETR]) -> None:
+    model = tiny_detr()
+    optimizer = adamw(model, lr=1e-3, backbone_lr=1e-5, lr_factors={"box_head": 0.1})
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert groups["lr_box_head"]["lr"] == pytest.approx(1e-4) and groups["lr"]["lr"] == 1e-3
+    assert {id(p) for p in groups["lr_box_head"]["params"]} == {id(p) for p in model.heads[0].box_head.parameters()}
+    with pytest.raises(UserError, match=r"no parameter that trains has 'sampling_ofsets' in its name"):
+        adamw(model, lr_factors={"sampling_ofsets": 0.1})

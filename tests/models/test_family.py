@@ -10,7 +10,7 @@ from detr import boxes as box_ops
 from detr.config import build_criterion, build_model, compose
 from detr.config.compose import CONFIGS
 from detr.errors import UserError
-from detr.models.denoising import Denoising, who_sees_whom
+from detr.models.denoising import Denoising, Noise, who_sees_whom
 from detr.models.detr import DETR
 from detr.models.memory import Memory
 from detr.models.queries import AnchorQueries, LearnedQueries, Queries, TwoStageQueries
@@ -92,13 +92,15 @@ def test_denoising_does_not_leak(name: str) -> None:
     model, _ = build(name, "model.denoising.num_queries=8")
     model.train()
     batch, targets = batch_of((96, 128), (64, 96)), random_targets([4, 2], CLASSES)
+    noises: list[Noise] = []
 
-    def run(disturb: bool, copy_content: float = 0.0) -> Predictions:
+    def run(disturb: bool) -> Predictions:
         torch.manual_seed(1)
         original = model.denoising.forward
 
         def disturbed(queries: Queries, targets: Sequence[Target], groups: int) -> object:
             extended, noise = original(queries, targets, groups)
+            noises.append(noise)
             content, anchors = extended.content.clone(), extended.anchors.clone()
             if disturb:
                 first = noise.count // noise.copies
@@ -115,11 +117,10 @@ def test_denoising_does_not_leak(name: str) -> None:
     clean, disturbed = run(False), run(True)
     torch.testing.assert_close(disturbed.logits, clean.logits, atol=1e-6, rtol=0)
     torch.testing.assert_close(disturbed.boxes, clean.boxes, atol=1e-6, rtol=0)
-    copies = clean.denoising.copies
-    first = clean.denoising.predictions.logits.shape[2] // copies
     before, after = clean.denoising.predictions.logits, disturbed.denoising.predictions.logits
-    assert copies == 2 and not torch.allclose(after[:, :, :first], before[:, :, :first], atol=1e-2)
-    torch.testing.assert_close(after[:, :, first:], before[:, :, first:], atol=1e-6, rtol=0)
+    first = noises[0].place < noises[0].count // clean.denoising.copies
+    assert clean.denoising.copies == 2 and not torch.allclose(after[:, :, first], before[:, :, first], atol=1e-2)
+    torch.testing.assert_close(after[:, :, ~first], before[:, :, ~first], atol=1e-6, rtol=0)
 
     # The matched queries are the ones that there are without denoising too.
     model.denoising = None
@@ -140,16 +141,17 @@ def test_denoising_queries_restore_their_targets(counts: list[int], contrastive:
     copies = max(1, 20 // max(*counts, 1))
     assert noise.count == copies * max(counts) * (1 + contrastive)
     assert extended.content.shape == (2, noise.count + 3, 8)
-    assert len(noise.target) == copies * sum(counts)
+    assert len(noise.target) == copies * sum(counts) and len(noise.place) == (1 + contrastive) * len(noise.target)
     assert sorted(noise.target.tolist()) == sorted(list(range(sum(counts))) * copies)
     labels, wanted = (torch.cat([getattr(t, name) for t in targets])[noise.target] for name in ("labels", "boxes"))
-    content, found = (x[noise.image, noise.query] for x in (extended.content, extended.anchors))
+    image, place = noise.image[noise.query], noise.place[noise.query]
+    content, found = (x[image, place] for x in (extended.content, extended.anchors))
     torch.testing.assert_close(content, denoising.labels(labels))
     half = wanted[:, 2:].repeat(1, 2) / 2
     moved = (box_ops.cxcywh_to_xyxy(found) - box_ops.cxcywh_to_xyxy(wanted)).abs()
     assert (moved <= 0.4 * half + 1e-6).all()
     if contrastive and sum(counts):
-        negative = extended.anchors[noise.image, noise.query + max(counts)]
+        negative = extended.anchors[image, place + max(counts)]
         moved = (box_ops.cxcywh_to_xyxy(negative) - box_ops.cxcywh_to_xyxy(wanted)).abs()
         inside = (moved >= 0.4 * half - 1e-6) & (moved <= 0.8 * half + 1e-6)
         at_border = (box_ops.cxcywh_to_xyxy(negative) < 1e-6) | (box_ops.cxcywh_to_xyxy(negative) > 1 - 1e-6)
@@ -234,6 +236,44 @@ def test_two_stage_takes_the_best_proposals_and_never_padding() -> None:
     assert not start.anchors.requires_grad and proposals.boxes.requires_grad
 
 
+@pytest.mark.parametrize("selection", ["mixed", "pure"])
+def test_two_stage_with_softmax_proposes_objects_not_background(selection: str) -> None:
+    options = ["model.background=true", f"model.queries.selection={selection}"]
+    model, criterion = build("small", *options, "criterion=set")
+    with torch.no_grad():
+        model.proposal_head.class_head.bias[-1] = 9.0
+    targets = random_targets([3, 0], CLASSES)
+    predictions = model.train()(batch_of((96, 128), (64, 96)), targets)
+    assert predictions.proposals.logits.shape[-1] == (2 if selection == "pure" else CLASSES + 1)
+    assert criterion(predictions, targets)["loss"].isfinite()
+    memory = model.eval().encode(batch_of((96, 128)))
+    _, proposals = model.queries(memory, model.proposal_head)
+    logits = model.proposal_head(model.queries.norm(model.queries.proj(memory.tokens)))[0].softmax(-1)
+    best = logits[0, :, :-1].amax(-1).topk(7).values
+    torch.testing.assert_close(proposals.logits[0, 0].softmax(-1)[:, :-1].amax(-1), best)
+
+
+def test_denoising_of_images_together_equals_that_of_each_alone() -> None:
+    """Images with fewer targets fill up their places, which nothing is trained on."""
+    model, criterion = build("dino", "model.denoising.label_noise=0.0", "model.denoising.box_noise=0.0")
+    model.denoising.contrastive = False
+    model.train()
+    maps = [torch.randn(2, 32, 6, 8) for _ in range(4)]
+    masks = [torch.zeros(2, 6, 8, dtype=torch.bool)] * 4
+    targets = random_targets([5, 2], CLASSES)
+
+    def losses(images: list[int], queries: int) -> dict[str, torch.Tensor]:
+        model.denoising.num_queries = queries  # as many copies, 2, in each case
+        chosen = [level[images] for level in maps]
+        positions = [model.position(mask[images]) for mask in masks]
+        memory = model.transformer.encode(chosen, positions, [mask[images] for mask in masks], padded=False)
+        return criterion(model.decode(memory, [targets[i] for i in images]), [targets[i] for i in images])
+
+    together, first, second = losses([0, 1], 10), losses([0], 10), losses([1], 4)
+    for name in ("loss_ce_denoising", "loss_bbox_denoising", "loss_giou_denoising"):
+        torch.testing.assert_close(together[name] * 7, first[name] * 5 + second[name] * 2, rtol=1e-4, atol=1e-5)
+
+
 def test_two_stage_with_fewer_tokens_than_queries() -> None:
     model, criterion = build("dino", "model.num_queries=900")
     targets = random_targets([3, 0], CLASSES)
@@ -255,16 +295,22 @@ def test_look_forward_twice_trains_the_layer_before() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["model=detr", "model.transformer.cross_attention=deformable"], "needs queries with anchors of at least 2"),
+        (
+            ["model=detr", "model.transformer.cross_attention=deformable"],
+            "deformable cross-attention needs queries with anchors",
+        ),
         (
             ["model=detr", "model.refine=true"],
-            "refine needs queries with anchors of at least 2 .* LearnedQueries has 0",
+            r"refine needs queries with anchors\. Set model/queries=points",
         ),
-        (["model=conditional_detr", "model/denoising=cdn"], "denoising needs queries with anchors of at least 4"),
-        (["model=conditional_detr", "model.transformer.modulate=true"], "modulate needs queries with anchors"),
+        (["model=conditional_detr", "model/denoising=cdn"], "denoising needs queries with boxes as anchors"),
+        (["model=conditional_detr", "model.transformer.modulate=true"], "modulate needs queries with boxes"),
         (["model=detr", "model.transformer.modulate=true"], "modulate needs conditional cross-attention"),
         (["model=deformable_detr", "model.neck.num_levels=2"], r"num_levels of at least 3.*model\.neck\.num_levels"),
         (["model=detr", "model.backbone.features=[layer4,layer2]"], r"wanted features as some of.*in this order"),
+        (["model=dino", "model.queries.selection=pure"], r"positions follow them.*selection mixed"),
+        (["model=dab_detr", "model.refine=false"], r"look_forward_twice needs refinement\. Set model\.refine=true"),
+        (["model=small", "model.aux_loss=false"], r"every layer to be trained\. Set model\.aux_loss=true"),
         (["model=dino", "model.queries.num_groups=0"], r"num_groups of at least 1"),
     ],
 )

@@ -291,6 +291,8 @@ def test_deformable_attention_equals_loops(dims: int) -> None:
         position=torch.zeros_like(tokens),
         mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
         shapes=shapes,
+        sizes=torch.tensor([(width, height) for height, width in shapes]),
+        centres=torch.zeros(2, tokens.shape[1], 2, dtype=torch.float64),  # for the encoder only
         valid_ratios=torch.tensor([[[1, 1], [1, 1]], [[4 / 7, 1], [3 / 4, 1]]], dtype=torch.float64),
     )
     found = attention.attend(query, anchors, memory)
