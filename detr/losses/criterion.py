@@ -49,10 +49,11 @@ class SetCriterion(nn.Module):
 
         `loss_ce` (the classification loss, whatever its kind), `loss_bbox`, `loss_giou` are those of the last decoder
         layer; a suffix `_0`, `_1` ... names an earlier one. Suffixes `_proposals`, `_groups` and `_denoising` name
-        those of further predictions, where there are any, summed over layers and averaged over groups. The box losses
-        are divided by the number of target boxes, averaged over processes, at least 1, times the copies of each.
-        Two more are for the log only: `class_error`, the percentage of matched queries with a wrong class (100 in a
-        batch without targets), and `cardinality_error`, by how many an image's count of objects is off.
+        those of further predictions, where there are any, summed over layers and averaged over groups: all further
+        groups together count as much as the first. The box losses are divided by the number of target boxes, averaged
+        over processes, at least 1, times the copies of each. Two more are for the log only: `class_error`, the
+        percentage of matched queries with a wrong class (100 in a batch without targets), and `cardinality_error`, by
+        how many an image's count of objects is off.
 
         Raises NonFiniteError where predictions are NaN or infinite, UserError where the class head does not fit the
         loss.

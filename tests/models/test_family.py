@@ -86,6 +86,15 @@ def test_maps_alone_equal_the_same_maps_in_a_padded_batch(name: str) -> None:
     torch.testing.assert_close(together.boxes[:, :1], alone.boxes, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("backbone", sorted(path.stem for path in (CONFIGS / "model" / "backbone").glob("*.yaml")))
+def test_every_backbone_fits_every_recipe(name: str, backbone: str) -> None:
+    config = compose([f"model={name}", f"model/backbone={backbone}", "model.backbone.weights=null"])
+    with torch.device("meta"):
+        model = build_model(config.model, CLASSES)
+    assert len(model.backbone.channels) == len(config.model.backbone.features) <= model.transformer.num_levels
+
+
 @pytest.mark.parametrize("name", ["dn_detr", "dino"])
 def test_denoising_does_not_leak(name: str) -> None:
     """What denoising queries are told changes nothing for the queries that are matched, nor for other copies."""
