@@ -67,7 +67,7 @@ def training_step(model_name: str, device: str, layout: torch.memory_format = to
         criterion=build_criterion(config.criterion, num_classes=CLASSES).to(device),
         optimizer=build(config.optimizer, path="optimizer", model=model),
         schedule=build(config.scheduler, path="scheduler"),
-        loader=unused,
+        loader=(unused,),  # only its length counts here
         evaluator=unused,
         reporter=unused,
         config=TrainerConfig(max_steps=1000),

@@ -96,12 +96,13 @@ def sample(
 
     shapes: (height, width) of each level. locations: (x, y) in [0, 1] of each map.
     """
-    grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
-    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)
+    # Queries innermost: they are many, points are few, and work along few elements is slow.
+    grid = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
+    weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2)
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=-1)
     # Level by level: what all levels sample is by far the largest tensor of a model, and need not be there twice.
     mixed = sum(
-        (F.grid_sample(level.unflatten(-1, shape), points, align_corners=False) * weight[:, None]).sum(-1)
+        (F.grid_sample(level.unflatten(-1, shape), points, align_corners=False) * weight[:, None]).sum(-2)
         for level, shape, points, weight in zip(maps, shapes, grid, weights, strict=True)
     )
     return cast(Tensor, mixed).unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)
