@@ -66,7 +66,7 @@ def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_
     )
     results = json.loads((found / "results.json").read_text())
     assert len(results) == 7 * 7 and results[0].keys() == {"file_name", "image_id", "category_id", "bbox", "score"}
-    assert Image.open(found / "000003.jpg").size == (48, 48)
+    assert Image.open(found / "000003.jpg").size == (336, 336)  # enlarged, for readable text
     detections = Detector.from_checkpoint(best).predict(source / "000000.jpg", threshold=0.0)[0]
     first = [row for row in results if row["file_name"] == "000000.jpg"]
     torch.testing.assert_close(detections.scores, torch.tensor([row["score"] for row in first]))

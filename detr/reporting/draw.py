@@ -7,19 +7,22 @@ from PIL import Image, ImageDraw, ImageFont
 from detr.types import Detections
 
 _GOLDEN_RATIO = 0.618034
+_LEAST_SIZE = 300  # pixels of the long side, for text to leave room for what it names
 
 
 def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
     """A copy of an RGB image with boxes, names and scores, the best score on top.
 
     Every class has a colour of its own. A dark rim around the boxes, and a background behind the text, keep both
-    readable on light and on dark images.
+    readable on light and on dark images; images too small for text are enlarged, by a whole factor.
     """
-    image = image.copy()
+    factor = -(-_LEAST_SIZE // max(image.size))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     width = max(round(max(image.size) / 400), 1)
     font = ImageFont.load_default(size=max(max(image.size) / 50, 10))
-    found = list(zip(detections.boxes.tolist(), detections.scores.tolist(), detections.names, strict=True))
+    boxes = detections.boxes * factor
+    found = list(zip(boxes.tolist(), detections.scores.tolist(), detections.names, strict=True))
     labels = detections.labels.tolist()
     for (box, score, name), label in reversed(list(zip(found, labels, strict=True))):
         colour = _colour(label)

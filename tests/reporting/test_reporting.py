@@ -25,7 +25,7 @@ def detections(boxes: list[list[float]]) -> Detections:
 
 @pytest.mark.parametrize("brightness", [0, 255])
 def test_boxes_contrast_with_their_surroundings(brightness: int) -> None:
-    image = Image.fromarray(np.full((120, 160, 3), brightness, np.uint8))
+    image = Image.fromarray(np.full((320, 360, 3), brightness, np.uint8))
     drawn = np.asarray(draw_detections(image, detections([[40, 50, 100, 90]]))).astype(int)
     assert np.asarray(image).min() == brightness, "the original stays as it is"
     edge = drawn[48:53, 70]  # across the upper edge of the box
@@ -36,8 +36,16 @@ def test_boxes_contrast_with_their_surroundings(brightness: int) -> None:
 def test_boxes_beyond_the_image_and_none_at_all() -> None:
     image = Image.new("RGB", (31, 17), "grey")
     outside = detections([[-50, -50, 500, 500], [30, 16, 31, 17], [5, 5, 5, 5], [100, 100, 120, 120], [4, 2, 20, 9]])
-    assert draw_detections(image, outside).size == (31, 17)
-    assert list(draw_detections(image, detections([])).getdata()) == list(image.getdata())
+    assert draw_detections(image, outside).size == (310, 170)
+    small = np.asarray(draw_detections(image, detections([])).resize(image.size, Image.Resampling.NEAREST))
+    assert (small == np.asarray(image)).all()
+
+
+def test_small_images_are_enlarged_with_their_boxes() -> None:
+    image = Image.new("RGB", (96, 64), "grey")
+    drawn = np.asarray(draw_detections(image, detections([[20, 30, 50, 50]]))).astype(int)
+    assert drawn.shape == (256, 384, 3)
+    assert np.abs(drawn[118:123, 140] - 128).max() > 100 and (drawn[140:180, 100:180] == 128).all()
 
 
 def run(folder: Path, first: int, last: int) -> None:
@@ -62,7 +70,7 @@ def test_records_are_averages_and_a_resumed_run_repeats_none(tmp_path: Path) -> 
     assert [(record["step"], record["loss"]) for record in train] == [(2, 1.5), (4, 3.5), (6, 5.5)]
     assert train[-1]["lr"] == 0.5 and 0 <= train[-1]["data_wait"] <= 1 and train[-1]["eta_minutes"] == 0
     assert [record for record in records if record["group"] == "val"] == [{"step": 6, "group": "val", "AP": 0.25}]
-    assert Image.open(tmp_path / "predictions" / "0.jpg").size == (30, 20)
+    assert Image.open(tmp_path / "predictions" / "0.jpg").size == (300, 200)
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
