@@ -1,0 +1,85 @@
+"""Dual attention (DANet: Fu et al., CVPR 2019)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+
+
+class PositionAttention(nn.Module):
+    """gamma * (every position looks at all positions) + x. reduction: of the channels of queries and keys."""
+
+    def __init__(self, channels: int, *, reduction: int = 8) -> None:
+        super().__init__()
+        inner = max(channels // reduction, 1)
+        self.query, self.key = nn.Conv2d(channels, inner, kernel_size=1), nn.Conv2d(channels, inner, kernel_size=1)
+        self.value = nn.Conv2d(channels, channels, kernel_size=1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        value = _tokens(self.value(x))
+        # Filled up to the features of the values, without which the map of all pairs would be kept.
+        query, key = (
+            F.pad(_tokens(part(x)), (0, value.shape[-1] - part.out_channels)) for part in (self.query, self.key)
+        )
+        keep = ~mask.flatten(1)[:, None, None]
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, scale=1.0)
+        return self.gamma * seen[:, 0].transpose(1, 2).unflatten(2, x.shape[2:]) + x
+
+
+class ChannelAttention(nn.Module):
+    """gamma * (every channel looks at all channels) + x.
+
+    favours: `dissimilar` channels, as in the published code, or `similar` ones, as in the paper's formula.
+    """
+
+    def __init__(self, *, favours: Literal["dissimilar", "similar"] = "dissimilar") -> None:
+        super().__init__()
+        self.sign = -1.0 if favours == "dissimilar" else 1.0
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        rows = torch.where(mask[:, None], 0.0, x).flatten(2)
+        weights = (self.sign * rows @ rows.transpose(1, 2)).softmax(-1)
+        return self.gamma * (weights @ rows).unflatten(2, x.shape[2:]) + x
+
+
+class Dual(nn.Module):
+    """Position and channel attention side by side, added to the map.
+
+    position, channel: which of them to have. reduction: of the channels of queries and keys over positions.
+    favours: which channels a channel looks at: `dissimilar` (published code) or `similar` ones (the paper's formula).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        position: bool = True,
+        channel: bool = True,
+        reduction: int = 8,
+        favours: Literal["dissimilar", "similar"] = "dissimilar",
+    ) -> None:
+        super().__init__()
+        if not (position or channel):
+            raise UserError("Dual: wanted position, channel, or both, got neither.")
+        self.position = PositionAttention(channels, reduction=reduction) if position else None
+        self.channel = ChannelAttention(favours=favours) if channel else None
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        parts = [part(x, mask) for part in (self.position, self.channel) if part is not None]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1] - x
+
+
+def _tokens(x: Tensor) -> Float[Tensor, "batch 1 tokens channels"]:
+    return x.flatten(2).transpose(1, 2).contiguous()[:, None]

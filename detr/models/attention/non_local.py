@@ -1,0 +1,126 @@
+"""Non-local block (Wang et al., CVPR 2018)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+
+
+class NonLocal(nn.Module):
+    """x + W(y), where y at each position is a sum over all positions, weighted by how the two fit.
+
+    mode: how they fit: `gaussian` softmax of the products of x; `embedded_gaussian` of its projections; `dot_product`
+        of these without softmax; `concatenation` relu of a projection of both. The last two are divided by the number
+        of positions that are summed, and need no map of all pairs.
+    reduction: projections have channels / reduction features.
+    sub_sample: sum over a map pooled to a half: `after` the projections, `before` them (the paper's code), or `none`.
+    scale: divide products by the root of their features before the softmax (the paper's code).
+    norm: of W(y): `none`, `batch` or `group`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        mode: Literal["gaussian", "embedded_gaussian", "dot_product", "concatenation"] = "embedded_gaussian",
+        reduction: int = 2,
+        sub_sample: Literal["none", "before", "after"] = "none",
+        scale: bool = False,
+        norm: Literal["none", "batch", "group"] = "batch",
+    ) -> None:
+        super().__init__()
+        inner = max(channels // reduction, 1)
+        self.mode, self.sub_sample, self.scale = mode, sub_sample, scale
+        self.g = nn.Conv2d(channels, inner, kernel_size=1)
+        self.theta = self.phi = None
+        if mode != "gaussian":
+            self.theta = nn.Conv2d(channels, inner, kernel_size=1)
+            self.phi = nn.Conv2d(channels, inner, kernel_size=1)
+        self.concat = nn.Linear(2 * inner, 1, bias=False) if mode == "concatenation" else None
+        if norm == "group" and channels % 32:
+            raise UserError(f"NonLocal: group norm needs a multiple of 32 channels, got {channels}. Set norm=batch.")
+        self.out = nn.Conv2d(inner, channels, kernel_size=1)
+        norms: dict[str, type[nn.Module]] = {"none": nn.Identity, "batch": nn.BatchNorm2d, "group": MaskedGroupNorm}
+        self.norm = norms[norm](channels)
+        for parameter in (self.out if norm == "none" else self.norm).parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        source, valid = x, ~mask
+        pooled = self.sub_sample != "none" and min(x.shape[2:]) > 1
+        if pooled and self.sub_sample == "before":
+            source = F.max_pool2d(x, 2)
+        g = self.g(source)
+        theta = x if self.theta is None else self.theta(x)
+        phi = source if self.phi is None else self.phi(source)
+        if pooled:
+            if self.sub_sample == "after":
+                g, phi = F.max_pool2d(g, 2), F.max_pool2d(phi, 2)
+            valid = -F.max_pool2d(-valid.to(x.dtype), 2) > 0  # only where nothing of the padding was pooled
+        y = self._sum(_tokens(theta), _tokens(phi), _tokens(g), valid.flatten(1))
+        y = y.transpose(1, 2).unflatten(2, x.shape[2:])
+        # Norms shall not see what the padding holds.
+        out = self.out(y).masked_fill(mask[:, None], 0.0)
+        return x + (self.norm(out, mask) if isinstance(self.norm, MaskedGroupNorm) else self.norm(out))
+
+    def _sum(self, theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor) -> Float[Tensor, "batch tokens inner"]:
+        """Over what is valid; 0 where nothing is."""
+        count = valid.sum(1)[:, None, None]
+        if self.mode in ("gaussian", "embedded_gaussian"):
+            scale = phi.shape[-1] ** -0.5 if self.scale else 1.0
+            size = max(phi.shape[-1], g.shape[-1])  # with other sizes the map of all pairs would be kept
+            q, k, v = (F.pad(part, (0, size - part.shape[-1]))[:, None] for part in (theta, phi, g))
+            keep = (valid[:, None] | (count == 0))[:, None]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, scale=scale)[:, 0, :, : g.shape[-1]]
+            return y * (count > 0)
+        g = torch.where(valid[..., None], g, 0.0)
+        if self.concat is None:
+            return theta @ (torch.where(valid[..., None], phi, 0.0).transpose(1, 2) @ g) / count.clamp(min=1)
+        of_theta, of_phi = self.concat.weight[0].chunk(2)
+        return _relu_sum(theta @ of_theta, phi @ of_phi, g) / count.clamp(min=1)
+
+
+def _relu_sum(a: Tensor, b: Tensor, g: Tensor) -> Float[Tensor, "batch queries inner"]:
+    """The sum over j of relu(a_i + b_j) g_j, for each i.
+
+    With b in falling order the terms above zero are the first ones, so that sums of the first terms are all it takes.
+    """
+    b, order = b.sort(dim=1, descending=True)
+    g = g.gather(1, order[..., None].expand_as(g))
+    start = g.new_zeros(len(g), 1, g.shape[-1])
+    sums, products = (torch.cat((start, part.cumsum(1)), dim=1) for part in (g, b[..., None] * g))
+    number = torch.searchsorted(-b.detach().contiguous(), a.detach().contiguous())[..., None].expand(
+        -1, -1, g.shape[-1]
+    )
+    return a[..., None] * sums.gather(1, number) + products.gather(1, number)
+
+
+def _tokens(x: Tensor) -> Float[Tensor, "batch tokens channels"]:
+    return x.flatten(2).transpose(1, 2).contiguous()
+
+
+class MaskedGroupNorm(nn.Module):
+    """Group norm (Wu & He, ECCV 2018) with statistics of what is not padding; 32 groups."""
+
+    groups, eps = 32, 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        grouped = x.unflatten(1, (self.groups, -1))
+        valid = (~mask)[:, None, None].to(x.dtype)
+        count = valid.sum((2, 3, 4), keepdim=True).clamp(min=1) * grouped.shape[2]
+        mean = (grouped * valid).sum((2, 3, 4), keepdim=True) / count
+        variance = ((grouped - mean).square() * valid).sum((2, 3, 4), keepdim=True) / count
+        x = ((grouped - mean) * (variance + self.eps).rsqrt()).flatten(1, 2)
+        return x * self.weight[:, None, None] + self.bias[:, None, None]

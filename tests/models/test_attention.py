@@ -1,0 +1,130 @@
+"""Attention blocks against the published implementations' fixtures, and what all of them must hold to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detr.models.attention import CrissCross, Dual, NonLocal, SelfAttention, SqueezeExcitation
+from detr.models.attention.dual import ChannelAttention, PositionAttention
+
+RENAMED = {
+    "ccnet": {"cca.": "", "_conv": ""},
+    "danet": {"_conv": ""},
+    "se": {"fc.0.weight": "squeeze.weight", "fc.2.weight": "excite.weight"},
+    "nonlocal": {
+        "W.0.": "out.",
+        "W.1.": "norm.",
+        "W.": "out.",
+        "g.0.": "g.",
+        "phi.0.": "phi.",
+        "concat_project.0.weight": "concat.weight",
+    },
+}
+
+
+def load(shared: Path, name: str) -> dict[str, dict[str, Any]]:
+    content = torch.load(shared / "fixtures" / "attention" / f"{name}.pt", weights_only=True)
+    return {case["name"]: case for case in content["cases"]}
+
+
+def ours(block: str, name: str) -> str:
+    for theirs, here in RENAMED[block].items():
+        name = name.replace(theirs, here, 1)
+    return name
+
+
+def build(block: str, case: Mapping[str, Any]) -> nn.Module:
+    config = case["config"]
+    if block == "ccnet":
+        return CrissCross(config["in_dim"], recurrence=config["R"])
+    if block == "se":
+        return SqueezeExcitation(config["channel"], reduction=config["reduction"], identity_start=False)
+    if block == "danet":
+        return PositionAttention(config["in_dim"]) if case["name"].startswith("pam") else ChannelAttention()
+    return NonLocal(
+        config["in_channels"],
+        mode=config["mode"],
+        sub_sample="after" if config["sub_sample"] else "none",
+        norm="batch" if config["bn_layer"] else "none",
+    )
+
+
+def check(block: str, case: Mapping[str, Any]) -> None:
+    module = build(block, case).double().train(case["training"])
+    own = module.state_dict()
+    state = {ours(block, name): tensor for name, tensor in case["state_dict"].items()}
+    assert state.keys() == own.keys()
+    module.load_state_dict({name: tensor.view_as(own[name]) for name, tensor in state.items()})
+    x = case["input"]["x"].clone().requires_grad_()
+    mask = torch.zeros(len(x), *x.shape[2:], dtype=torch.bool)
+    output = module(x, mask)
+    (output * case["weight"]).sum().backward()
+    close(output, case["output"])
+    close(x.grad, case["grad_input"]["x"] if isinstance(case["grad_input"], Mapping) else case["grad_input"])
+    gradients = {name: p.grad for name, p in module.named_parameters()}
+    largest = max(gradient.abs().max() for gradient in case["grad_params"].values()) if case["grad_params"] else 0
+    for name, expected in case["grad_params"].items():
+        found = gradients[ours(block, name)]
+        torch.testing.assert_close(found, expected.view_as(found), atol=1e-9 * float(largest), rtol=0)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-9 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(
+    "block, prefix", [("ccnet", "rcca"), ("danet", ("pam", "cam")), ("se", "selayer"), ("nonlocal", "")]
+)
+def test_published_implementations(shared: Path, block: str, prefix: str | tuple[str, ...]) -> None:
+    cases = {name: case for name, case in load(shared, block).items() if name.startswith(prefix)}
+    assert cases
+    for name, case in cases.items():
+        try:
+            check(block, case)
+        except AssertionError as error:
+            raise AssertionError(f"{block} {name}: {error}") from None
+
+
+BLOCKS = {
+    "se": lambda: SqueezeExcitation(32, reduction=4),
+    "self_attention": lambda: SelfAttention(32),
+    "criss_cross": lambda: CrissCross(32),
+    "dual": lambda: Dual(32),
+    "dual_similar": lambda: Dual(32, position=False, favours="similar"),
+    **{
+        f"{mode}-{sub}-{norm}": lambda mode=mode, sub=sub, norm=norm: NonLocal(32, mode=mode, sub_sample=sub, norm=norm)
+        for mode in ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+        for sub, norm in (("none", "batch"), ("after", "group"), ("before", "none"))
+    },
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_start_as_the_identity(name: str) -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(2, 32, 5, 7), torch.zeros(2, 5, 7, dtype=torch.bool)
+    torch.testing.assert_close(BLOCKS[name]().train()(x, mask), x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_padding_changes_nothing_and_alone_equals_batched(name: str) -> None:
+    torch.manual_seed(0)
+    block = BLOCKS[name]().double().eval()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    small, padded = torch.randn(1, 32, 3, 5).double(), torch.randn(2, 32, 7, 11).double()
+    padded[:1, :, :3, :5] = small
+    mask = torch.zeros(2, 7, 11, dtype=torch.bool)
+    mask[0, 3:], mask[0, :, 5:] = True, True
+    alone = block(small, mask[:1, :3, :5])
+    assert not torch.allclose(alone, small, atol=1e-3)
+    together = block(padded, mask)
+    torch.testing.assert_close(together[:1, :, :3, :5], alone, atol=1e-9, rtol=0)
+    other = block(torch.where(mask[:, None], 1e3, padded), mask)
+    valid = (~mask)[:, None].expand_as(other)
+    torch.testing.assert_close(other[valid], together[valid], atol=1e-9, rtol=0)
+    assert other.isfinite().all()
