@@ -1,5 +1,6 @@
 """Attention blocks against the published implementations' fixtures, and what all of them must hold to."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detr.models.attention import CrissCross, Dual, NonLocal, SelfAttention, SqueezeExcitation
+from detr.models.attention import CrissCross, Dual, NonLocal, Residual, SelfAttention, SqueezeExcitation
 from detr.models.attention.dual import ChannelAttention, PositionAttention
+from detr.models.attention.residual import Unit, activate
 
+DEPTHS = {"A": 3, "B": 2, "C": 1}
 RENAMED = {
     "ccnet": {"cca.": "", "_conv": ""},
     "danet": {"_conv": ""},
@@ -31,14 +34,35 @@ def load(shared: Path, name: str) -> dict[str, dict[str, Any]]:
     return {case["name"]: case for case in content["cases"]}
 
 
-def ours(block: str, name: str) -> str:
+def ours(block: str, name: str, depth: int = 0) -> str:
+    if block == "ran":
+        return of_residual(name, depth)
     for theirs, here in RENAMED[block].items():
         name = name.replace(theirs, here, 1)
     return name
 
 
+def of_residual(name: str, depth: int) -> str:
+    for theirs, here in (("first_residual_blocks", "first.0"), ("trunk_branches", "trunk"), ("last_blocks", "last.0")):
+        if name.startswith(theirs):
+            return name.replace(theirs, here)
+    if found := re.match(r"skip(\d)_connection_residual_block\.(.*)", name):
+        return f"skip.{int(found[1]) - 1}.0.{found[2]}"
+    if not (found := re.match(r"softmax(\d)_blocks\.(.*)", name)):
+        return name
+    number, rest = int(found[1]), found[2]
+    if number <= depth:
+        return f"down.{number - 1}.{rest if number == depth else f'0.{rest}'}"
+    return f"up.{2 * depth - 1 - number}.0.{rest}" if number < 2 * depth else f"mask.{rest}"
+
+
 def build(block: str, case: Mapping[str, Any]) -> nn.Module:
     config = case["config"]
+    if block == "ran":
+        if case["name"].startswith("preact"):
+            return Unit(config["i"])
+        depth = DEPTHS[config["module"]]
+        return Residual(config["in_channels"], depth=depth, variant=config["variant"], identity_start=False)
     if block == "ccnet":
         return CrissCross(config["in_dim"], recurrence=config["R"])
     if block == "se":
@@ -56,7 +80,9 @@ def build(block: str, case: Mapping[str, Any]) -> nn.Module:
 def check(block: str, case: Mapping[str, Any]) -> None:
     module = build(block, case).double().train(case["training"])
     own = module.state_dict()
-    state = {ours(block, name): tensor for name, tensor in case["state_dict"].items()}
+    depth = DEPTHS.get(case["config"].get("module"), 0)
+    unused = case["unused_params"]  # of the published code, which ours has none of
+    state = {ours(block, name, depth): part for name, part in case["state_dict"].items() if name not in unused}
     assert state.keys() == own.keys()
     module.load_state_dict({name: tensor.view_as(own[name]) for name, tensor in state.items()})
     x = case["input"]["x"].clone().requires_grad_()
@@ -68,7 +94,9 @@ def check(block: str, case: Mapping[str, Any]) -> None:
     gradients = {name: p.grad for name, p in module.named_parameters()}
     largest = max(gradient.abs().max() for gradient in case["grad_params"].values()) if case["grad_params"] else 0
     for name, expected in case["grad_params"].items():
-        found = gradients[ours(block, name)]
+        if name in unused:
+            continue
+        found = gradients[ours(block, name, depth)]
         torch.testing.assert_close(found, expected.view_as(found), atol=1e-9 * float(largest), rtol=0)
 
 
@@ -77,7 +105,14 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "block, prefix", [("ccnet", "rcca"), ("danet", ("pam", "cam")), ("se", "selayer"), ("nonlocal", "")]
+    "block, prefix",
+    [
+        ("ccnet", "rcca"),
+        ("danet", ("pam", "cam")),
+        ("se", "selayer"),
+        ("nonlocal", ""),
+        ("ran", ("A_", "B_", "C_", "preact_unit_8_8")),
+    ],
 )
 def test_published_implementations(shared: Path, block: str, prefix: str | tuple[str, ...]) -> None:
     cases = {name: case for name, case in load(shared, block).items() if name.startswith(prefix)}
@@ -89,11 +124,21 @@ def test_published_implementations(shared: Path, block: str, prefix: str | tuple
             raise AssertionError(f"{block} {name}: {error}") from None
 
 
+@pytest.mark.parametrize("activation", ["mixed", "channel", "spatial"])
+def test_mask_activations_of_residual_attention(shared: Path, activation: str) -> None:
+    case = load(shared, "ran")[f"mask_activation_{activation}"]
+    x = case["input"]["x"]
+    close(activate(x, torch.zeros(len(x), *x.shape[2:], dtype=torch.bool), activation), case["output"])
+
+
 BLOCKS = {
     "se": lambda: SqueezeExcitation(32, reduction=4),
     "self_attention": lambda: SelfAttention(32),
     "criss_cross": lambda: CrissCross(32),
     "dual": lambda: Dual(32),
+    "residual": lambda: Residual(32),
+    "residual_channel": lambda: Residual(32, depth=3, activation="channel"),
+    "residual_spatial": lambda: Residual(32, depth=1, activation="spatial", variant="port"),
     "dual_similar": lambda: Dual(32, position=False, favours="similar"),
     **{
         f"{mode}-{sub}-{norm}": lambda mode=mode, sub=sub, norm=norm: NonLocal(32, mode=mode, sub_sample=sub, norm=norm)
