@@ -1,5 +1,6 @@
 """Attention blocks against the published implementations' fixtures, and what all of them must hold to."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detr.models.attention import CrissCross, Dual, NonLocal, Residual, SelfAttention, SqueezeExcitation
+from detr.models.attention import CrissCross, Dual, Hard, NonLocal, Residual, SelfAttention, SqueezeExcitation
 from detr.models.attention.dual import ChannelAttention, PositionAttention
 from detr.models.attention.residual import Unit, activate
 
@@ -173,3 +174,49 @@ def test_padding_changes_nothing_and_alone_equals_batched(name: str) -> None:
     valid = (~mask)[:, None].expand_as(other)
     torch.testing.assert_close(other[valid], together[valid], atol=1e-9, rtol=0)
     assert other.isfinite().all()
+
+
+def test_mean_of_reinforce_over_all_masks_is_the_exact_policy_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    block, x = Hard(3).double().train(), torch.randn(1, 3, 2, 2).double()
+    nn.init.normal_(block.score.weight)
+    mask, costs = torch.zeros(1, 2, 2, dtype=torch.bool), torch.randn(16).double()
+    choices = [torch.tensor(c).double().view(1, 2, 2) for c in itertools.product((0.0, 1.0), repeat=4)]
+
+    logits = block.score(x)[:, 0]
+    chances = torch.stack([torch.where(c > 0, logits.sigmoid(), (-logits).sigmoid()).prod() for c in choices])
+    exact = torch.autograd.grad((chances * costs).sum(), block.score.weight)[0]
+
+    mean = torch.zeros_like(exact)
+    for choice, chance, cost in zip(choices, chances.detach(), costs, strict=True):
+        monkeypatch.setattr(torch, "bernoulli", lambda p, choice=choice: choice)
+        torch.testing.assert_close(block(x, mask), x * choice[:, None])
+        mean += chance * torch.autograd.grad(block.policy_loss(cost[None]), block.score.weight)[0]
+    torch.testing.assert_close(mean, exact, atol=1e-12, rtol=0)
+
+
+def test_hard_attention_tosses_in_training_and_decides_in_evaluation() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(4, 8, 16, 16), torch.zeros(4, 16, 16, dtype=torch.bool)
+    for estimator in ("reinforce", "gumbel"):
+        block = Hard(8, estimator=estimator, keep=0.9)
+        kept = (block.train()(x, mask) != 0).float().mean().item()
+        assert kept == pytest.approx(0.9, abs=0.05)
+        assert torch.equal(block.eval()(x, mask), x)
+    block = Hard(8, estimator="gumbel").train()
+    block(x, mask).square().sum().backward()
+    assert block.score.weight.grad.abs().sum() > 0 and block.policy_loss(torch.ones(4)) == 0
+
+
+def test_baseline_learns_the_reward_and_steadies_the_policy() -> None:
+    torch.manual_seed(0)
+    block, x = Hard(8).train(), torch.randn(4, 8, 5, 5)
+    mask = torch.zeros(4, 5, 5, dtype=torch.bool)
+    optimizer = torch.optim.Adam(block.baseline.parameters(), lr=0.1)
+    for _ in range(200):
+        block(x, mask)
+        optimizer.zero_grad()
+        block.policy_loss(torch.full((4,), 3.0)).backward()
+        optimizer.step()
+    block(x, mask)
+    torch.testing.assert_close(block._policy[1], torch.full((4,), -3.0), atol=0.05, rtol=0)

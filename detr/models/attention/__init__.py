@@ -7,9 +7,10 @@ is the identity, so that pre-trained weights stay worth what they are.
 
 from detr.models.attention.criss_cross import CrissCross
 from detr.models.attention.dual import Dual
+from detr.models.attention.hard import Hard
 from detr.models.attention.non_local import NonLocal
 from detr.models.attention.residual import Residual
 from detr.models.attention.self_attention import SelfAttention
 from detr.models.attention.squeeze_excitation import SqueezeExcitation
 
-__all__ = ["CrissCross", "Dual", "NonLocal", "Residual", "SelfAttention", "SqueezeExcitation"]
+__all__ = ["CrissCross", "Dual", "Hard", "NonLocal", "Residual", "SelfAttention", "SqueezeExcitation"]

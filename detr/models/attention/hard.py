@@ -1,0 +1,73 @@
+"""Hard attention: a sampled choice of positions (Mnih et al., NeurIPS 2014; Xu et al., ICML 2015)."""
+
+import math
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+
+
+class Hard(nn.Module):
+    """Keeps or drops each position of the map, as a coin says whose probability is learned.
+
+    In training the coins are tossed; in evaluation what is more likely than not is kept. Tossing has no gradient:
+
+    estimator: `reinforce` learns from `policy_loss` (Williams 1992), against a learned baseline; `gumbel` passes the
+        gradient of a relaxed coin straight through (Jang et al., ICLR 2017), and has no policy loss.
+    keep: probability to keep a position at the start; near 1, so that the block is nearly the identity, and exactly so
+        in evaluation.
+    temperature: of the relaxed coin.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        estimator: Literal["reinforce", "gumbel"] = "reinforce",
+        keep: float = 0.98,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0.5 < keep < 1 or temperature <= 0:
+            raise UserError(
+                f"Hard: wanted keep between 0.5 and 1 and temperature above 0, got {keep} and {temperature}."
+            )
+        self.estimator, self.temperature = estimator, temperature
+        self.score = nn.Conv2d(channels, 1, kernel_size=1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.constant_(cast(Tensor, self.score.bias), math.log(keep / (1 - keep)))
+        self.baseline = nn.Linear(channels, 1) if estimator == "reinforce" else None
+        self._policy: tuple[Tensor, Tensor] | None = None
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        logits = self.score(x)[:, 0]
+        if not self.training:
+            return x * (logits > 0)[:, None]
+        if self.baseline is None:
+            uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+            soft = ((logits + uniform.logit()) / self.temperature).sigmoid()
+            return x * ((soft > 0.5).to(x.dtype) + soft - soft.detach())[:, None]
+        kept = torch.bernoulli(logits.detach().sigmoid())
+        chances = F.logsigmoid(torch.where(kept > 0, logits, -logits)).masked_fill(mask, 0.0)
+        valid = (~mask)[:, None].to(x.dtype)
+        mean = torch.where(mask[:, None], 0.0, x.detach()).sum((2, 3)) / valid.sum((2, 3)).clamp(min=1)
+        self._policy = chances.sum((1, 2)), self.baseline(mean)[:, 0]
+        return x * kept[:, None]
+
+    def policy_loss(self, cost: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """What to add to the loss after a forward pass in training; 0 without a policy.
+
+        cost: the loss of each image, whose negative is the reward. The mean's gradient is that of the expected cost.
+        """
+        if self._policy is None:
+            return cost.new_zeros(())
+        (log_probability, expected), self._policy = self._policy, None
+        reward = -cost.detach()
+        advantage = reward - expected.detach()
+        return -(log_probability * advantage).mean() + F.mse_loss(expected, reward)
