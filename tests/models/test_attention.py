@@ -8,11 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr.models.attention import CrissCross, Dual, Hard, NonLocal, Residual, SelfAttention, SqueezeExcitation
+from detr.models.attention import (
+    CrissCross,
+    Dual,
+    Hard,
+    NonLocal,
+    Residual,
+    SelfAttention,
+    SpatialTransformer,
+    SqueezeExcitation,
+)
 from detr.models.attention.dual import ChannelAttention, PositionAttention
 from detr.models.attention.residual import Unit, activate
+from detr.models.attention.spatial_transformer import inverse, warp
 
 DEPTHS = {"A": 3, "B": 2, "C": 1}
 RENAMED = {
@@ -140,6 +151,7 @@ BLOCKS = {
     "residual": lambda: Residual(32),
     "residual_channel": lambda: Residual(32, depth=3, activation="channel"),
     "residual_spatial": lambda: Residual(32, depth=1, activation="spatial", variant="port"),
+    "spatial_transformer": lambda: SpatialTransformer(32),
     "dual_similar": lambda: Dual(32, position=False, favours="similar"),
     **{
         f"{mode}-{sub}-{norm}": lambda mode=mode, sub=sub, norm=norm: NonLocal(32, mode=mode, sub_sample=sub, norm=norm)
@@ -220,3 +232,37 @@ def test_baseline_learns_the_reward_and_steadies_the_policy() -> None:
         optimizer.step()
     block(x, mask)
     torch.testing.assert_close(block._policy[1], torch.full((4,), -3.0), atol=0.05, rtol=0)
+
+
+def test_warp_equals_the_published_spatial_transformer(shared: Path) -> None:
+    case = load(shared, "stn")["tutorial_ac0"]
+    x, state = case["input"]["x"], case["state_dict"]
+    features = x
+    for layer in ("localization.0", "localization.3"):
+        features = F.conv2d(features, state[f"{layer}.weight"], state[f"{layer}.bias"])
+        features = F.max_pool2d(features, 2).relu()
+    hidden = F.linear(features.flatten(1), state["fc_loc.0.weight"], state["fc_loc.0.bias"]).relu()
+    theta = F.linear(hidden, state["fc_loc.2.weight"], state["fc_loc.2.bias"]).view(-1, 2, 3)
+    close(warp(x, theta, torch.zeros(len(x), *x.shape[2:], dtype=torch.bool)), case["output"])
+
+
+def test_features_return_to_their_boxes() -> None:
+    """Under the transform an object is where the inverse maps its box; back again, it is in its box."""
+    theta = torch.tensor([[[1.2, 0.3, 0.1], [-0.2, 0.9, -0.15]]]).double()
+    mask = torch.zeros(1, 60, 80, dtype=torch.bool)
+    mask[:, 50:], mask[:, :, 70:] = True, True
+    x = torch.zeros(1, 1, 60, 80).double()
+    x[..., 20:26, 30:40] = 1.0  # the box: centre (35, 23) of 70 x 50
+
+    def centre(map_: Tensor) -> Tensor:
+        rows, columns = torch.meshgrid(torch.arange(60) + 0.5, torch.arange(80) + 0.5, indexing="ij")
+        return torch.stack([(map_[0, 0] * axis).sum() / map_.sum() for axis in (columns, rows)])
+
+    seen = warp(x, theta, mask)
+    place = torch.tensor([35 / 70 * 2 - 1, 23 / 50 * 2 - 1, 1.0]).double()
+    expected = (inverse(theta)[0] @ place + 1) / 2 * torch.tensor([70.0, 50.0])
+    torch.testing.assert_close(centre(seen), expected, atol=0.1, rtol=0)
+    assert (centre(seen) - torch.tensor([35.0, 23.0])).abs().max() > 2
+    torch.testing.assert_close(
+        centre(warp(seen, inverse(theta), mask)), torch.tensor([35.0, 23.0]).double(), atol=0.1, rtol=0
+    )

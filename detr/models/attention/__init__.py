@@ -11,6 +11,16 @@ from detr.models.attention.hard import Hard
 from detr.models.attention.non_local import NonLocal
 from detr.models.attention.residual import Residual
 from detr.models.attention.self_attention import SelfAttention
+from detr.models.attention.spatial_transformer import SpatialTransformer
 from detr.models.attention.squeeze_excitation import SqueezeExcitation
 
-__all__ = ["CrissCross", "Dual", "Hard", "NonLocal", "Residual", "SelfAttention", "SqueezeExcitation"]
+__all__ = [
+    "CrissCross",
+    "Dual",
+    "Hard",
+    "NonLocal",
+    "Residual",
+    "SelfAttention",
+    "SpatialTransformer",
+    "SqueezeExcitation",
+]

@@ -104,7 +104,7 @@ def _enlarge(x: Tensor, mask: Tensor, target_mask: Tensor) -> Float[Tensor, "bat
     """Bilinear, corner to corner of what is not padding in each image."""
     grid = []
     for dim, size in ((2, x.shape[3]), (1, x.shape[2])):
-        ends, target_ends = ((~m).any(3 - dim).sum(1, keepdim=True) - 1 for m in (mask, target_mask))
+        ends, target_ends = ((~m).any(3 - dim).to(x.dtype).sum(1, keepdim=True) - 1 for m in (mask, target_mask))
         at = torch.arange(target_mask.shape[dim], device=x.device, dtype=x.dtype) * ends / target_ends.clamp(min=1)
         grid.append(2 * at / max(size - 1, 1) - 1)
     width, height = grid
