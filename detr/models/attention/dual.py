@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.attention.masked import tokens
 
 
 class PositionAttention(nn.Module):
@@ -23,10 +24,10 @@ class PositionAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        value = _tokens(self.value(x))
+        value = tokens(self.value(x))[:, None]
         # Filled up to the features of the values, without which the map of all pairs would be kept.
         query, key = (
-            F.pad(_tokens(part(x)), (0, value.shape[-1] - part.out_channels)) for part in (self.query, self.key)
+            F.pad(tokens(part(x))[:, None], (0, value.shape[-1] - part.out_channels)) for part in (self.query, self.key)
         )
         keep = ~mask.flatten(1)[:, None, None]
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, scale=1.0)
@@ -79,7 +80,3 @@ class Dual(nn.Module):
     ) -> Float[Tensor, "batch channels height width"]:
         parts = [part(x, mask) for part in (self.position, self.channel) if part is not None]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1] - x
-
-
-def _tokens(x: Tensor) -> Float[Tensor, "batch 1 tokens channels"]:
-    return x.flatten(2).transpose(1, 2).contiguous()[:, None]

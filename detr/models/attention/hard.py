@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.attention.masked import masked_mean
 
 
 class Hard(nn.Module):
@@ -55,9 +56,7 @@ class Hard(nn.Module):
             return x * ((soft > 0.5).to(x.dtype) + soft - soft.detach())[:, None]
         kept = torch.bernoulli(logits.detach().sigmoid())
         chances = F.logsigmoid(torch.where(kept > 0, logits, -logits)).masked_fill(mask, 0.0)
-        valid = (~mask)[:, None].to(x.dtype)
-        mean = torch.where(mask[:, None], 0.0, x.detach()).sum((2, 3)) / valid.sum((2, 3)).clamp(min=1)
-        self._policy = chances.sum((1, 2)), self.baseline(mean)[:, 0]
+        self._policy = chances.sum((1, 2)), self.baseline(masked_mean(x.detach(), mask))[:, 0]
         return x * kept[:, None]
 
     def policy_loss(self, cost: Float[Tensor, " batch"]) -> Float[Tensor, ""]:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.attention.masked import tokens
 
 
 class NonLocal(nn.Module):
@@ -63,7 +64,7 @@ class NonLocal(nn.Module):
             if self.sub_sample == "after":
                 g, phi = F.max_pool2d(g, 2), F.max_pool2d(phi, 2)
             valid = -F.max_pool2d(-valid.to(x.dtype), 2) > 0  # only where nothing of the padding was pooled
-        y = self._sum(_tokens(theta), _tokens(phi), _tokens(g), valid.flatten(1))
+        y = self._sum(tokens(theta), tokens(phi), tokens(g), valid.flatten(1))
         y = y.transpose(1, 2).unflatten(2, x.shape[2:])
         # Norms shall not see what the padding holds.
         out = self.out(y).masked_fill(mask[:, None], 0.0)
@@ -99,10 +100,6 @@ def _relu_sum(a: Tensor, b: Tensor, g: Tensor) -> Float[Tensor, "batch queries i
         -1, -1, g.shape[-1]
     )
     return a[..., None] * sums.gather(1, number) + products.gather(1, number)
-
-
-def _tokens(x: Tensor) -> Float[Tensor, "batch tokens channels"]:
-    return x.flatten(2).transpose(1, 2).contiguous()
 
 
 class MaskedGroupNorm(nn.Module):

@@ -1,8 +1,9 @@
 """Squeeze-and-excitation (Hu et al., CVPR 2018)."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from detr.models.attention.masked import masked_mean
 
 
 class SqueezeExcitation(nn.Module):
@@ -27,9 +28,7 @@ class SqueezeExcitation(nn.Module):
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels"]:
         """The factor on each channel; means are over what is not padding."""
-        valid = (~mask)[:, None].to(x.dtype)
-        mean = torch.where(mask[:, None], 0.0, x).sum((2, 3)) / valid.sum((2, 3)).clamp(min=1)
-        return self.gain * self.excite(self.squeeze(mean).relu()).sigmoid()
+        return self.gain * self.excite(self.squeeze(masked_mean(x, mask)).relu()).sigmoid()
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
