@@ -1,10 +1,14 @@
-"""What each recipe reaches in the same time from random weights, at a reduced size.
+"""What each recipe reaches in the same processor time on one core from random weights, at a reduced size.
 
 python benchmarks/convergence.py --minutes 20 --data shapes            (generated, or --data bccd --root DIR)
+
+Processor time, unlike time on the clock, hardly depends on what else the machine does meanwhile.
 """
 
 import argparse
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -45,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["shapes", "bccd"], default="shapes")
     parser.add_argument("--root", default="generated/shapes", help="folder of the data")
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training, for each recipe")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of processor time in training, for each recipe")
     parser.add_argument("--recipes", default=",".join(RECIPES), help="some of them, with commas")
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
     options = parser.parse_args()
@@ -63,25 +67,32 @@ def main() -> None:
             *TRAINING,
             f"data.root={options.root}",
             f"run_dir={folder}",
+            "data.workers=0",
             "trainer.evaluate_every=100000",
             "logger.progress=null",
         ]
-        timing = train([*overrides, "trainer.max_steps=40", "log_every=20"], folder)
-        speed = [record for record in timing if record["group"] == "train"][-1]["images_per_second"]
-        batch = compose([*overrides[:1], f"data.root={options.root}"]).data.batch_size
-        steps = round(options.minutes * 60 * speed / batch)
-        records = train([*overrides, f"trainer.max_steps={steps}", f"log_every={max(steps // 20, 1)}"], folder)
+        batch = compose(overrides).data.batch_size
+        # The difference of two short runs leaves out what every run spends before and after its steps.
+        short, longer = (train([*overrides, f"trainer.max_steps={steps}"], folder)[0] for steps in (20, 60))
+        steps = round(options.minutes * 60 * 40 / (longer - short))
+        seconds, records = train([*overrides, f"trainer.max_steps={steps}", f"log_every={max(steps // 20, 1)}"], folder)
         last, found = ([r for r in records if r["group"] == group][-1] for group in ("train", "val"))
-        cells = [options.data, recipe, steps, f"{last['images_per_second']:.1f}", f"{last['memory_gb']:.2f}"]
+        speed = (steps - 20) * batch / (seconds - short)
+        cells = [options.data, recipe, steps, f"{speed:.1f}", f"{last['memory_gb']:.2f}"]
         print("| " + " | ".join(map(str, [*cells, f"{found['AP']:.3f}", f"{found['AP50']:.3f}"])) + " |", flush=True)
 
 
-def train(overrides: list[str], folder: Path) -> list[dict]:
-    """Run train.py into an empty folder; returns the records of its metrics.jsonl."""
+def train(overrides: list[str], folder: Path) -> tuple[float, list[dict]]:
+    """Run train.py on one core into an empty folder; returns its processor seconds and its metrics.jsonl's records."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, str(REPOSITORY / "train.py"), *overrides]
-    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    return [json.loads(line) for line in (REPOSITORY / folder / "metrics.jsonl").read_text().splitlines()]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, [json.loads(line) for line in (REPOSITORY / folder / "metrics.jsonl").read_text().splitlines()]
 
 
 if __name__ == "__main__":
