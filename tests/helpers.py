@@ -21,7 +21,7 @@ class TinyBackbone(Backbone):
             nn.BatchNorm2d(24),
         )
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> list[torch.Tensor]:
         return [self.body(images)]
 
 

@@ -73,6 +73,21 @@ def build_criterion(config: Any, num_classes: int, allow: Sequence[str] = FRAMEW
     return build(config, path="criterion", allow=allow, num_classes=num_classes)
 
 
+def build_block(config: Any, name: str, channels: int) -> nn.Module:
+    """One attention block alone, as the composed configuration of a detector has it in `model.attention`.
+
+    Raises UserError where there is none of that name.
+    """
+    placements = config.model.attention
+    if name not in placements:
+        there = ", ".join(placements) or "none"
+        raise UserError(
+            f"model.attention has no block '{name}', only: {there}. Compose the configuration with "
+            f"model/attention={name}."
+        )
+    return build(placements[name].block, path=f"model.attention.{name}.block")(channels)
+
+
 def build(config: Any, *, path: str, allow: Sequence[str] = FRAMEWORK, **arguments: Any) -> Any:
     """What a node's `_target_` makes of its options and further `arguments`.
 

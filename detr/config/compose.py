@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
     """
     if not CONFIGS.is_dir():
         raise UserError(f"The folder {CONFIGS} does not exist. Work in a checkout, installed with pip install -e .")
+    if str(CONFIGS.parent) not in sys.path:
+        sys.path.append(
+            str(CONFIGS.parent)
+        )  # where `datasets` is, which configurations name and which is never installed
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra_compose(name, overrides=list(overrides))

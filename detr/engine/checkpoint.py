@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from detr.engine.convert import DETR, Converted, Renaming, convert, recognise
 from detr.errors import UserError
 from detr.files import read_tensors
+from detr.models.attention import Blocks
 from detr.types import Category
 
 logger = logging.getLogger(__name__)
@@ -120,8 +121,8 @@ def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Catego
     """Start from the weights of a checkpoint, ours or from elsewhere, whose classes or queries may be others.
 
     categories: the classes of the new model. Where the file's are others, its class head is not used; the same goes
-    for queries of another shape. The report names them. Raises UserError where anything else differs: the checkpoint
-    is of another model then.
+    for queries of another shape. Attention blocks may be missing in the file. The report names all these. Raises
+    UserError where anything else differs: the checkpoint is of another model then.
     """
     own = model.state_dict()
     content = read_tensors(path)
@@ -134,8 +135,9 @@ def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Catego
     }
     if content.get("format") == FORMAT and content.get("categories") != [asdict(category) for category in categories]:
         replaced |= {name: "file of other classes" for name in own if any(part in name for part in _OF_CLASSES)}
-    # A part of the training alone, that a file from before it lacks.
-    replaced |= {name: "not in the file" for name in own if name.startswith("denoising.") and name not in state}
+    # What a file from before it was added lacks: a part of the training alone, attention blocks.
+    added = ("denoising.", *(f"{name}." for name, part in model.named_modules() if isinstance(part, Blocks)))
+    replaced |= {name: "not in the file" for name in own if name.startswith(added) and name not in state}
     unused = [name for name in state if name not in own and not foreign]
     loaded = {name: tensor for name, tensor in state.items() if name not in (*replaced, *unused)}
     load_model_state(model, loaded | {name: own[name] for name in replaced}, path, foreign)

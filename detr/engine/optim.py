@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch.optim import AdamW
 
 from detr.errors import UserError
+from detr.models.attention import plugged_in
 from detr.models.detr import DETR
 
 
@@ -21,7 +22,8 @@ def adamw(
 ) -> AdamW:
     """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning rate of its own for the backbone.
 
-    Learned positions train at the backbone's rate too: published DETR counts them as a part of it.
+    Learned positions train at the backbone's rate too: published DETR counts them as a part of it. Attention blocks in
+    the backbone do not: they are new.
 
     lr, backbone_lr: learning rates before the schedule; a backbone_lr of 0 freezes the backbone, as in published DETR.
     lr_factors: factors on the rate of parameters with such a text in their name; Deformable DETR trains sampling
@@ -31,6 +33,7 @@ def adamw(
     if backbone_lr == 0:
         model.backbone.freeze()
     backbone = {id(p) for part in (model.backbone, model.position) for p in part.parameters()}
+    backbone -= {id(p) for blocks in plugged_in(model) for p in blocks.parameters()}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

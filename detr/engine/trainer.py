@@ -17,6 +17,8 @@ from detr.engine.optim import Schedule
 from detr.engine.signals import StopRequest
 from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.evaluation import CocoEvaluator
+from detr.losses import SetCriterion
+from detr.models.attention import Policy
 from detr.reporting import Reporter
 from detr.types import ImageBatch, Target
 
@@ -68,7 +70,7 @@ class Trainer:
         self,
         *,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: SetCriterion,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         loader: Loader,
@@ -88,6 +90,7 @@ class Trainer:
         for name, parameter in model.named_parameters():
             depth = 2 if name.startswith("transformer.") else 1
             self.parts.setdefault(".".join(name.split(".")[:depth]), []).append(parameter)
+        self.policies = [module for module in model.modules() if isinstance(module, Policy)]
         self.total_steps = config.total_steps(len(loader))
         self.step = self.evaluated_step = 0
         self.best = -math.inf
@@ -130,7 +133,12 @@ class Trainer:
             group["lr"] = rate * factor
         try:
             targets = [target.to(self.device) for target in targets]
-            losses = self.criterion(self.model(batch.to(self.device).normalized(), targets), targets)
+            predictions = self.model(batch.to(self.device).normalized(), targets)
+            losses = self.criterion(predictions, targets)
+            if self.policies:
+                cost = self.criterion.per_image(predictions, targets)
+                losses["loss_policy"] = torch.stack([policy.policy_loss(cost) for policy in self.policies]).sum()
+                losses["loss"] = losses["loss"] + losses["loss_policy"]
         except NonFiniteError as error:
             raise NonFiniteError(error.what, error.image_ids, self.step) from None
         self.optimizer.zero_grad(set_to_none=True)

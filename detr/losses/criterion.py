@@ -98,6 +98,19 @@ class SetCriterion(nn.Module):
             divisor = num_boxes * max(denoised.copies, 1)  # no copies where there is nothing to copy
             yield "denoising", self._losses(denoised.predictions, denoised.matches, targets, divisor)
 
+    @torch.no_grad()
+    def per_image(self, predictions: Predictions, targets: Sequence[Target]) -> Float[Tensor, " batch"]:
+        """The last decoder layer's weighted loss of each image as if it were alone, without a gradient."""
+        costs = []
+        for index, target in enumerate(targets):
+            alone = Predictions(
+                logits=predictions.logits[-1:, index : index + 1], boxes=predictions.boxes[-1:, index : index + 1]
+            )
+            num_boxes = predictions.boxes.new_tensor(float(max(len(target), 1)))
+            losses = self._losses(alone, self.match(alone, [target]), [target], num_boxes)
+            costs.append(torch.stack([weight * losses[name].sum() for name, weight in self.weights.items()]).sum())
+        return torch.stack(costs)
+
     def match(self, predictions: Predictions, targets: Sequence[Target], num_classes: int | None = None) -> Matches:
         """The pairs that the losses are of. num_classes: of class-agnostic predictions, where it is another."""
         num_classes = num_classes or self.num_classes

@@ -1,7 +1,7 @@
 """ResNet backbones (He et al., CVPR 2016) from torchvision, cut before the classifier."""
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
@@ -9,14 +9,18 @@ from urllib.error import URLError
 import torch
 import torch.nn.functional as F
 import torchvision
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from detr.errors import UserError
 from detr.files import read_tensors
+from detr.models.attention.placement import Placement, blocks_for, plugged_in
+from detr.models.neck import masks_for
 
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
+LAYERS = ("layer1", "layer2", "layer3", "layer4")  # stages of residual blocks
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -83,32 +87,63 @@ class Backbone(nn.Module):
         self.body = torchvision.models.get_model(
             name, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
         )
-        layers = STAGES[1:]
-        if list(features) != [stage for stage in layers if stage in features] or not features:
+        if list(features) != [stage for stage in LAYERS if stage in features] or not features:
             raise UserError(
-                f"Backbone: wanted features as some of {', '.join(layers)}, in this order, got {list(features)}. "
+                f"Backbone: wanted features as some of {', '.join(LAYERS)}, in this order, got {list(features)}. "
                 "Correct model.backbone.features."
             )
         self.features = list(features)
-        unused = layers[layers.index(self.features[-1]) + 1 :]
-        self.channels = [64 * 2 ** layers.index(stage) * self.body.layer1[0].expansion for stage in self.features]
+        unused = LAYERS[LAYERS.index(self.features[-1]) + 1 :]
+        self.channels = [64 * 2 ** LAYERS.index(stage) * self.body.layer1[0].expansion for stage in self.features]
         for part in ("fc", "avgpool", *unused):
             delattr(self.body, part)
         if weights is not None:
             self._load(name, weights)
         self._frozen: list[nn.Module] = []
         self.freeze(freeze)
+        self.attention = nn.ModuleDict()
 
-    def forward(self, images: Float[Tensor, "batch 3 _ _"]) -> list[Float[Tensor, "batch _ _ _"]]:
-        """Feature maps (B, channels, h, w) of the wanted stages."""
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], mask: Bool[Tensor, "batch height width"] | None = None
+    ) -> list[Float[Tensor, "batch _ _ _"]]:
+        """Feature maps (B, channels, h, w) of the wanted stages.
+
+        mask: True = padding, which attention blocks must not look at; None where there is none.
+        """
         body = self.body
+        if mask is None:
+            mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
         x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
         maps = []
-        for stage in STAGES[1 : STAGES.index(self.features[-1]) + 1]:
-            x = getattr(body, stage)(x)
+        for stage in LAYERS[: LAYERS.index(self.features[-1]) + 1]:
+            for block in getattr(body, stage):
+                x = run_with_attention(block, x, mask) if hasattr(block, "attention") else block(x)
+            if stage in self.attention:
+                x = self.attention[stage](x, *masks_for(mask, [x]))
             if stage in self.features:
                 maps.append(x)
         return maps
+
+    def plug(self, placements: Mapping[str, Placement]) -> None:
+        """Add attention blocks to stages and residual blocks; raises UserError for stages that are not built."""
+        for name, placement in placements.items():
+            built = [stage for stage in LAYERS if hasattr(self.body, stage)]
+            if missing := [stage for stage in placement.stages if stage in LAYERS and stage not in built]:
+                raise UserError(
+                    f"model.attention.{name}.stages: {missing[0]} is not built, because nothing after "
+                    f"{self.features[-1]} is used. Choose some of {', '.join(built)}, backbone and neck, or add to "
+                    "model.backbone.features."
+                )
+        for stage in LAYERS:
+            for block in getattr(self.body, stage, ()):
+                channels = (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels
+                inside = nn.ModuleDict({"pre": blocks_for(placements, stage, "pre", block.conv1.in_channels)})
+                for where in ("standard", "identity", "post"):
+                    inside[where] = blocks_for(placements, stage, where, channels)
+                if any(inside.values()):
+                    block.attention = inside
+            if hasattr(self.body, stage) and (after := blocks_for(placements, stage, "after", channels)):
+                self.attention[stage] = after
 
     def _load(self, name: str, weights: str) -> None:
         if weights.endswith((".pth", ".pt")) or Path(weights).exists():
@@ -128,19 +163,41 @@ class Backbone(nn.Module):
         self.body.load_state_dict(state, strict=False)  # norms differ in whether they count batches
 
     def freeze(self, stages: Sequence[Stage] = STAGES) -> None:
-        """From now on these stages stay as they are, the statistics of their batch norms too."""
+        """From now on these stages stay as they are, the statistics of their batch norms too.
+
+        Attention blocks in them go on training.
+        """
         for stage in stages:
             if stage != "stem" and not hasattr(self.body, stage):
                 continue
             parts = [self.body.conv1, self.body.bn1] if stage == "stem" else [getattr(self.body, stage)]
             self._frozen += [part.requires_grad_(False) for part in parts]
+        for blocks in plugged_in(self):
+            blocks.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
         for part in self._frozen:
             part.eval()
+        for blocks in plugged_in(self):
+            blocks.train(mode)
         return self
+
+
+def run_with_attention(
+    block: BasicBlock | Bottleneck, x: Tensor, image_mask: Tensor
+) -> Float[Tensor, "batch channels height width"]:
+    """What torchvision's residual block computes, with the attention blocks that are plugged into it."""
+    attention = typing.cast(nn.ModuleDict, block.attention)
+    shortcut = x if block.downsample is None else block.downsample(x)
+    x = attention["pre"](x, *masks_for(image_mask, [x]))
+    x = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+    if isinstance(block, Bottleneck):
+        x = block.bn3(block.conv3(block.relu(x)))
+    (mask,) = masks_for(image_mask, [x])
+    x = attention["standard"](x, mask) + attention["identity"](shortcut, mask)
+    return attention["post"](block.relu(x), mask)
 
 
 def _read_state_dict(path: str) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """DETR, the detection transformer (Carion et al., ECCV 2020), and what grew from it, assembled from parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.attention.placement import Placement, blocks_for
 from detr.models.backbone import Backbone
 from detr.models.denoising import Denoising, Noise, who_sees_whom
 from detr.models.heads import Head
@@ -29,6 +30,7 @@ class DETR(nn.Module):
     num_queries: Q, the most objects that can be found in one image.
     neck: makes the transformer's maps of the backbone's; called with `in_channels` and `d_model`.
     queries: the kind of object queries; called with `num_queries` and `d_model`.
+    attention: further attention blocks by name: what they are, and where in the backbone or after the neck they go.
     denoising: queries made from disturbed targets in training; called with `d_model` and `num_classes`.
     background: the class head has one more output, the last, for no object, as the softmax loss needs; sigmoid losses
         do without.
@@ -48,6 +50,7 @@ class DETR(nn.Module):
         num_queries: int = 100,
         neck: Callable[..., nn.Module] = ChannelMapper,
         queries: Callable[..., ObjectQueries] = LearnedQueries,
+        attention: Mapping[str, Placement] | None = None,
         denoising: Callable[..., Denoising] | None = None,
         background: bool = True,
         refine: bool = False,
@@ -66,6 +69,9 @@ class DETR(nn.Module):
         self.refine, self.look_forward_twice = refine, look_forward_twice
         d_model = transformer.d_model
         self.neck = neck(in_channels=backbone.channels, d_model=d_model)
+        backbone.plug(attention or {})
+        at_neck = [blocks_for(attention or {}, "neck", "after", d_model) for _ in range(transformer.num_levels)]
+        self.attention = nn.ModuleList(at_neck if any(at_neck) else [])
         self.queries = queries(num_queries=num_queries, d_model=d_model)
         self.denoising = None if denoising is None else denoising(d_model=d_model, num_classes=num_classes)
         self._check_parts()
@@ -93,8 +99,10 @@ class DETR(nn.Module):
 
     def encode(self, batch: ImageBatch) -> Memory:
         """What the encoder makes of normalised images."""
-        maps = self.neck(self.backbone(batch.images))
+        maps = self.neck(self.backbone(batch.images, batch.mask))
         masks = masks_for(batch.mask, maps)
+        for level, blocks in enumerate(self.attention[: len(maps)]):
+            maps[level] = blocks(maps[level], masks[level])
         positions = [self.position(mask) for mask in masks]
         return self.transformer.encode(maps, positions, masks, padded=bool(batch.padded))
 

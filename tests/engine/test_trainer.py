@@ -16,6 +16,7 @@ from detr.engine.optim import Cosine, adamw
 from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.losses import HungarianMatcher, SetCriterion
+from detr.models.attention import Hard, Placement
 from detr.models.detr import DETR
 from detr.reporting import JsonLines, Reporter
 
@@ -26,11 +27,13 @@ Make = Callable[..., Trainer]
 def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> Make:
     """Builds everything anew, as a new process would; dropout and batch norm are on."""
 
-    def make(run: str = "run", lr: float = 1e-3, seed: int = 3, queries: int = 7, **options: Any) -> Trainer:
+    def make(
+        run: str = "run", lr: float = 1e-3, seed: int = 3, queries: int = 7, attention: Any = None, **options: Any
+    ) -> Trainer:
         recipe = transforms.train(sizes=[40, 48], max_size=64, crop=False)
         train = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json", recipe, seed=seed)
         val = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
-        model = tiny_detr(num_classes=3, num_queries=queries, dropout=0.1)
+        model = tiny_detr(num_classes=3, num_queries=queries, dropout=0.1, attention=attention)
         criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=3)
         run_dir = tmp_path / run
         run_dir.mkdir(exist_ok=True)
@@ -92,6 +95,19 @@ class StopsAt:
     def advance(self, losses: Any) -> None:
         if self.trainer.step == self.at:
             self.trainer.stop.requested = True
+
+
+def test_a_block_that_decides_by_chance_learns_from_the_loss_of_each_image(make: Make) -> None:
+    trainer = make("chance", attention={"hard": Placement(block=Hard, stages=["neck"])}, max_steps=3)
+    block = trainer.model.attention[0]["hard"]
+    asked: list[torch.Tensor] = []
+    policy_loss = block.policy_loss
+    block.policy_loss = lambda cost: asked.append(cost) or policy_loss(cost)
+    trainer.fit()
+    assert len(asked) == 3 and all(cost.shape == (6,) and not cost.requires_grad for cost in asked)
+    records = [json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all("loss_policy" in record for record in records if record["group"] == "train")
+    assert block.score.weight.abs().sum() > 0  # 0 at the start: only the policy term has moved it
 
 
 @pytest.mark.parametrize("stops", [[8], [5], [1, 2, 12, 15]])
