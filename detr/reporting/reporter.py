@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from detr.reporting.draw import draw_detections
 from detr.reporting.sinks import Sink
 from detr.types import Detections
+
+
+_STATUS = Path("/proc/self/status")  # of Linux
 
 
 class Reporter:
@@ -38,6 +42,7 @@ class Reporter:
         for sink in self.sinks:
             sink.start(self.run_dir, step, total_steps)
             self._started.append(sink)
+        _forget_peak_memory()
         self._reset()
 
     def step(
@@ -105,8 +110,19 @@ class Reporter:
         self._count, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
 
 
+def _forget_peak_memory() -> None:
+    """A sweep trains one model after another in the same process: each shall have its own peak."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):  # not on Linux, or not allowed: the peak is that of the whole process then
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory() -> float:
     """Bytes of device memory, or of main memory where there is no device."""
     if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    if _STATUS.exists():
+        return int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024.0
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

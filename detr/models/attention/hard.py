@@ -17,8 +17,9 @@ class Hard(nn.Module):
 
     In training the coins are tossed; in evaluation what is more likely than not is kept. Tossing has no gradient:
 
-    estimator: `reinforce` learns from `policy_loss` (Williams 1992), against a learned baseline; `gumbel` passes the
-        gradient of a relaxed coin straight through (Jang et al., ICLR 2017), and has no policy loss.
+    estimator: `reinforce` learns from `policy_loss` (Williams 1992), against a baseline; `gumbel` passes the gradient
+        of a relaxed coin straight through (Jang et al., ICLR 2017), and has no policy loss. The baseline is the moving
+        average of the reward, as Xu et al. have it, and what is learned to expect beyond that from the map.
     keep: probability to keep a position at the start; near 1, so that the block is nearly the identity, and exactly so
         in evaluation.
     temperature: of the relaxed coin.
@@ -42,6 +43,9 @@ class Hard(nn.Module):
         nn.init.zeros_(self.score.weight)
         nn.init.constant_(cast(Tensor, self.score.bias), math.log(keep / (1 - keep)))
         self.baseline = nn.Linear(channels, 1) if estimator == "reinforce" else None
+        self.average: Tensor
+        if estimator == "reinforce":
+            self.register_buffer("average", torch.zeros(()))
         self._policy: tuple[Tensor, Tensor] | None = None
 
     def forward(
@@ -67,6 +71,7 @@ class Hard(nn.Module):
         if self._policy is None:
             return cost.new_zeros(())
         (log_probability, expected), self._policy = self._policy, None
-        reward = -cost.detach()
+        reward = -cost.detach() - self.average
+        self.average += 0.1 * reward.mean()
         advantage = reward - expected.detach()
         return -(log_probability * advantage).mean() + F.mse_loss(expected, reward)
