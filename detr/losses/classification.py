@@ -22,9 +22,11 @@ class ClassificationLoss(nn.Module):
         matches: Matches,
         labels: Int64[Tensor, "layers pairs"],
         overlaps: Float[Tensor, "layers pairs"],
-        num_boxes: Float[Tensor, ""],
     ) -> Float[Tensor, " layers"]:
-        """The loss of each layer. labels: of the matched targets; overlaps: IoU of the pairs, without a gradient."""
+        """The loss of each layer, summed over queries and not yet divided by `divisor`.
+
+        labels: of the matched targets; overlaps: IoU of the pairs, without a gradient.
+        """
         raise NotImplementedError
 
     def cost(
@@ -41,6 +43,12 @@ class ClassificationLoss(nn.Module):
         """Which queries claim an object."""
         raise NotImplementedError
 
+    def divisor(
+        self, num_boxes: Float[Tensor, ""], pairs: Float[Tensor, ""], queries: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]:
+        """What the loss is to be divided by, for so many target boxes, pairs and queries."""
+        raise NotImplementedError
+
 
 class CrossEntropy(ClassificationLoss):
     """Softmax over the classes and no object (Carion et al., ECCV 2020); its cost is the probability, negative.
@@ -54,22 +62,22 @@ class CrossEntropy(ClassificationLoss):
         super().__init__()
         self.no_object_weight = no_object_weight
 
-    def forward(
-        self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor, num_boxes: Tensor
-    ) -> Float[Tensor, " layers"]:
+    def forward(self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor) -> Float[Tensor, " layers"]:
         no_object = logits.shape[-1] - 1
         wanted = torch.full(logits.shape[:3], no_object, device=logits.device)
         wanted[_layer(logits), matches.image, matches.query] = labels
         loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(wanted)
         weight = torch.ones_like(loss).masked_fill(wanted == no_object, self.no_object_weight)
-        # Without any query both sums are zero, and so shall be the loss.
-        return (loss * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=torch.finfo(weight.dtype).tiny)
+        return (loss * weight).sum((1, 2))
 
     def cost(self, logits: Tensor, image: Tensor, labels: Tensor, overlaps: Tensor) -> Float[Tensor, "targets queries"]:
         return logits.softmax(-1)[image, :, labels].neg_()
 
     def finds(self, logits: Tensor) -> Bool[Tensor, "*batch"]:
         return logits.argmax(-1) != logits.shape[-1] - 1
+
+    def divisor(self, num_boxes: Tensor, pairs: Tensor, queries: Tensor) -> Float[Tensor, ""]:
+        return pairs + self.no_object_weight * (queries - pairs)
 
 
 class SigmoidLoss(ClassificationLoss):
@@ -96,19 +104,20 @@ class SigmoidLoss(ClassificationLoss):
     ) -> Float[Tensor, "layers pairs"]:
         raise NotImplementedError
 
-    def forward(
-        self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor, num_boxes: Tensor
-    ) -> Float[Tensor, " layers"]:
+    def forward(self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor) -> Float[Tensor, " layers"]:
         matched = _layer(logits), matches.image, matches.query, labels
         loss = self.negative(logits)
         loss[matched] = self.positive(logits[matched], overlaps)
-        return loss.sum((1, 2, 3)) / num_boxes
+        return loss.sum((1, 2, 3))
 
     def cost(self, logits: Tensor, image: Tensor, labels: Tensor, overlaps: Tensor) -> Float[Tensor, "targets queries"]:
         return _focal_cost(logits[image, :, labels].sigmoid_())
 
     def finds(self, logits: Tensor) -> Bool[Tensor, "*batch"]:
         return (logits > 0).any(-1)  # a score above 0.5
+
+    def divisor(self, num_boxes: Tensor, pairs: Tensor, queries: Tensor) -> Float[Tensor, ""]:
+        return num_boxes
 
 
 class SigmoidFocal(SigmoidLoss):
@@ -171,12 +180,10 @@ class PositionSupervised(SigmoidLoss):
         wanted = overlaps**2
         return self.alpha * (wanted - logits.sigmoid()).abs() ** self.gamma * _cross_entropy(logits, wanted)
 
-    def forward(
-        self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor, num_boxes: Tensor
-    ) -> Float[Tensor, " layers"]:
+    def forward(self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor) -> Float[Tensor, " layers"]:
         best = overlaps.new_full(logits.shape[:2], 1e-8)
         best = best.scatter_reduce(1, matches.image.expand_as(overlaps), overlaps, "amax")
-        return super().forward(logits, matches, labels, overlaps / best[:, matches.image], num_boxes)
+        return super().forward(logits, matches, labels, overlaps / best[:, matches.image])
 
     def cost(self, logits: Tensor, image: Tensor, labels: Tensor, overlaps: Tensor) -> Float[Tensor, "targets queries"]:
         modulation = ((overlaps + 1) / 2).clamp_(0, 1).sqrt_()  # rounding may leave the range

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from detr import boxes as box_ops
@@ -44,25 +44,35 @@ class SetCriterion(nn.Module):
         self.classification = classification or CrossEntropy()
         self.weights = {"loss_ce": class_weight, "loss_bbox": box_weight, "loss_giou": giou_weight}
 
-    def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
+    def forward(
+        self, predictions: Predictions, targets: Sequence[Target], counts: Int64[Tensor, " images"] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
         """`loss`, the total to minimise, and its parts before weighting.
+
+        counts: the number of objects in each image of the whole optimiser step, over all processes and all batches that
+            are accumulated; those of `targets` over all processes unless given. The losses are this batch's part of
+            the step's loss: summed over accumulated batches and averaged over processes they equal the loss of one
+            large batch.
 
         `loss_ce` (the classification loss, whatever its kind), `loss_bbox`, `loss_giou` are those of the last decoder
         layer; a suffix `_0`, `_1` ... names an earlier one. Suffixes `_proposals`, `_groups` and `_denoising` name
         those of further predictions, where there are any, summed over layers and averaged over groups: all further
         groups together count as much as the first. The box losses are divided by the number of target boxes, averaged
-        over processes, at least 1, times the copies of each. Two more are for the log only: `class_error`, the
-        percentage of matched queries with a wrong class (100 in a batch without targets), and `cardinality_error`, by
-        how many an image's count of objects is off.
+        over processes, at least 1, times the copies of each. Only those of denoising depend on which images are
+        together in a batch, as that decides how often a target is copied. Two more are for the log only: `class_error`,
+        the percentage of matched queries with a wrong class (100 in a batch without targets), and `cardinality_error`,
+        by how many an image's count of objects is off.
 
         Raises NonFiniteError where predictions are NaN or infinite, UserError where the class head does not fit the
         loss.
         """
-        num_boxes = torch.tensor(float(sum(len(target) for target in targets)), device=predictions.boxes.device)
-        num_boxes = distributed.mean(num_boxes).clamp(min=1)
+        if counts is None:
+            own = torch.tensor([len(target) for target in targets], device=predictions.boxes.device)
+            counts = distributed.gather(own)
+        num_boxes = (counts.sum() / distributed.world_size()).clamp(min=1)
         matches = self.match(predictions, targets)
-        losses = self._losses(predictions, matches, targets, num_boxes)
-        further = dict(self._further_losses(predictions, targets, num_boxes))
+        losses = self._losses(predictions, matches, targets, num_boxes, counts)
+        further = dict(self._further_losses(predictions, targets, num_boxes, counts))
         total = sum(
             weight * part[name].sum() for part in (losses, *further.values()) for name, weight in self.weights.items()
         )
@@ -80,19 +90,20 @@ class SetCriterion(nn.Module):
         return {"loss": total, **named, "class_error": class_error}
 
     def _further_losses(
-        self, predictions: Predictions, targets: Sequence[Target], num_boxes: Tensor
+        self, predictions: Predictions, targets: Sequence[Target], num_boxes: Tensor, counts: Tensor
     ) -> Iterator[tuple[str, dict[str, Float[Tensor, " layers"]]]]:
         if (proposals := predictions.proposals) is not None:
             num_classes, objects = self.num_classes, targets
             if proposals.logits.shape[-1] == 1 + self.classification.background:  # class-agnostic
                 num_classes, objects = 1, [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
             matches = self.match(proposals, objects, num_classes)
-            yield "proposals", self._losses(proposals, matches, objects, num_boxes)
+            yield "proposals", self._losses(proposals, matches, objects, num_boxes, counts)
         if (groups := predictions.groups) is not None:
             times = self.group_repeats
             objects = [replace(t, labels=t.labels.repeat(times), boxes=t.boxes.repeat(times, 1)) for t in targets]
             matches = self.match(groups, objects)
-            losses, number = self._losses(groups, matches, objects, num_boxes * times), len(groups.boxes)
+            losses = self._losses(groups, matches, objects, num_boxes * times, counts * times)
+            number = len(groups.boxes)
             yield "groups", {name: values * len(predictions.boxes) / number for name, values in losses.items()}
         if (denoised := predictions.denoising) is not None:
             divisor = num_boxes * max(denoised.copies, 1)  # no copies where there is nothing to copy
@@ -127,16 +138,30 @@ class SetCriterion(nn.Module):
         return self.matcher(predictions, targets, self.classification)
 
     def _losses(
-        self, predictions: Predictions, matches: Matches, targets: Sequence[Target], num_boxes: Tensor
+        self,
+        predictions: Predictions,
+        matches: Matches,
+        targets: Sequence[Target],
+        num_boxes: Tensor,
+        counts: Tensor | None = None,
     ) -> dict[str, Float[Tensor, " layers"]]:
+        """counts: as in `forward`; without them the classification loss is that of these predictions alone."""
         layer = torch.arange(len(predictions.boxes), device=num_boxes.device)[:, None]
         labels = torch.cat([target.labels for target in targets])[matches.target]
         found = predictions.boxes.float()[layer, matches.image, matches.query]
         wanted = torch.cat([target.boxes for target in targets])[matches.target]
         corners, wanted_corners = box_ops.cxcywh_to_xyxy(found), box_ops.cxcywh_to_xyxy(wanted)
         overlaps = box_ops.iou(corners.detach(), wanted_corners)
+        _, batch, slots, _ = predictions.logits.shape
+        pairs, queries = num_boxes.new_tensor(len(matches.image)), num_boxes.new_tensor(batch * slots)
+        if counts is not None:
+            pairs = counts.clamp(max=slots).sum() / distributed.world_size()
+            queries = num_boxes.new_tensor(len(counts) * slots / distributed.world_size())
+        divisor = self.classification.divisor(num_boxes, pairs, queries)
+        of_classes = self.classification(predictions.logits.float(), matches, labels, overlaps)
         return {
-            "loss_ce": self.classification(predictions.logits.float(), matches, labels, overlaps, num_boxes),
+            # Without any query the sum is zero, and so shall be the loss.
+            "loss_ce": of_classes / divisor.clamp(min=torch.finfo(divisor.dtype).tiny),
             "loss_bbox": (found - wanted).abs().sum((1, 2)) / num_boxes,
             "loss_giou": (1 - box_ops.giou(corners, wanted_corners)).sum(1) / num_boxes,
         }
