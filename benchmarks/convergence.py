@@ -72,9 +72,13 @@ def main() -> None:
             "logger.progress=null",
         ]
         batch = compose(overrides).data.batch_size
-        # The difference of two short runs leaves out what every run spends before and after its steps.
-        short, longer = (train([*overrides, f"trainer.max_steps={steps}"], folder)[0] for steps in (20, 60))
-        steps = round(options.minutes * 60 * 40 / (longer - short))
+        # The difference of two short runs leaves out what every run spends before and after its steps. It must be large
+        # against what that varies by.
+        tried = 60
+        short = train([*overrides, "trainer.max_steps=20"], folder)[0]
+        while (spent := train([*overrides, f"trainer.max_steps={tried}"], folder)[0] - short) < 40:
+            tried *= 3
+        steps = round(options.minutes * 60 * (tried - 20) / spent)
         seconds, records = train([*overrides, f"trainer.max_steps={steps}", f"log_every={max(steps // 20, 1)}"], folder)
         last, found = ([r for r in records if r["group"] == group][-1] for group in ("train", "val"))
         speed = (steps - 20) * batch / (seconds - short)
