@@ -14,7 +14,7 @@ from detr import Detector
 from detr.config import check_config, exit_codes, pick_device, run_directory
 from detr.evaluation import to_results
 from detr.images import find_images, read_image
-from detr.reporting import draw_detections
+from detr.reporting import draw_attention, draw_detections
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,9 @@ def main(config: DictConfig) -> None:
             results += [{"file_name": name, **row} for row in to_results(found, index, detector.categories)]
             picture = Image.fromarray(images[offset].permute(1, 2, 0).numpy())
             draw_detections(picture, found).save(output / f"{names[index]}.jpg", quality=92)
+            if config.attention:
+                maps = detector.attention(images[offset], config.attention_point, config.threshold)
+                draw_attention(picture, maps).save(output / f"{names[index]}-attention.jpg", quality=92)
     (output / "results.json").write_text(json.dumps(results))
     logger.info("%d detections in %d images; pictures and results.json are in %s.", len(results), len(paths), output)
 

@@ -17,6 +17,8 @@ from detr.engine import checkpoint
 from detr.errors import UserError
 from detr.files import read_tensors
 from detr.images import pad_to_batch, read_image, resize, short_side_size, to_tensor
+from detr.models.attention_maps import AttentionMaps, watch
+from detr.models.detr import DETR
 from detr.postprocess import postprocess
 from detr.types import Category, Detections
 
@@ -103,6 +105,36 @@ class Detector:
         for start in range(0, len(images), batch_size):
             found += self._predict_batch([_to_tensor(image) for image in images[start : start + batch_size]])
         return [detections.above(threshold) for detections in found]
+
+    @torch.inference_mode()
+    def attention(
+        self, image: ImageSource, point: Sequence[float] = (0.5, 0.5), threshold: float = 0.5
+    ) -> AttentionMaps:
+        """Where the model looks in one image, for each detection with a score of at least `threshold`.
+
+        point: (x, y) in [0, 1] of the image, the place whose self-attention is given.
+        """
+        if len(point) != 2 or not all(0 <= part <= 1 for part in point):
+            raise UserError(
+                f"Detector.attention: wanted point as x and y in [0, 1] of the image, got {list(point)}. Correct "
+                "attention_point, such as attention_point=[0.5,0.5] for the centre."
+            )
+        if not isinstance(self.model, DETR):
+            raise UserError(
+                f"Detector.attention: wanted a model of class DETR, got {type(self.model).__name__}, whose attention "
+                "is not known. Leave attention=false."
+            )
+        place = float(point[0]), float(point[1])
+        with watch(self.model, self.model.transformer, place) as seen:
+            found = self._predict_batch([_to_tensor(image)])[0].above(threshold)
+        assert seen.decoder is not None
+        return AttentionMaps(
+            detections=found,
+            point=place,
+            decoder=seen.decoder.cpu()[found.queries],
+            encoder=None if seen.encoder is None else seen.encoder.cpu(),
+            blocks=seen.blocks,
+        )
 
     @torch.inference_mode()
     def _predict_batch(self, images: Sequence[Tensor]) -> list[Detections]:

@@ -36,9 +36,10 @@ def postprocess(
     boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     scale = torch.tensor([(w, h, w, h) for h, w in original_sizes], dtype=boxes.dtype, device=boxes.device)
     boxes = boxes * scale[:, None]
-    scores, labels, boxes = scores.cpu(), labels.cpu(), boxes.cpu()
-    return [_detections(*image, names) for image in zip(boxes, scores, labels, strict=True)]
+    images = zip(boxes.cpu(), scores.cpu(), labels.cpu(), queries.cpu(), strict=True)
+    return [_detections(*image, names) for image in images]
 
 
-def _detections(boxes: Tensor, scores: Tensor, labels: Tensor, names: Sequence[str]) -> Detections:
-    return Detections(boxes=boxes, scores=scores, labels=labels, names=[names[label] for label in labels.tolist()])
+def _detections(boxes: Tensor, scores: Tensor, labels: Tensor, queries: Tensor, names: Sequence[str]) -> Detections:
+    named = [names[label] for label in labels.tolist()]
+    return Detections(boxes=boxes, scores=scores, labels=labels, names=named, queries=queries)

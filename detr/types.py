@@ -142,18 +142,27 @@ class Detections:
     boxes: (n, 4) as x1, y1, x2, y2 in pixels of the original image.
     scores: (n,) in [0, 1].
     labels: (n,) contiguous class indices; `names` holds the same as text.
+    queries: (n,) index of the object query that found it; with sigmoid scores one query may find several.
     """
 
     boxes: Float[Tensor, "n 4"]
     scores: Float[Tensor, " n"]
     labels: Int64[Tensor, " n"]
     names: list[str]
+    queries: Int64[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def above(self, threshold: float) -> "Detections":
         """Those with a score of at least `threshold`."""
-        keep = self.scores >= threshold
-        names = [name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept]
-        return Detections(boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], names=names)
+        return self[(self.scores >= threshold).nonzero()[:, 0]]
+
+    def __getitem__(self, indices: Int64[Tensor, " chosen"]) -> "Detections":
+        return Detections(
+            boxes=self.boxes[indices],
+            scores=self.scores[indices],
+            labels=self.labels[indices],
+            names=[self.names[index] for index in indices.tolist()],
+            queries=self.queries[indices],
+        )

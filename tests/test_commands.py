@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import torch
 from PIL import Image
 
 from detr import Detector
+from detr.config import build_model, compose, plain
 from detr.engine import checkpoint
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TINY_MODEL
+from tests.test_bad_input import run as run_inside
 
 
 def run(*command: str, expect: int = 0) -> str:
@@ -71,6 +74,36 @@ def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_
     first = [row for row in results if row["file_name"] == "000000.jpg"]
     torch.testing.assert_close(detections.scores, torch.tensor([row["score"] for row in first]))
     assert {row["category_id"] for row in results} <= {1, 2, 3}
+
+
+@pytest.mark.parametrize("model", ["small", "detr", "conditional_detr", "deformable_detr"])
+def test_predict_draws_attention(model: str, shapes_root: Path, tmp_path: Path) -> None:
+    options = [option for option in TINY_MODEL if model != "small" or not option.startswith("model/backbone")]
+    data = ["data.size=96", "data.max_size=96"]
+    config = compose([f"model={model}", *options, *data, "model/attention=[se,criss_cross]"])
+    content = {
+        "config": plain(config),
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        "model": build_model(config.model, num_classes=2).state_dict(),
+        "training": {},
+    }
+    checkpoint.save(tmp_path / "best.pt", content)
+    done = run_inside(
+        "predict.py",
+        f"checkpoint={tmp_path / 'best.pt'}",
+        f"source={shapes_root}/val/000001.jpg",
+        f"output={tmp_path}",
+        f"run_dir={tmp_path}",
+        "threshold=0",
+        "device=cpu",
+        "attention=true",
+        "attention_point=[0.25,0.75]",
+    )
+    assert done.code == 0, done.output
+    assert {path.name for path in tmp_path.glob("*.jpg")} == {"000001.jpg", "000001-attention.jpg"}
+    blocks = len(Detector.from_checkpoint(tmp_path / "best.pt").attention(shapes_root / "val" / "000001.jpg").blocks)
+    rows = math.ceil((1 + 7 + 1 + blocks) / 3)  # what was found, all detections, the encoder, the blocks
+    assert blocks >= 3 and Image.open(tmp_path / "000001-attention.jpg").size == (2008, rows * 728 + 22)
 
 
 def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp_path: Path) -> None:

@@ -10,11 +10,16 @@ import torch
 from PIL import Image
 
 from detr import Detector, UserError
+from detr import boxes as box_ops
 from detr.config import build_model, compose, plain
 from detr.engine import checkpoint
+from detr.images import pad_to_batch
 from detr.models.detr import DETR
+from detr.reporting.attention import overlay
 from detr.types import Category
 from tests.conftest import TINY_MODEL
+
+CATEGORIES = [Category(id, name) for id, name in ((4, "cat"), (9, "dog"), (40, "gnu"))]
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def saved(tmp_path: Path) -> Path:
     config.model.backbone.weights = None
     model = build_model(config.model, num_classes=3)
     config.model.backbone.weights = "IMAGENET1K_V1"  # must not be downloaded for a checkpoint
-    categories = [asdict(Category(id, name)) for id, name in ((4, "cat"), (9, "dog"), (40, "gnu"))]
+    categories = [asdict(category) for category in CATEGORIES]
     checkpoint.save(
         tmp_path / "best.pt",
         {"config": plain(config), "categories": categories, "model": model.state_dict(), "training": {}},
@@ -56,6 +61,80 @@ def test_boxes_are_in_the_pixels_of_each_image(saved: Path) -> None:
     images = [np.zeros((64, 64, 3), np.uint8), np.zeros((640, 640, 3), np.uint8)]
     small, large = (detector.predict(image, threshold=0.0)[0] for image in images)
     torch.testing.assert_close(large.boxes, small.boxes * 10, rtol=1e-4, atol=1e-2)
+
+
+BLOCKS = "se,non_local,criss_cross,dual,residual,spatial_transformer,hard,self_attention"
+
+
+@pytest.mark.parametrize("kind", ["small", "detr", "conditional_detr", "dab_detr", "deformable_detr"])
+def test_attention_of_every_kind_of_model(kind: str) -> None:
+    torch.manual_seed(0)
+    options = [option for option in TINY_MODEL if kind != "small" or not option.startswith("model/backbone")]
+    config = compose([f"model={kind}", *options, f"model/attention=[{BLOCKS}]"])
+    detector = Detector(model=build_model(config.model, 3), categories=CATEGORIES, size=64, max_size=96)
+    image = np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8)
+    expected = detector.predict(image, threshold=0.0)[0]
+    threshold = float(expected.scores[3])
+    maps = detector.attention(image, (0.9, 0.2), threshold)
+    assert torch.equal(maps.detections.boxes, expected.boxes[:4]) and maps.detections.names == expected.names[:4]
+    deformable = kind in ("small", "deformable_detr")
+    cells = (8, 12) if deformable else (2, 3)  # stride 8 or 32
+    assert maps.decoder.shape == (4, *cells) and maps.encoder.shape == cells
+    for weights in (*maps.decoder, maps.encoder):
+        total = float(weights.sum())
+        assert (weights >= 0).all() and total > 0.2
+        assert total < 1.05 if deformable else total == pytest.approx(1, abs=1e-4)
+    shown = {name.rpartition(".")[2] for name in maps.blocks}
+    assert shown == set(BLOCKS.split(","))
+    assert torch.equal(detector.predict(image, threshold=0.0)[0].boxes, expected.boxes)
+
+
+def test_detections_name_their_queries(saved: Path) -> None:
+    detector = Detector.from_checkpoint(saved)
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    found = detector.predict(image, threshold=0.0)[0]
+    with torch.inference_mode():
+        boxes = detector.model(pad_to_batch([image]).normalized()).boxes[-1, 0]
+    assert sorted(found.queries.tolist()) == list(range(7))
+    torch.testing.assert_close(found.boxes, box_ops.cxcywh_to_xyxy(boxes[found.queries]) * 64)
+    best = found.above(float(found.scores[2]))
+    assert torch.equal(best.queries, found.queries[:3]) and torch.equal(best.boxes, found.boxes[:3])
+
+
+@pytest.mark.parametrize("cell", [(0, 5), (1, 2), (3, 0)])
+def test_attention_that_is_forced_to_a_cell_is_drawn_there(
+    tiny_detr: Callable[..., DETR], cell: tuple[int, int]
+) -> None:
+    """Queries all alike, made to fit one cell's key and no other's: the heat's maximum lies in that cell."""
+    model = tiny_detr(num_classes=3).eval()
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    detector = Detector(model=model, categories=CATEGORIES, size=64, max_size=96)
+    attention = model.transformer.decoder.layers[-1].cross_attn
+    attention.nhead = 1
+    with torch.no_grad():
+        key = model.encode(pad_to_batch([image]).normalized()).key[0]
+        wanted = torch.zeros(len(key))
+        wanted[cell[0] * 6 + cell[1]] = 100.0
+        attention.in_proj.weight[:32] = 0.0
+        attention.in_proj.weight[32:64] = torch.eye(32)
+        attention.in_proj.bias[:32] = torch.linalg.lstsq(key, wanted[:, None]).solution[:, 0]
+    maps = detector.attention(image, threshold=0.0)
+    assert len(maps.decoder) > 0
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    for weights in maps.decoder:
+        assert weights[cell] > 0.99
+        drawn = np.asarray(overlay(picture, weights)).astype(int)
+        row, column = np.unravel_index((drawn[..., 0] - drawn[..., 2]).argmax(), drawn.shape[:2])
+        assert (row // 16, column // 16) == cell
+
+
+def test_points_and_models_that_attention_cannot_be_shown_of(saved: Path) -> None:
+    detector, image = Detector.from_checkpoint(saved), torch.zeros(3, 64, 64, dtype=torch.uint8)
+    for point in ((0.5, 1.5), (-0.1, 0.0), (0.5,), (0.1, 0.2, 0.3), (float("nan"), 0.5)):
+        with pytest.raises(UserError, match=r"wanted point as x and y in \[0, 1\].*Correct attention_point"):
+            detector.attention(image, point)
+    with pytest.raises(UserError, match="wanted a model of class DETR, got Identity"):
+        Detector(model=torch.nn.Identity(), categories=CATEGORIES, size=64, max_size=96).attention(image)
 
 
 def test_images_of_no_known_kind_are_refused(saved: Path) -> None:

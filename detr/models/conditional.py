@@ -1,31 +1,22 @@
 """Attention with content and position apart (Conditional DETR: Meng et al., ICCV 2021)."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.models.memory import Memory
 from detr.models.mlp import MLP
+from detr.models.multihead import MultiHead
 from detr.models.position import anchor_embedding
 from detr.models.queries import Place
 
 
-class _Attention(nn.Module):
+class _Attention(MultiHead):
     def __init__(self, *, d_model: int, nhead: int, dropout: float) -> None:
-        super().__init__()
-        self.nhead, self.dropout = nhead, dropout
+        super().__init__(d_model=d_model, nhead=nhead, dropout=dropout)
         self.query_content, self.query_position = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.key_content, self.key_position = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.value, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.nhead, -1)).transpose(1, 2)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
 class ConditionalSelfAttention(_Attention):
@@ -39,7 +30,7 @@ class ConditionalSelfAttention(_Attention):
     ) -> Float[Tensor, "batch queries d_model"]:
         query = self.query_content(x) + self.query_position(place.position)
         key = self.key_content(x) + self.key_position(place.position)
-        return self._attend(self._heads(query), self._heads(key), self._heads(self.value(x)), keep)
+        return self.mix(self.heads(query), self.heads(key), self.heads(self.value(x)), keep)
 
 
 class ConditionalCrossAttention(_Attention):
@@ -58,13 +49,19 @@ class ConditionalCrossAttention(_Attention):
     def forward(
         self, x: Float[Tensor, "batch queries d_model"], place: Place, memory: Memory
     ) -> Float[Tensor, "batch queries d_model"]:
+        return self.mix(*self._query_and_key(x, place, memory), self.heads(self.value(memory.tokens)), memory.keep)
+
+    def weights(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
+        """How much each query takes from each token: mean over heads, 1 in sum."""
+        return self.weigh(*self._query_and_key(x, place, memory), memory.keep)
+
+    def _query_and_key(self, x: Tensor, place: Place, memory: Memory) -> tuple[Tensor, Tensor]:
         query, key = self.query_content(x), self.key_content(memory.tokens)
         key_position = self.key_position(memory.position)
         if self.first:
             query, key = query + self.query_position(place.position), key + key_position
-        query = torch.cat((self._heads(query), self._heads(self.query_spatial(place.spatial))), dim=-1)
-        key = torch.cat((self._heads(key), self._heads(key_position)), dim=-1)
-        return self._attend(query, key, self._heads(self.value(memory.tokens)), memory.keep)
+        query = torch.cat((self.heads(query), self.heads(self.query_spatial(place.spatial))), dim=-1)
+        return query, torch.cat((self.heads(key), self.heads(key_position)), dim=-1)
 
 
 class SpatialQuery(nn.Module):

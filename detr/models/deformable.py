@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from detr.errors import UserError
@@ -57,10 +57,20 @@ class DeformableAttention(nn.Module):
 
         Offsets are in cells of a map around a point, and in half sizes of the box, over num_points, around a box.
         """
-        heads = (self.nhead, self.num_levels, self.num_points)
         value = self.value_proj(memory.tokens)
         if memory.mask is not None:
             value = value.masked_fill(memory.mask[..., None], 0.0)
+        value = value.unflatten(-1, (self.nhead, -1))
+        return self.output_proj(sample(value, memory.shapes, *self._points(query, anchors, memory)))
+
+    def token_weights(self, query: Tensor, anchors: Tensor, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
+        """What `attend` weighs the tokens' values with: mean over heads. In sum 1, less what lies outside of maps."""
+        weights = spread(memory.shapes, *self._points(query, anchors, memory)) / self.nhead
+        return weights if memory.mask is None else weights.masked_fill(memory.mask[:, None], 0.0)
+
+    def _points(self, query: Tensor, anchors: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Locations and weights, as `sample` takes them."""
+        heads = (self.nhead, self.num_levels, self.num_points)
         weights = self.attention_weights(query).unflatten(-1, (self.nhead, -1)).softmax(-1).unflatten(-1, heads[1:])
         offsets = self.sampling_offsets(query).unflatten(-1, (*heads, 2))
         around = memory.on_levels(anchors)[:, :, None, :, None]
@@ -68,7 +78,7 @@ class DeformableAttention(nn.Module):
             locations = around + offsets / memory.sizes[:, None]
         else:
             locations = around[..., :2] + offsets * around[..., 2:] * (0.5 / self.num_points)
-        return self.output_proj(sample(value.unflatten(-1, (self.nhead, -1)), memory.shapes, locations, weights))
+        return locations, weights
 
 
 class DeformableEncoderAttention(DeformableAttention):
@@ -77,6 +87,11 @@ class DeformableEncoderAttention(DeformableAttention):
     def forward(self, memory: Memory) -> Float[Tensor, "batch tokens d_model"]:
         return self.attend(memory.key, memory.centres, memory)
 
+    def weights(self, memory: Memory, token: Int64[Tensor, " batch"]) -> Float[Tensor, "batch tokens"]:
+        """How much one token of each image takes from each: mean over heads."""
+        query, centre = (x.take_along_dim(token[:, None, None], dim=1) for x in (memory.key, memory.centres))
+        return self.token_weights(query, centre, memory)[:, 0]
+
 
 class DeformableCrossAttention(DeformableAttention):
     """Every query looks at points around its anchor, in all levels."""
@@ -84,6 +99,11 @@ class DeformableCrossAttention(DeformableAttention):
     def forward(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries d_model"]:
         assert place.anchors is not None
         return self.attend(x + place.position, place.anchors, memory)
+
+    def weights(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
+        """How much each query takes from each token: mean over heads."""
+        assert place.anchors is not None
+        return self.token_weights(x + place.position, place.anchors, memory)
 
 
 def sample(
@@ -106,3 +126,25 @@ def sample(
         for level, shape, points, weight in zip(maps, shapes, grid, weights, strict=True)
     )
     return cast(Tensor, mixed).unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)
+
+
+def spread(
+    shapes: Sequence[tuple[int, int]],
+    locations: Float[Tensor, "batch queries heads levels points 2"],
+    weights: Float[Tensor, "batch queries heads levels points"],
+) -> Float[Tensor, "batch queries tokens"]:
+    """What `sample` with the same arguments multiplies each token's value with, summed over heads.
+
+    A bilinear sample takes from each cell by a tent in x times one in y, 1 high at its centre and 0 at the next one's.
+    """
+
+    def tents(at: Tensor, size: int) -> Float[Tensor, "batch queries points cells"]:
+        centres = torch.arange(size, device=at.device) + 0.5
+        return (1 - (at[..., None] * size - centres).abs()).clamp(min=0).flatten(2, 3)
+
+    levels = []
+    for level, (height, width) in enumerate(shapes):
+        x, y = locations[:, :, :, level].unbind(-1)
+        rows = tents(y, height) * weights[:, :, :, level].flatten(2)[..., None]
+        levels.append((rows.transpose(2, 3) @ tents(x, width)).flatten(2))
+    return torch.cat(levels, dim=-1)

@@ -9,6 +9,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
+def extents(mask: Bool[Tensor, "batch height width"]) -> Int64[Tensor, "batch 2"]:
+    """Width and height of what is not padding, from its first row and column: padding is at the right and bottom."""
+    return torch.stack(((~mask[:, 0]).sum(1), (~mask[:, :, 0]).sum(1)), dim=-1)
+
+
 @dataclass(frozen=True)
 class Memory:
     """Feature maps of one or several scales as one sequence: level after level, each row by row.
@@ -42,8 +47,7 @@ class Memory:
         """masks: True = padding. padded: whether they hold any True."""
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
         sizes = torch.tensor([(width, height) for height, width in shapes], device=maps[0].device)
-        # (width, height), from whole rows and columns, as the padding is at the right and bottom.
-        valid = torch.stack([torch.stack(((~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)), dim=-1) for m in masks], dim=1)
+        valid = torch.stack([extents(mask) for mask in masks], dim=1)
         return cls(
             tokens=_flatten(maps),
             position=_flatten(positions),

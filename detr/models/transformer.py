@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from detr.errors import UserError
@@ -17,23 +17,18 @@ from detr.models.conditional import ConditionalCrossAttention, ConditionalSelfAt
 from detr.models.deformable import DeformableAttention, DeformableCrossAttention, DeformableEncoderAttention
 from detr.models.memory import Memory
 from detr.models.mlp import MLP
+from detr.models.multihead import MultiHead
 from detr.models.queries import Place, Queries
 
 Activation = Literal["relu", "gelu", "glu", "prelu"]
 Attention = Literal["standard", "conditional", "deformable"]
 
 
-class MultiHeadAttention(nn.Module):
-    """softmax(q k^T / sqrt(d_head)) v over `nhead` heads, through scaled_dot_product_attention.
-
-    The three input projections share one matrix, `in_proj`, rows in the order q, k, v.
-    """
+class MultiHeadAttention(MultiHead):
+    """Attention whose three input projections share one matrix, `in_proj`, rows in the order q, k, v."""
 
     def __init__(self, *, d_model: int, nhead: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        if d_model % nhead:
-            raise UserError(f"MultiHeadAttention: wanted d_model as a multiple of nhead, got {d_model} and {nhead}.")
-        self.nhead, self.dropout = nhead, dropout
+        super().__init__(d_model=d_model, nhead=nhead, dropout=dropout)
         self.in_proj = nn.Linear(d_model, 3 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
         nn.init.zeros_(self.in_proj.bias)
@@ -46,7 +41,22 @@ class MultiHeadAttention(nn.Module):
         value: Float[Tensor, "batch sources d_model"],
         keep: Bool[Tensor, "#batch 1 _ sources"] | None = None,
     ) -> Float[Tensor, "batch targets d_model"]:
-        """keep: True where a key may be attended to; None where all may, which lets faster kernels run."""
+        """keep: True where a key may be attended to; None where all may."""
+        d_model = query.shape[-1]
+        q, k = self._project(query, key)
+        v = F.linear(value, self.in_proj.weight[2 * d_model :], self.in_proj.bias[2 * d_model :])
+        return self.mix(q, k, self.heads(v), keep)
+
+    def token_weights(
+        self,
+        query: Float[Tensor, "batch targets d_model"],
+        key: Float[Tensor, "batch sources d_model"],
+        keep: Bool[Tensor, "#batch 1 _ sources"] | None = None,
+    ) -> Float[Tensor, "batch targets sources"]:
+        """What `attend` weighs the values with: mean over heads, 1 in sum."""
+        return self.weigh(*self._project(query, key), keep)
+
+    def _project(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         d_model = query.shape[-1]
         weight, bias = self.in_proj.weight, self.in_proj.bias
         if query is key:
@@ -54,11 +64,7 @@ class MultiHeadAttention(nn.Module):
         else:
             q = F.linear(query, weight[:d_model], bias[:d_model])
             k = F.linear(key, weight[d_model : 2 * d_model], bias[d_model : 2 * d_model])
-        v = F.linear(value, weight[2 * d_model :], bias[2 * d_model :])
-        q, k, v = (x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in (q, k, v))
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return self.heads(q), self.heads(k)
 
 
 class FeedForward(nn.Module):
@@ -83,6 +89,11 @@ class EncoderAttention(MultiHeadAttention):
     def forward(self, memory: Memory) -> Float[Tensor, "batch tokens d_model"]:
         return self.attend(memory.key, memory.key, memory.tokens, memory.keep)
 
+    def weights(self, memory: Memory, token: Int64[Tensor, " batch"]) -> Float[Tensor, "batch tokens"]:
+        """How much one token of each image takes from each: mean over heads, 1 in sum."""
+        query = memory.key.take_along_dim(token[:, None, None], dim=1)
+        return self.token_weights(query, memory.key, memory.keep)[:, 0]
+
 
 class SelfAttention(MultiHeadAttention):
     """Every query looks at all queries that it may attend to."""
@@ -97,6 +108,10 @@ class CrossAttention(MultiHeadAttention):
 
     def forward(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries d_model"]:
         return self.attend(x + place.position, memory.key, memory.tokens, memory.keep)
+
+    def weights(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
+        """How much each query takes from each token: mean over heads, 1 in sum."""
+        return self.token_weights(x + place.position, memory.key, memory.keep)
 
 
 class EncoderLayer(nn.Module):

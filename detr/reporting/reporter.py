@@ -16,7 +16,6 @@ from detr.reporting.draw import draw_detections
 from detr.reporting.sinks import Sink
 from detr.types import Detections
 
-
 _STATUS = Path("/proc/self/status")  # of Linux
 
 

@@ -20,6 +20,7 @@ def test_sigmoid_takes_the_best_pairs_of_query_and_class() -> None:
         best = sorted(pairs, reverse=True)[:5]
         assert len({q for _, q, _ in best}) < 5  # a query is found more than once, as it may
         assert found.labels.tolist() == [c for *_, c in best] and found.names == [NAMES[c] for *_, c in best]
+        assert found.queries.tolist() == [q for _, q, _ in best]
         torch.testing.assert_close(found.scores, torch.tensor([score for score, *_ in best]))
         height, width = SIZES[image]
         x, y, w, h = predictions.boxes[-1, image, [q for _, q, _ in best]].unbind(-1)

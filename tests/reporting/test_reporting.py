@@ -20,6 +20,7 @@ def detections(boxes: list[list[float]]) -> Detections:
         scores=torch.linspace(0.9, 0.2, count),
         labels=torch.arange(count),
         names=[f"class {index}" for index in range(count)],
+        queries=torch.arange(count),
     )
 
 

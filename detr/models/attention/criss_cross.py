@@ -1,10 +1,12 @@
 """Criss-cross attention (CCNet: Huang et al., ICCV 2019)."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.attention.views import Weights
 
 
 class CrissCross(nn.Module):
@@ -27,11 +29,14 @@ class CrissCross(nn.Module):
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         for _ in range(self.recurrence):
-            affinities, value = self.affinities(x, mask), self.value(x)
-            column, row = affinities.split(x.shape[2:], dim=-1)
-            seen = torch.einsum("bhwi,bciw->bchw", column, value) + torch.einsum("bhwj,bchj->bchw", row, value)
-            x = self.gamma * seen + x
+            x = self._once(x, mask)
         return x
+
+    def _once(self, x: Tensor, mask: Tensor) -> Tensor:
+        affinities, value = self.affinities(x, mask), self.value(x)
+        column, row = affinities.split(x.shape[2:], dim=-1)
+        seen = torch.einsum("bhwi,bciw->bchw", column, value) + torch.einsum("bhwj,bchj->bchw", row, value)
+        return x + self.gamma.to(x.dtype) * seen
 
     def affinities(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
@@ -41,8 +46,18 @@ class CrissCross(nn.Module):
         column = torch.einsum("bchw,bciw->bhwi", query, key)
         row = torch.einsum("bchw,bchj->bhwj", query, key)
         # The least finite number instead of -inf: padding and maps of one row have nothing else to look at.
-        least = torch.finfo(x.dtype).min
+        least = torch.finfo(column.dtype).min
         itself = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)[:, None]
         column = column.masked_fill(itself | mask.transpose(1, 2)[:, None], least)
         row = row.masked_fill(mask[:, :, None], least)
         return torch.cat((column, row), dim=-1).softmax(-1)
+
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> Weights:
+        """Those of the last recurrence."""
+        for _ in range(self.recurrence - 1):
+            x = self._once(x, mask)
+        height, width = x.shape[2:]
+        affinities = self.affinities(x, mask).flatten(1, 2).take_along_dim(token[:, None, None], dim=1)
+        column, row = affinities[:, 0].split((height, width), dim=-1)
+        own_row, own_column = F.one_hot(token // width, height), F.one_hot(token % width, width)
+        return Weights(column[:, :, None] * own_column[:, None] + own_row[:, :, None] * row[:, None])

@@ -1,14 +1,15 @@
 """Dual attention (DANet: Fu et al., CVPR 2019)."""
 
+import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.attention.masked import tokens
+from detr.models.attention.masked import attend, precise, tokens
+from detr.models.attention.views import Weights
 
 
 class PositionAttention(nn.Module):
@@ -24,14 +25,14 @@ class PositionAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        value = tokens(self.value(x))[:, None]
-        # Filled up to the features of the values, without which the map of all pairs would be kept.
-        query, key = (
-            F.pad(tokens(part(x))[:, None], (0, value.shape[-1] - part.out_channels)) for part in (self.query, self.key)
-        )
-        keep = ~mask.flatten(1)[:, None, None]
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, scale=1.0)
-        return self.gamma * seen[:, 0].transpose(1, 2).unflatten(2, x.shape[2:]) + x
+        query, key, value = (tokens(part(x)) for part in (self.query, self.key, self.value))
+        seen = attend(query, key, value, ~mask.flatten(1))
+        return x + self.gamma.to(x.dtype) * seen.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> Weights:
+        query, key = tokens(self.query(x)).take_along_dim(token[:, None, None], dim=1), tokens(self.key(x))
+        logits = (query @ key.transpose(1, 2))[:, 0].masked_fill(mask.flatten(1), -math.inf)
+        return Weights(logits.softmax(-1).unflatten(1, x.shape[2:]))
 
 
 class ChannelAttention(nn.Module):
@@ -48,9 +49,12 @@ class ChannelAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        rows = torch.where(mask[:, None], 0.0, x).flatten(2)
-        weights = (self.sign * rows @ rows.transpose(1, 2)).softmax(-1)
-        return self.gamma * (weights @ rows).unflatten(2, x.shape[2:]) + x
+        values = torch.where(mask[:, None], 0.0, x).flatten(2)
+        # These products grow with the map: rounded to bfloat16 they would favour other channels.
+        with torch.autocast(x.device.type, enabled=False):
+            rows = precise(values)
+            weights = (self.sign * (rows @ rows.transpose(1, 2))).softmax(-1).to(x.dtype)
+        return x + self.gamma.to(x.dtype) * (weights @ values).unflatten(2, x.shape[2:])
 
 
 class Dual(nn.Module):
@@ -80,3 +84,7 @@ class Dual(nn.Module):
     ) -> Float[Tensor, "batch channels height width"]:
         parts = [part(x, mask) for part in (self.position, self.channel) if part is not None]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1] - x
+
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> Weights | None:
+        """Those of position attention; channel attention has none."""
+        return None if self.position is None else self.position.view(x, mask, token)

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.attention.masked import masked_mean
+from detr.models.attention.masked import masked_mean, precise
+from detr.models.attention.views import SoftMask
 
 
 class Hard(nn.Module):
@@ -23,6 +24,8 @@ class Hard(nn.Module):
     keep: probability to keep a position at the start; near 1, so that the block is nearly the identity, and exactly so
         in evaluation.
     temperature: of the relaxed coin.
+    weight: of the policy in `policy_loss`. At 1 the mean of its gradient is that of the expected cost, but its noise
+        drowns the gradients of the detector, with which it is clipped.
     """
 
     def __init__(
@@ -32,13 +35,14 @@ class Hard(nn.Module):
         estimator: Literal["reinforce", "gumbel"] = "reinforce",
         keep: float = 0.98,
         temperature: float = 1.0,
+        weight: float = 0.01,
     ) -> None:
         super().__init__()
         if not 0.5 < keep < 1 or temperature <= 0:
             raise UserError(
                 f"Hard: wanted keep between 0.5 and 1 and temperature above 0, got {keep} and {temperature}."
             )
-        self.estimator, self.temperature = estimator, temperature
+        self.estimator, self.temperature, self.weight = estimator, temperature, weight
         self.score = nn.Conv2d(channels, 1, kernel_size=1)
         nn.init.zeros_(self.score.weight)
         nn.init.constant_(cast(Tensor, self.score.bias), math.log(keep / (1 - keep)))
@@ -51,22 +55,26 @@ class Hard(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        logits = self.score(x)[:, 0]
+        logits = precise(self.score(x)[:, 0])
         if not self.training:
             return x * (logits > 0)[:, None]
         if self.baseline is None:
             uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
             soft = ((logits + uniform.logit()) / self.temperature).sigmoid()
-            return x * ((soft > 0.5).to(x.dtype) + soft - soft.detach())[:, None]
+            return x * ((soft > 0.5).to(soft.dtype) + soft - soft.detach()).to(x.dtype)[:, None]
         kept = torch.bernoulli(logits.detach().sigmoid())
         chances = F.logsigmoid(torch.where(kept > 0, logits, -logits)).masked_fill(mask, 0.0)
         self._policy = chances.sum((1, 2)), self.baseline(masked_mean(x.detach(), mask))[:, 0]
-        return x * kept[:, None]
+        return x * kept.to(x.dtype)[:, None]
+
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> SoftMask:
+        """The probability to keep each position."""
+        return SoftMask(self.score(x)[:, 0].sigmoid().masked_fill(mask, 0.0))
 
     def policy_loss(self, cost: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
         """What to add to the loss after a forward pass in training; 0 without a policy.
 
-        cost: the loss of each image, whose negative is the reward. The mean's gradient is that of the expected cost.
+        cost: the loss of each image, whose negative is the reward.
         """
         if self._policy is None:
             return cost.new_zeros(())
@@ -74,4 +82,4 @@ class Hard(nn.Module):
         reward = -cost.detach() - self.average
         self.average += 0.1 * reward.mean()
         advantage = reward - expected.detach()
-        return -(log_probability * advantage).mean() + F.mse_loss(expected, reward)
+        return -self.weight * (log_probability * advantage).mean() + F.mse_loss(expected, reward)

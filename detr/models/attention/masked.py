@@ -1,6 +1,7 @@
-"""What several blocks take from a map with padding."""
+"""What several blocks need for maps with padding, and for maps in bfloat16."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -16,3 +17,27 @@ def masked_mean(
 def tokens(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens channels"]:
     """A map as a sequence; contiguous, without which attention would keep the map of all pairs."""
     return x.flatten(2).transpose(1, 2).contiguous()
+
+
+def attend(
+    query: Float[Tensor, "batch targets features"],
+    key: Float[Tensor, "batch sources features"],
+    value: Float[Tensor, "batch sources values"],
+    keep: Bool[Tensor, "batch sources"],
+    *,
+    scale: float = 1.0,
+) -> Float[Tensor, "batch targets values"]:
+    """softmax(scale * query key^T) value with one head, over the sources to keep."""
+    # Filled up to one number of features, without which the map of all pairs would be kept.
+    size = max(key.shape[-1], value.shape[-1])
+    parts = (
+        part if part.shape[-1] == size else F.pad(part, (0, size - part.shape[-1])) for part in (query, key, value)
+    )
+    q, k, v = (part[:, None] for part in parts)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None], scale=scale)
+    return out[:, 0, :, : value.shape[-1]]
+
+
+def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float32 at least, for sums over a map and places in it, of which bfloat16 keeps two digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.attention.masked import tokens
+from detr.models.attention.masked import attend, precise, tokens
+from detr.models.attention.views import Weights
 
 
 class NonLocal(nn.Module):
@@ -44,7 +45,7 @@ class NonLocal(nn.Module):
         self.concat = nn.Linear(2 * inner, 1, bias=False) if mode == "concatenation" else None
         if norm == "group" and channels % 32:
             raise UserError(f"NonLocal: group norm needs a multiple of 32 channels, got {channels}. Set norm=batch.")
-        self.out = nn.Conv2d(inner, channels, kernel_size=1)
+        self.out = nn.Linear(inner, channels)
         norms: dict[str, type[nn.Module]] = {"none": nn.Identity, "batch": nn.BatchNorm2d, "group": MaskedGroupNorm}
         self.norm = norms[norm](channels)
         for parameter in (self.out if norm == "none" else self.norm).parameters():
@@ -53,38 +54,67 @@ class NonLocal(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        source, valid = x, ~mask
-        pooled = self.sub_sample != "none" and min(x.shape[2:]) > 1
-        if pooled and self.sub_sample == "before":
-            source = F.max_pool2d(x, 2)
+        theta, phi, g, valid = self._sequences(x, mask)
+        nothing = ~valid.any(1)
+        y = self._sum(theta, phi, g, valid | nothing[:, None])
+        out = self.out(y).transpose(1, 2).unflatten(2, x.shape[2:])
+        # Norms shall not see what the padding holds, and nothing is added where there is nothing to sum over.
+        out = out.masked_fill((mask | nothing[:, None, None])[:, None], 0.0)
+        return x + (self.norm(out, mask) if isinstance(self.norm, MaskedGroupNorm) else self.norm(out))
+
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> Weights:
+        """Of a pooled map's cells, each of the four positions that were pooled has a quarter of the weight."""
+        theta, phi, _, valid = self._sequences(x, mask)
+        theta = theta.take_along_dim(token[:, None, None], dim=1)
+        weights = self._weights(theta, phi, valid)[:, 0]
+        height, width = x.shape[2:]
+        if self.sub_sample == "none":
+            return Weights(weights.unflatten(1, (height, width)))
+        cells = weights.unflatten(1, (1, (height + 1) // 2, (width + 1) // 2)) / 4
+        return Weights(F.interpolate(cells, scale_factor=2.0)[:, 0, :height, :width])
+
+    def _sequences(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """theta for each position, phi and g for each that is summed, and whether that is valid."""
+        valid = ~mask
+        source = _pooled(x) if self.sub_sample == "before" else x
         g = self.g(source)
         theta = x if self.theta is None else self.theta(x)
         phi = source if self.phi is None else self.phi(source)
-        if pooled:
-            if self.sub_sample == "after":
-                g, phi = F.max_pool2d(g, 2), F.max_pool2d(phi, 2)
-            valid = -F.max_pool2d(-valid.to(x.dtype), 2) > 0  # only where nothing of the padding was pooled
-        y = self._sum(tokens(theta), tokens(phi), tokens(g), valid.flatten(1))
-        y = y.transpose(1, 2).unflatten(2, x.shape[2:])
-        # Norms shall not see what the padding holds.
-        out = self.out(y).masked_fill(mask[:, None], 0.0)
-        return x + (self.norm(out, mask) if isinstance(self.norm, MaskedGroupNorm) else self.norm(out))
+        if self.sub_sample == "after":
+            g, phi = _pooled(g), _pooled(phi)
+        if self.sub_sample != "none":
+            # Only of four positions: at the edge of an odd map there are fewer, and of an image as small, none.
+            valid = F.avg_pool2d(valid.to(x.dtype), 2, ceil_mode=True, divisor_override=4) == 1
+        return tokens(theta), tokens(phi), tokens(g), valid.flatten(1)
 
     def _sum(self, theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor) -> Float[Tensor, "batch tokens inner"]:
-        """Over what is valid; 0 where nothing is."""
-        count = valid.sum(1)[:, None, None]
         if self.mode in ("gaussian", "embedded_gaussian"):
             scale = phi.shape[-1] ** -0.5 if self.scale else 1.0
-            size = max(phi.shape[-1], g.shape[-1])  # with other sizes the map of all pairs would be kept
-            q, k, v = (F.pad(part, (0, size - part.shape[-1]))[:, None] for part in (theta, phi, g))
-            keep = (valid[:, None] | (count == 0))[:, None]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, scale=scale)[:, 0, :, : g.shape[-1]]
-            return y * (count > 0)
+            return attend(theta, phi, g, valid, scale=scale)
+        count = valid.sum(1)[:, None, None]
         g = torch.where(valid[..., None], g, 0.0)
         if self.concat is None:
-            return theta @ (torch.where(valid[..., None], phi, 0.0).transpose(1, 2) @ g) / count.clamp(min=1)
+            return theta @ (torch.where(valid[..., None], phi, 0.0).transpose(1, 2) @ g) / count
         of_theta, of_phi = self.concat.weight[0].chunk(2)
-        return _relu_sum(theta @ of_theta, phi @ of_phi, g) / count.clamp(min=1)
+        return _relu_sum(theta @ of_theta, phi @ of_phi, g) / count
+
+    def _weights(self, theta: Tensor, phi: Tensor, valid: Tensor) -> Float[Tensor, "batch targets sources"]:
+        """Those of g in `_sum`, which never makes them."""
+        count = valid.sum(1)[:, None, None].clamp(min=1)
+        if self.concat is not None:
+            of_theta, of_phi = self.concat.weight[0].chunk(2)
+            weights = ((theta @ of_theta)[:, :, None] + (phi @ of_phi)[:, None]).relu() / count
+        elif self.mode == "dot_product":
+            weights = theta @ phi.transpose(1, 2) / count
+        else:
+            scale = phi.shape[-1] ** -0.5 if self.scale else 1.0
+            logits = theta @ phi.transpose(1, 2) * scale
+            weights = logits.masked_fill(~valid[:, None], torch.finfo(logits.dtype).min).softmax(-1)
+        return weights.masked_fill(~valid[:, None], 0.0)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2, ceil_mode=True)
 
 
 def _relu_sum(a: Tensor, b: Tensor, g: Tensor) -> Float[Tensor, "batch queries inner"]:
@@ -114,10 +144,10 @@ class MaskedGroupNorm(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        grouped = x.unflatten(1, (self.groups, -1))
-        valid = (~mask)[:, None, None].to(x.dtype)
+        grouped = precise(x).unflatten(1, (self.groups, -1))
+        valid = (~mask)[:, None, None]
         count = valid.sum((2, 3, 4), keepdim=True).clamp(min=1) * grouped.shape[2]
         mean = (grouped * valid).sum((2, 3, 4), keepdim=True) / count
         variance = ((grouped - mean).square() * valid).sum((2, 3, 4), keepdim=True) / count
-        x = ((grouped - mean) * (variance + self.eps).rsqrt()).flatten(1, 2)
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        standard = ((grouped - mean) * (variance + self.eps).rsqrt()).flatten(1, 2)
+        return (standard * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)

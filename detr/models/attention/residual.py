@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.attention.masked import precise
+from detr.models.attention.views import SoftMask
+from detr.models.memory import extents
 
 Activation = Literal["mixed", "channel", "spatial"]
 
@@ -59,13 +62,23 @@ class Residual(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
+        trunk, soft = self._branches(x, mask)
+        out = _through(self.last, (1 + soft) * trunk, mask)
+        return out if self.gamma is None else x + self.gamma.to(x.dtype) * out
+
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> SoftMask:
+        """The soft mask, mean over channels."""
+        _, soft = self._branches(x, mask)
+        return SoftMask(soft.mean(1).masked_fill(mask, 0.0))
+
+    def _branches(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Trunk and soft mask."""
         start = x.masked_fill(mask[:, None], 0.0)
         start = _through(self.first, start, mask)
         trunk = _through(self.trunk, start, mask)
         soft = self._soft(start, mask, 0)
         soft = self.mask(soft + trunk if self.adds_again else soft)
-        out = _through(self.last, (1 + activate(soft, mask, self.activation)) * trunk, mask)
-        return out if self.gamma is None else x + self.gamma * out
+        return trunk, activate(soft, mask, self.activation)
 
     def _soft(self, x: Tensor, mask: Tensor, level: int) -> Tensor:
         """The mask branch from one scale down and back up to it."""
@@ -102,15 +115,16 @@ def _through(units: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
 
 def _enlarge(x: Tensor, mask: Tensor, target_mask: Tensor) -> Float[Tensor, "batch channels height width"]:
     """Bilinear, corner to corner of what is not padding in each image."""
-    grid = []
-    for dim, size in ((2, x.shape[3]), (1, x.shape[2])):
-        ends, target_ends = ((~m).any(3 - dim).to(x.dtype).sum(1, keepdim=True) - 1 for m in (mask, target_mask))
-        at = torch.arange(target_mask.shape[dim], device=x.device, dtype=x.dtype) * ends / target_ends.clamp(min=1)
-        grid.append(2 * at / max(size - 1, 1) - 1)
-    width, height = grid
-    shape = (len(x), height.shape[1], width.shape[1])
-    points = torch.stack((width[:, None].expand(shape), height[:, :, None].expand(shape)), dim=-1)
-    return F.grid_sample(x, points, padding_mode="border", align_corners=True)
+    source, shape = precise(x), target_mask.shape
+
+    def places(axis: int) -> Tensor:
+        """Of the target's cells on x or y, in [-1, 1] of the map."""
+        ends, target_ends = (extents(m)[:, axis, None].to(source.dtype) - 1 for m in (mask, target_mask))
+        at = torch.arange(shape[2 - axis], device=x.device) * ends / target_ends.clamp(min=1)
+        return (2 * at + 1) / x.shape[3 - axis] - 1
+
+    points = torch.stack((places(0)[:, None].expand(shape), places(1)[:, :, None].expand(shape)), dim=-1)
+    return F.grid_sample(source, points, padding_mode="border", align_corners=False).to(x.dtype)
 
 
 def activate(x: Tensor, mask: Tensor, activation: Activation) -> Tensor:
@@ -118,8 +132,9 @@ def activate(x: Tensor, mask: Tensor, activation: Activation) -> Tensor:
         return x.sigmoid()
     if activation == "channel":
         return F.normalize(x, dim=1)
-    valid = (~mask)[:, None].to(x.dtype)
+    values, valid = precise(x), (~mask)[:, None]
     count = valid.sum((2, 3), keepdim=True).clamp(min=1)
-    mean = (x * valid).sum((2, 3), keepdim=True) / count
-    deviation = (((x - mean) * valid).square().sum((2, 3), keepdim=True) / count).sqrt()
-    return ((x - mean) / deviation.clamp(min=1e-12)).sigmoid()
+    centred = values - (values * valid).sum((2, 3), keepdim=True) / count
+    variance = (centred * valid).square().sum((2, 3), keepdim=True) / count
+    # Limited before the root, whose slope is infinite at 0, where only one position is valid.
+    return (centred / variance.clamp(min=1e-24).sqrt()).sigmoid().to(x.dtype)

@@ -3,6 +3,7 @@
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detr.models.attention.views import Weights
 from detr.models.position import SinePosition
 from detr.models.transformer import MultiHeadAttention
 
@@ -23,7 +24,17 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        tokens = x.flatten(2).transpose(1, 2)
-        key = tokens + self.position(mask).to(x.dtype).flatten(2).transpose(1, 2)
-        keep = ~mask.flatten(1)[:, None, None]
-        return x + self.attention.attend(key, key, tokens, keep).transpose(1, 2).unflatten(2, x.shape[2:])
+        key, value, keep = self._sequences(x, mask)
+        return x + self.attention.attend(key, key, value, keep).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> Weights:
+        """Mean over heads."""
+        key, _, keep = self._sequences(x, mask)
+        query = key.take_along_dim(token[:, None, None], dim=1)
+        return Weights(self.attention.token_weights(query, key, keep)[:, 0].unflatten(1, x.shape[2:]))
+
+    def _sequences(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values, and which of them may be looked at."""
+        value = x.flatten(2).transpose(1, 2)
+        key = value + self.position(mask).to(x.dtype).flatten(2).transpose(1, 2)
+        return key, value, ~mask.flatten(1)[:, None, None]

@@ -5,6 +5,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detr.models.attention.masked import masked_mean, precise
+from detr.models.attention.views import Transform
+from detr.models.memory import extents
+
 
 class SpatialTransformer(nn.Module):
     """x + what a convolution finds in the map seen under a learned affine transform, put back into place.
@@ -36,22 +40,19 @@ class SpatialTransformer(nn.Module):
         found = self.process(seen * valid).relu() * warp(valid, theta, mask) * valid
         return x + self.out(warp(found, inverse(theta), mask))
 
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> Transform:
+        return Transform(self.transform(x, mask))
+
     def transform(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch 2 3"]:
         """From places in the transformed map to those in the map, (x, y) in [-1, 1] of its valid part."""
-        features = self.features(torch.where(mask[:, None], 0.0, x)).relu().masked_fill(mask[:, None], 0.0)
-        width, height = _extents(mask, x.dtype)
-        across, down = _places(x.shape[3], width), _places(x.shape[2], height)
-        moments = (
-            features,
-            features * across[:, None, None],
-            features * down[:, None, :, None],
-        )
-        count = width * height
-        pooled = torch.cat([moment.sum((2, 3)) / count for moment in moments], dim=1)
-        identity = torch.eye(2, 3, dtype=x.dtype, device=x.device)
-        return identity + self._limit * self.locate(pooled).tanh().unflatten(1, (2, 3))
+        features = self.features(torch.where(mask[:, None], 0.0, x)).relu()
+        across, down = _places(mask, x.dtype)
+        moments = (features, features * across[:, None], features * down[:, None])
+        pooled = torch.cat([masked_mean(moment, mask) for moment in moments], dim=1)
+        change = self._limit * precise(self.locate(pooled)).tanh().unflatten(1, (2, 3))
+        return torch.eye(2, 3, dtype=change.dtype, device=x.device) + change
 
 
 def warp(
@@ -60,27 +61,22 @@ def warp(
     mask: Bool[Tensor, "batch height width"],
 ) -> Float[Tensor, "batch channels height width"]:
     """The map at the places that theta gives, bilinear, zero outside; (x, y) in [-1, 1] of each image's valid part."""
-    width, height = _extents(mask, x.dtype)
-    batch, _, rows, columns = x.shape
-    across = _places(columns, width)[:, None].expand(batch, rows, columns)
-    down = _places(rows, height)[:, :, None].expand(batch, rows, columns)
-    places = torch.stack((across, down, torch.ones_like(down)), dim=-1)
-    moved = torch.einsum("bij,bhwj->bhwi", theta, places)
-    share = torch.cat((width / columns, height / rows), dim=1)[:, None, None]
-    return F.grid_sample(x, (moved + 1) * share - 1, align_corners=False)
+    across, down = _places(mask, theta.dtype)
+    of_x, of_y, shift = theta[:, None, None].unbind(-1)
+    moved = of_x * across[..., None] + of_y * down[..., None] + shift
+    share = extents(mask).to(theta.dtype) / torch.tensor([x.shape[3], x.shape[2]], device=x.device)
+    points = (moved + 1) * share[:, None, None] - 1
+    return F.grid_sample(x.to(theta.dtype), points, align_corners=False).to(x.dtype)
 
 
 def inverse(theta: Float[Tensor, "batch 2 3"]) -> Float[Tensor, "batch 2 3"]:
     matrix = torch.linalg.inv(theta[:, :, :2])
-    return torch.cat((matrix, -matrix @ theta[:, :, 2:]), dim=2)
+    shift = -(matrix * theta[:, None, :, 2]).sum(2, keepdim=True)
+    return torch.cat((matrix, shift), dim=2)
 
 
-def _extents(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Valid width and height of each image, (B, 1)."""
-    valid = (~mask).to(dtype)
-    return valid[:, 0].sum(1, keepdim=True), valid[:, :, 0].sum(1, keepdim=True)
-
-
-def _places(size: int, extent: Tensor) -> Float[Tensor, "batch places"]:
-    """Centres of cells, in [-1, 1] of the valid extent."""
-    return (2 * torch.arange(size, device=extent.device) + 1) / extent - 1
+def _places(mask: Tensor, dtype: torch.dtype) -> tuple[Float[Tensor, "batch 1 width"], Float[Tensor, "batch height 1"]]:
+    """x of each column's centre and y of each row's, in [-1, 1] of what is not padding."""
+    extent = extents(mask).to(dtype)
+    down, across = (2 * torch.arange(size, device=mask.device) + 1 for size in mask.shape[1:])
+    return (across / extent[:, :1] - 1)[:, None], (down / extent[:, 1:] - 1)[:, :, None]

@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.models.attention.masked import masked_mean
+from detr.models.attention.views import Gates
 
 
 class SqueezeExcitation(nn.Module):
@@ -34,3 +35,6 @@ class SqueezeExcitation(nn.Module):
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         return x * self.gates(x, mask)[..., None, None]
+
+    def view(self, x: Tensor, mask: Tensor, token: Tensor) -> Gates:
+        return Gates(self.gates(x, mask))
