@@ -3,10 +3,11 @@
 import logging
 
 import hydra
+import torch
 from omegaconf import DictConfig
 
-from datasets import CocoDetection, evaluation_loader
-from datasets.transforms import evaluation
+from datasets import CocoDetection, evaluation_loader, transforms
+from detr import distributed
 from detr.config import build, check_config, evaluation_data, exit_codes, pick_device, run_directory
 from detr.detector import Detector
 from detr.evaluation import CocoEvaluator
@@ -18,14 +19,20 @@ logger = logging.getLogger(__name__)
 @exit_codes()
 def main(config: DictConfig) -> None:
     check_config(config)
-    device, run_dir = pick_device(config.device), run_directory(config)
+    device = pick_device(config.device)
+    with distributed.process_group(device):
+        evaluate(config, device)
+
+
+def evaluate(config: DictConfig, device: torch.device) -> None:
+    run_dir = run_directory(config)
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
     )
     data = evaluation_data(config, detector.config)
     build(config.data.prepare, path="data.prepare")
     size = {"size": data.get("size") or detector.size, "max_size": data.get("max_size") or detector.max_size}
-    dataset = CocoDetection(**data["val"], transforms=evaluation(**size), categories=detector.categories)
+    dataset = CocoDetection(**data["val"], transforms=transforms.evaluation(**size), categories=detector.categories)
     logger.info("Evaluating on %d images with a short side of %d pixels.", len(dataset), size["size"])
 
     evaluator = CocoEvaluator(
@@ -34,9 +41,11 @@ def main(config: DictConfig) -> None:
         categories=detector.categories,
         **config.evaluation,
     )
-    metrics = evaluator(detector.model).metrics
-    print(metrics.table())
-    metrics.save(run_dir / "evaluation" / "metrics.json")
+    evaluation = evaluator(detector.model)
+    if evaluation is None:  # process 0 tells
+        return
+    print(evaluation.metrics.table())
+    evaluation.metrics.save(run_dir / "evaluation" / "metrics.json")
     logger.info("Metrics are in %s.", run_dir / "evaluation" / "metrics.json")
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from benchmarks.measure import Row, in_new_process, medians, peak_memory
 from benchmarks.published import load
 from detr.config import build, build_criterion, build_model, compose
-from detr.engine import Trainer
-from detr.engine.trainer import TrainerConfig
+from detr.engine import TrainerConfig, TrainingStep
 from detr.images import pad_to_batch
 from detr.types import ImageBatch, Target
 
@@ -55,27 +54,20 @@ def _memory(make: Callable[[], Step], device: str, threads: int) -> float:
 
 
 def training_step(model_name: str, device: str, layout: torch.memory_format = torch.channels_last) -> Step:
-    """A step of our trainer with the model of configs/model/{model_name}.yaml."""
+    """A training step with the model of configs/model/{model_name}.yaml."""
     torch.manual_seed(0)
     config = compose([f"model={model_name}", "model.backbone.weights=null"])
     model = build_model(config.model, num_classes=CLASSES).to(device, memory_format=layout)
     batch, targets = _batch()
     batch = replace(batch, images=batch.images.contiguous(memory_format=layout))
-    unused: Any = None
-    trainer = Trainer(
-        model=model,
+    step = TrainingStep(
+        model=model.train(),
         criterion=build_criterion(config.criterion, num_classes=CLASSES).to(device),
         optimizer=build(config.optimizer, path="optimizer", model=model),
-        schedule=build(config.scheduler, path="scheduler"),
-        loader=(unused,),  # only its length counts here
-        evaluator=unused,
-        reporter=unused,
-        config=TrainerConfig(max_steps=1000),
-        run_dir=unused,
-        metadata={},
+        config=TrainerConfig(),
         seed=0,
     )
-    return partial(trainer._train_step, batch, targets)
+    return partial(step, [(batch, targets)], 0)
 
 
 def _published_step(checkout: Path, device: str) -> Step:

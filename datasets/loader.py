@@ -1,6 +1,5 @@
 """From data sets to batches."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -58,7 +57,7 @@ class TrainLoader:
                 f"{dataset.annotations} has {len(dataset)} images, too few for one batch of {batch_size}. "
                 "Lower data.batch_size, or use more images."
             )
-        self._dataset = dataset
+        self._dataset, self.batch_size = dataset, batch_size
         self._sampler = _ShuffledBatches(len(dataset), batch_size, seed)
         self._loader = DataLoader(
             dataset,
@@ -70,15 +69,14 @@ class TrainLoader:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def switch_transforms(self, transforms: Callable[..., Any], *, after: float, total_steps: int) -> None:
+    def switch_transforms(self, transforms: Callable[..., Any], *, after: float, epochs: int) -> None:
         """Give training images other transforms after a fraction of the training, in whole epochs, at least one.
 
-        after: 1.0 never switches. total_steps: batches in the training. Comes before the first epoch.
+        after: 1.0 never switches. epochs: of the training, begun ones counted. Comes before the first epoch.
         Raises UserError where `after` is not in [0, 1].
         """
         if not 0 <= after <= 1:
             raise UserError(f"data.plain_after: wanted a fraction of the training in [0, 1], got {after}.")
-        epochs = math.ceil(total_steps / len(self))
         if after < 1:
             self._dataset.switch_transforms(transforms, min(round(after * epochs), epochs - 1))
 

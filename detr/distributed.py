@@ -6,7 +6,7 @@ A run of one process needs none of this: every function here then does nothing, 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -41,7 +41,7 @@ def world_size() -> int:
 
 
 @contextmanager
-def process_group(device: torch.device, timeout: float) -> Iterator[None]:
+def process_group(device: torch.device, timeout: float = 10.0) -> Iterator[None]:
     """Inside it the processes of a launched run know one another.
 
     timeout: minutes that one may wait for the others. Raises UserError, which names those that did not come, where that
@@ -67,6 +67,11 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def without_sharing(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside it gradients of what `parallel` returned stay in their process, to be shared with those that follow."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def mean(value: Tensor) -> Tensor:
@@ -114,6 +119,16 @@ def from_first(value: T) -> T:
     return values[0]
 
 
+@contextmanager
+def first_on_machine() -> Iterator[None]:
+    """Inside it the first process of each machine goes before the others, which then find the work done."""
+    if local_rank() > 0:
+        barrier()
+    yield
+    if local_rank() == 0:
+        barrier()
+
+
 def barrier() -> None:
     """Wait until all processes are here."""
     if world_size() > 1:
@@ -134,7 +149,7 @@ def _explained(error: RuntimeError, limit: timedelta) -> Exception:
     except RuntimeError as answer:
         missing = f" {str(answer).splitlines()[0]}"
     return UserError(
-        f"Process {rank()} of {world_size()} waited in vain for another one: {str(error).splitlines()[0]}.{missing} See "
-        "that process's own messages; it may be out of memory, or its machine or network may be gone. Start all of them "
-        "again with trainer.resume=auto."
+        f"Process {rank()} of {world_size()} waited in vain for another one: {str(error).splitlines()[0]}.{missing} "
+        "See that process's own messages; it may be out of memory, or its machine or network may be gone. Start all of "
+        "them again with trainer.resume=auto."
     )

@@ -1,6 +1,7 @@
 """Errors that a user can cause, and the signals that end a run early."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -13,16 +14,19 @@ class UserError(ValueError):
 class NonFiniteError(UserError):
     """Predictions or losses became NaN or infinite."""
 
-    def __init__(self, what: str, image_ids: Sequence[int], step: int | None = None) -> None:
-        super().__init__(what, image_ids, step)
-        self.what, self.image_ids, self.step = what, list(image_ids), step
+    def __init__(
+        self, what: str, image_ids: Sequence[int], step: int | None = None, captured: Path | None = None
+    ) -> None:
+        super().__init__(what, image_ids, step, captured)
+        self.what, self.image_ids, self.step, self.captured = what, list(image_ids), step, captured
 
     def __str__(self) -> str:
         where = "" if self.step is None else f" at step {self.step}"
+        replay = f" Look into it with python tools/replay.py {self.captured}" if self.captured else ""
         return (
             f"{self.what} became NaN or infinite{where}, for image ids {self.image_ids}. Likely causes: a learning "
             "rate that is too high (lower optimizer.lr, or set scheduler.warmup), gradients that are not clipped "
-            "(set trainer.clip_norm=0.1), or weights that were already damaged (check weights=PATH)."
+            f"(set trainer.clip_norm=0.1), or weights that were already damaged (check weights=PATH).{replay}"
         )
 
 

@@ -33,6 +33,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             f"could run code ({_first_sentence(error)}). Use a checkpoint that this framework or published DETR wrote."
         ) from None
     except (
+        OSError,
         RuntimeError,
         EOFError,
         ValueError,
@@ -44,6 +45,8 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         BadZipFile,
         SafetensorError,
     ) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # it is the file that cannot be opened, not what is in it
         raise UserError(
             f"Checkpoint {path} is cut short or damaged ({_first_sentence(error)}). Use an intact copy, "
             "such as last.pt instead of best.pt."

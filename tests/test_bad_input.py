@@ -676,6 +676,13 @@ CASES = [
     Case("source empty", PREDICT, (), ("picture.jpg", "cannot be read"), lambda tmp: empty(tmp / "picture.jpg")),
     Case("misspelt option of predict", PREDICT, ("treshold=0.5",), ("treshold",)),
     Case("threshold is no number", PREDICT, ("threshold=high",), ("threshold", "high")),
+    Case(
+        "attention of a point outside of the image",
+        PREDICT,
+        ("attention=true", "attention_point=[0.5,1.5]"),
+        ("attention_point", "[0.5, 1.5]"),
+    ),
+    Case("attention of no point", PREDICT, ("attention=true", "attention_point=high"), ("attention_point",)),
     Case("misspelt option of evaluate", EVALUATE, ("data.rot=x",), ("rot",)),
     Case(
         "evaluate without data",

@@ -1,7 +1,6 @@
 """Composed configurations, as the command line and as scripts get them."""
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from detr import distributed
 from detr.config import schema
 from detr.config.build import check_config, plain
 from detr.errors import UserError
@@ -45,10 +45,13 @@ def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
 
 def run_directory(config: DictConfig) -> Path:
     """The folder that Hydra made for this run, with the composed configuration saved in it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("Several processes (WORLD_SIZE above 1) are not supported yet. Start one, without torchrun.")
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
+    if distributed.launched() and not any(option.startswith("run_dir=") for option in hydra.overrides.task):
+        raise UserError("Several processes need run_dir=PATH on the command line, the same for all of them.")
+    if distributed.rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # the others tell only what goes wrong
+        return folder
     logger.info("Everything goes to %s.", folder)
     # Evaluation may write into the folder of the training: the training's configuration stays.
     name = "config" if hydra.job.name == "train" else hydra.job.name
@@ -74,14 +77,25 @@ def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `device` names; cuda for `auto`, where there is one. Raises UserError where it cannot be had."""
+    """The device that `device` names; cuda for `auto`, where there is one; of several processes each gets its own GPU.
+
+    Raises UserError where it cannot be had.
+    """
     count = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if count else "cpu")
+        name = "cuda" if count else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UserError(f"device: wanted auto, cpu, cuda or cuda:N, got '{name}'.")
     if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
         raise UserError(
             f"device={name} was asked for, but torch finds {count or 'no'} CUDA devices. Set device=cpu or device=auto."
         )
+    if name == "cuda" and distributed.launched():
+        if distributed.local_rank() >= count:
+            raise UserError(
+                f"This machine has {count} CUDA devices, too few for its process {distributed.local_rank()}. Start one "
+                "process for each with torchrun --nproc_per_node, or set device=cpu."
+            )
+        torch.cuda.set_device(distributed.local_rank())
+        name = f"cuda:{distributed.local_rank()}"
     return torch.device(name)

@@ -6,7 +6,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from detr.engine.trainer import TrainerConfig
+from detr.engine import TrainerConfig
 
 
 @dataclass
@@ -95,6 +95,8 @@ class PredictConfig(RunConfig):
     batch_size: int = 4
     size: int | None = None
     max_size: int | None = None
+    attention: bool = False
+    attention_point: list[float] = field(default_factory=lambda: [0.5, 0.5])
 
 
 def register() -> None:

@@ -8,6 +8,7 @@ the labels) and `training` (optimiser state, position in the run, best result).
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -41,21 +42,67 @@ def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {renamed(name): tensor for name, tensor in state_dict.items()}
 
 
-def save(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that `path` holds either the old or the new one, whole, whatever happens meanwhile."""
+def save(path: str | Path, checkpoint: Mapping[str, Any], *, keep: int = 1) -> None:
+    """Write a checkpoint so that `path` holds either the old or the new one, whole, whatever happens meanwhile.
+
+    keep: how many to keep: those before it go on as NAME-1, NAME-2 ...
+    Raises UserError where it cannot be written.
+    """
+    write(path, {"format": FORMAT, **checkpoint}, keep=keep)
+
+
+def write(path: str | Path, content: Mapping[str, Any], *, keep: int = 1) -> None:
+    """Write tensors and plain values as `save` does."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, **checkpoint}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name itself must survive a power cut
-    finally:
-        os.close(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        for age in range(keep - 1, 0, -1):
+            if (newer := earlier(path, age - 1)).exists():
+                with suppress(FileNotFoundError):
+                    earlier(path, age).unlink()
+                os.link(newer, earlier(path, age))  # so that there is no moment without a whole one
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself must survive a power cut
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        # torch tells of a full disk by a RuntimeError of its own, raised from what the file said.
+        cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError)), error)
+        raise UserError(
+            f"Cannot write {path}: {cause}. What was saved before is whole. Make room or restore the folder, then go "
+            "on with trainer.resume=auto and the same run_dir."
+        ) from error
+
+
+def earlier(path: Path, age: int) -> Path:
+    """Where the checkpoint goes that was at `path` so many saves ago."""
+    return path.with_stem(f"{path.stem}-{age}") if age else path
+
+
+def newest(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The newest whole one of the checkpoints that `save` keeps for `path`; None where there is none at all.
+
+    A damaged one is passed over with a warning. Raises UserError where all are damaged.
+    """
+    ages = [int(found.stem.rpartition("-")[2]) for found in path.parent.glob(f"{path.stem}-*.pt")]
+    candidates = [found for age in [0, *sorted(ages)] if (found := earlier(path, age)).exists()]
+    for candidate in candidates:
+        try:
+            return candidate, load(candidate)
+        except UserError as error:
+            if candidate == candidates[-1]:
+                raise
+            logger.warning("%s The one before it is taken.", error)
+    return path, None
 
 
 def load(path: str | Path) -> dict[str, Any]:

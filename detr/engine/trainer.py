@@ -3,65 +3,47 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detr.engine import checkpoint
+from detr import distributed
+from detr.engine import checkpoint, failures
 from detr.engine.optim import Schedule
+from detr.engine.options import TrainerConfig
 from detr.engine.signals import StopRequest
+from detr.engine.step import Batch, TrainingStep
 from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.evaluation import CocoEvaluator
 from detr.losses import SetCriterion
-from detr.models.attention import Policy
 from detr.reporting import Reporter
-from detr.types import ImageBatch, Target
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TrainerConfig:
-    """Fixed options of the loop.
-
-    epochs: passes over the training data. max_steps: ends the training earlier or later than that, where given.
-    clip_norm: largest norm of the gradient; 0 does not clip.
-    evaluate_every: epochs between two evaluations; the end of the training is always evaluated.
-    save_every_steps: steps between two checkpoints beside the one at each evaluation; 0 for none.
-    resume: `auto` goes on from the run folder's last checkpoint where there is one, a path from that checkpoint.
-    """
-
-    epochs: int = 300
-    max_steps: int | None = None
-    clip_norm: float = 0.1
-    evaluate_every: int = 1
-    save_every_steps: int = 0
-    resume: str | None = None
-
-    def total_steps(self, epoch_steps: int) -> int:
-        """Steps of the whole training, for so many in an epoch."""
-        return self.epochs * epoch_steps if self.max_steps is None else self.max_steps
 
 
 @runtime_checkable
 class Loader(Protocol):
     """Training batches that are determined by their place in the training."""
 
+    batch_size: int
+
     def __len__(self) -> int: ...
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[ImageBatch, Sequence[Target]]]: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
 class Trainer:
-    """Trains, evaluates, saves; stops on SIGINT and SIGTERM and goes on where it stopped.
+    """Trains, evaluates, saves; stops on SIGINT, SIGTERM and SIGUSR1 and goes on where it stopped.
 
     All randomness of a step follows from the seed and the step's number, and the learning rate from the number
     alone. So weights, optimiser state and that number are the whole state: resuming repeats an uninterrupted run bit
     for bit. Options always come from the configuration, never from the checkpoint that is resumed.
+
+    In a run of several processes each has a trainer; all take the same steps, and process 0 reports and saves.
 
     metadata: what else a checkpoint needs to be used alone: `config` and `categories`.
     """
@@ -84,15 +66,15 @@ class Trainer:
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.loader, self.evaluator, self.reporter, self.config = loader, evaluator, reporter, config
         self.run_dir, self.metadata, self.seed = run_dir, metadata, seed
-        self.device = next(model.parameters()).device
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.parts: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            depth = 2 if name.startswith("transformer.") else 1
-            self.parts.setdefault(".".join(name.split(".")[:depth]), []).append(parameter)
-        self.policies = [module for module in model.modules() if isinstance(module, Policy)]
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema), use_buffers=True)
+        self.freezable = {part: _parameters(model, part) for part in config.freeze}
+        self.train_step = TrainingStep(model=model, criterion=criterion, optimizer=optimizer, config=config, seed=seed)
+        self.epoch_steps = config.epoch_steps(len(loader))
         self.total_steps = config.total_steps(len(loader))
-        self.step = self.evaluated_step = 0
+        self.step = self.evaluated_step = self.best_step = self.skipped = 0
         self.best = -math.inf
 
     def fit(self) -> None:
@@ -100,118 +82,167 @@ class Trainer:
         self._resume()
         with StopRequest() as self.stop, self.reporter:
             self.reporter.start(self.step, self.total_steps)
+            self._saved_at = time.monotonic()
             while True:
                 if self._evaluation_is_due():
                     self._save("last.pt")  # an evaluation that fails must not cost the training before it
                     self._evaluate()
                     self._save("last.pt")
-                if self.step >= self.total_steps:
+                if self.step >= self.total_steps or self._patience_is_over():
                     break
                 self._train_epoch()
 
     def _train_epoch(self) -> None:
-        epoch, start = divmod(self.step, len(self.loader))
+        epoch, start = divmod(self.step, self.epoch_steps)
         self.model.train()
         self.criterion.train()
+        self._freeze(epoch)
+        batches = self.loader.epoch(0 if self.config.overfit_batches else epoch, start * self.config.accumulate)
         asked = time.perf_counter()
-        for batch, targets in self.loader.epoch(epoch, start):
+        for group in _groups(batches, self.config.accumulate):
             waited = time.perf_counter() - asked
-            losses = self._train_step(batch, targets)
-            rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-            self.reporter.step(self.step, losses, rates, len(batch), waited)
-            if self.config.save_every_steps and self.step % self.config.save_every_steps == 0:
+            if losses := self._train_step(group):
+                rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+                images = sum(len(batch) for batch, _ in group) * distributed.world_size()
+                self.reporter.step(self.step, losses, rates, images, waited)
+            if self._save_is_due():
                 self._save("last.pt")
             self._stop_if_requested()
-            if self.step >= self.total_steps:
+            if self.step % self.epoch_steps == 0 or self.step >= self.total_steps:
                 break
             asked = time.perf_counter()
 
-    def _train_step(self, batch: ImageBatch, targets: Sequence[Target]) -> dict[str, float]:
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, self.step)).generate_state(1, np.uint64)[0]))
+    def _train_step(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """The losses; none where the step was skipped."""
         factor = self.schedule(self.step, self.total_steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         try:
-            targets = [target.to(self.device) for target in targets]
-            predictions = self.model(batch.to(self.device).normalized(), targets)
-            losses = self.criterion(predictions, targets)
-            if self.policies:
-                cost = self.criterion.per_image(predictions, targets)
-                losses["loss_policy"] = torch.stack([policy.policy_loss(cost) for policy in self.policies]).sum()
-                losses["loss"] = losses["loss"] + losses["loss_policy"]
+            losses = self.train_step(batches, self.step)
         except NonFiniteError as error:
-            raise NonFiniteError(error.what, error.image_ids, self.step) from None
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        losses |= self._clip_gradients()
-        values = torch.stack(list(losses.values())).tolist()  # one synchronisation for everything that is logged
-        if not all(map(math.isfinite, values)):
-            raise NonFiniteError("The loss or its gradient", [target.image_id for target in targets], self.step)
-        self.optimizer.step()
+            path = failures.save(self.run_dir, self.model, batches, self.step, self.seed, self.metadata)
+            if self.config.non_finite == "stop" or self.skipped >= self.config.max_skips:
+                raise NonFiniteError(error.what, error.image_ids, self.step, path) from None
+            self.skipped += 1
+            text = "Step %d skipped, the %dth: %s became NaN or infinite. Look into it with python tools/replay.py %s"
+            logger.warning(text, self.step, self.skipped, error.what, path)
+            losses = {}
         self.step += 1
-        return dict(zip(losses, values, strict=True))
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return losses
 
-    def _clip_gradients(self) -> dict[str, Tensor]:
-        """Returns the norms before: `grad_norm` of the whole model, `grad_norm/PART` of each of its parts."""
-        norms = {}
-        for part, parameters in self.parts.items():
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            # Always a value, so that averages over steps mean the same for all parts.
-            norms[f"grad_norm/{part}"] = nn.utils.get_total_norm(gradients).to(self.device)
-        total = torch.stack(list(norms.values())).norm()
-        if self.config.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, total)
-        return {"grad_norm": total, **norms}
+    def _freeze(self, epoch: int) -> None:
+        """Parts train or not as `config.freeze` has it for this epoch."""
+        before = [parameter.requires_grad for parameter in self.model.parameters()]
+        for part, parameters in self.freezable.items():
+            until = self.config.freeze[part]
+            trains = until is not None and epoch >= until
+            for parameter in parameters:
+                parameter.requires_grad_(trains)
+            if not trains:
+                self.model.get_submodule(part).eval()  # statistics of its batch norms stay as well
+        if before != [parameter.requires_grad for parameter in self.model.parameters()]:
+            self.train_step.parallelize()
 
     def _evaluation_is_due(self) -> bool:
         if self.step == self.evaluated_step:
             return False
-        epoch, within = divmod(self.step, len(self.loader))
+        epoch, within = divmod(self.step, self.epoch_steps)
         return self.step >= self.total_steps or (within == 0 and epoch % self.config.evaluate_every == 0)
 
     def _evaluate(self) -> None:
-        evaluation = self.evaluator(self.model, on_batch=lambda images: self._stop_if_requested())
+        model = self.model if self.average is None else self.average.module
+        evaluation = self.evaluator(model, stop=lambda: self.stop.requested)
+        self._stop_if_requested()
         self.evaluated_step = self.step
-        evaluation.metrics.save(self.run_dir / "evaluation" / "metrics.json")
-        values = {**evaluation.metrics.summary, **evaluation.diagnostics}
-        self.reporter.evaluation(self.step, values, evaluation.samples)
-        if evaluation.metrics.summary["AP"] > self.best:
-            self.best = evaluation.metrics.summary["AP"]
+        summary = distributed.from_first(evaluation.metrics.summary if evaluation else {})
+        if evaluation is not None:
+            evaluation.metrics.save(self.run_dir / "evaluation" / "metrics.json")
+            self.reporter.evaluation(self.step, {**summary, **evaluation.diagnostics}, evaluation.samples)
+        if self.config.monitor not in summary:
+            raise UserError(
+                f"trainer.monitor: '{self.config.monitor}' is not among the metrics, which are {', '.join(summary)}."
+            )
+        if summary[self.config.monitor] > self.best:
+            self.best, self.best_step = summary[self.config.monitor], self.step
             self._save("best.pt")
 
+    def _patience_is_over(self) -> bool:
+        if self.config.patience is None or self.step == 0:
+            return False
+        evaluations = (self.step - self.best_step) / (self.config.evaluate_every * self.epoch_steps)
+        if evaluations < self.config.patience or self.step != self.evaluated_step:
+            return False
+        text = "No better %s than %.4g in %d evaluations: the training ends early."
+        logger.info(text, self.config.monitor, self.best, self.config.patience)
+        return True
+
+    def _save_is_due(self) -> bool:
+        every, minutes = self.config.save_every_steps, self.config.save_every_minutes
+        return bool(
+            (every and self.step % every == 0) or (minutes and time.monotonic() - self._saved_at >= 60 * minutes)
+        )
+
     def _stop_if_requested(self) -> None:
-        if self.stop.requested:
+        if distributed.any_of(self.stop.requested):
             path = self._save("last.pt")
+            distributed.barrier()  # a launcher ends all processes when the first one is gone
             raise Interrupted(f"Stopped by a signal at step {self.step}. Go on with trainer.resume={path}")
 
     def _save(self, name: str) -> Path:
         path = self.run_dir / "checkpoints" / name
+        self._saved_at = time.monotonic()
+        if distributed.rank() > 0:
+            return path
         training = {
             "step": self.step,
             "evaluated_step": self.evaluated_step,
             "best": self.best,
+            "best_step": self.best_step,
+            "skipped": self.skipped,
+            "images": self._images_per_step(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.train_step.scaler.state_dict(),
         }
-        checkpoint.save(path, {**self.metadata, "model": self.model.state_dict(), "training": training})
+        model = self.model.state_dict()
+        if self.average is not None:
+            training |= {"model": model, "averaged": self.average.n_averaged}
+            model = self.average.module.state_dict()
+        keep = self.config.keep if name == "last.pt" else 1
+        checkpoint.save(path, {**self.metadata, "model": model, "training": training}, keep=keep)
         return path
 
+    def _images_per_step(self) -> int:
+        return self.loader.batch_size * self.config.accumulate * distributed.world_size()
+
     def _resume(self) -> None:
-        path = self.run_dir / "checkpoints" / "last.pt"
-        if self.config.resume is None or (self.config.resume == "auto" and not path.exists()):
+        path, content = self._checkpoint()
+        if content is None:
             return
-        path = path if self.config.resume == "auto" else Path(self.config.resume)
-        content = checkpoint.load(path)
-        checkpoint.load_model_state(self.model, checkpoint.model_state(content, path), path)
+        training = content["training"]
         if content["categories"] != self.metadata["categories"]:
             raise UserError(
                 f"Checkpoint {path} was trained on other classes than the training data have. Resume on the same data, "
                 "or start anew from its weights with weights=PATH."
             )
-        training = content["training"]
+        if training.get("images") != self._images_per_step():
+            raise UserError(
+                f"Checkpoint {path} counts steps of {training.get('images')} images, now a step has "
+                f"{self._images_per_step()} (data.batch_size * trainer.accumulate * processes). Set these so that the "
+                "product is the same, or start anew from its weights with weights=PATH."
+            )
+        checkpoint.load_model_state(self.model, training.get("model", checkpoint.model_state(content, path)), path)
+        if self.average is not None:
+            checkpoint.load_model_state(self.average.module, checkpoint.model_state(content, path), path)
+            self.average.n_averaged.copy_(training.get("averaged", torch.tensor(1)))
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(training["optimizer"])
-            self.step, self.evaluated_step, self.best = (training[key] for key in ("step", "evaluated_step", "best"))
+            if training["scaler"] and self.train_step.scaler.is_enabled():
+                self.train_step.scaler.load_state_dict(training["scaler"])
+            for name in ("step", "evaluated_step", "best", "best_step", "skipped"):
+                setattr(self, name, training[name])
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"Checkpoint {path} has no training state of these parameter groups: {error}. Resume with the "
@@ -222,3 +253,42 @@ class Trainer:
         if not (self.run_dir / "checkpoints" / "best.pt").exists():
             self.best = -math.inf  # the best one stayed in another folder
         logger.info("Going on from %s at step %d of %d.", path, self.step, self.total_steps)
+
+    def _checkpoint(self) -> tuple[Path, dict[str, Any] | None]:
+        """What to go on from; with `auto` the newest checkpoint in the run's folder that is whole, if there is any."""
+        path = self.run_dir / "checkpoints" / "last.pt"
+        if self.config.resume is None:
+            return path, None
+        if self.config.resume != "auto":
+            path = Path(self.config.resume)
+            return path, checkpoint.load(path)
+        return checkpoint.newest(path)
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """So many batches at a time; what is left over at the end is dropped."""
+    iterator = iter(batches)
+    while len(group := list(islice(iterator, size))) == size:
+        yield group
+
+
+def _parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
+    """Those of a part of the model that train."""
+    try:
+        return [parameter for parameter in model.get_submodule(part).parameters() if parameter.requires_grad]
+    except AttributeError:
+        known = [name for name, _ in model.named_children()]
+        raise UserError(
+            f"trainer.freeze: the model has no part '{part}'; its parts are {', '.join(known)}, and parts of these "
+            "such as transformer.encoder."
+        ) from None
+
+
+def _moving_average(decay: float) -> Any:
+    """Shorter at the start, where weights are far from what they become."""
+
+    def update(average: Any, current: Any, number: torch.Tensor) -> None:
+        steps = float(number)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(average, current, number)
+
+    return update

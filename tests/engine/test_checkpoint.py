@@ -28,8 +28,9 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"Cannot write .*last\.pt: .*No space left.*What was saved before is whole"):
         checkpoint.save(path, {"model": {"a": torch.zeros(3)}})
+    assert [found.name for found in path.parent.iterdir()] == ["last.pt"]
     assert torch.equal(checkpoint.load(path)["model"]["a"], torch.ones(3))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
-from detr.engine import Trainer, TrainerConfig, checkpoint
+from detr.engine import Trainer, TrainerConfig, accelerated, checkpoint, failures
 from detr.engine.optim import Cosine, adamw
 from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
@@ -28,12 +28,19 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
     """Builds everything anew, as a new process would; dropout and batch norm are on."""
 
     def make(
-        run: str = "run", lr: float = 1e-3, seed: int = 3, queries: int = 7, attention: Any = None, **options: Any
+        run: str = "run",
+        lr: float = 1e-3,
+        seed: int = 3,
+        queries: int = 7,
+        attention: Any = None,
+        batch_size: int = 6,
+        dropout: float = 0.1,
+        **options: Any,
     ) -> Trainer:
         recipe = transforms.train(sizes=[40, 48], max_size=64, crop=False)
         train = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json", recipe, seed=seed)
         val = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
-        model = tiny_detr(num_classes=3, num_queries=queries, dropout=0.1, attention=attention)
+        model = tiny_detr(num_classes=3, num_queries=queries, dropout=dropout, attention=attention)
         criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=3)
         run_dir = tmp_path / run
         run_dir.mkdir(exist_ok=True)
@@ -42,12 +49,13 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
             criterion=criterion,
             optimizer=adamw(model, lr=lr, backbone_lr=lr),
             schedule=Cosine(warmup=0.1),
-            loader=TrainLoader(train, batch_size=6, workers=0, seed=seed),
+            loader=TrainLoader(train, batch_size=batch_size, workers=0, seed=seed),
             evaluator=CocoEvaluator(
                 loader=evaluation_loader(val, batch_size=4, workers=0),
                 annotations=val.annotations,
                 categories=train.categories,
                 diagnostics=MatchingDiagnostics(HungarianMatcher()),
+                limit=options.get("limit_evaluation_images"),
             ),
             reporter=Reporter(sinks={"jsonl": JsonLines()}, run_dir=run_dir, log_every=1),
             config=TrainerConfig(**{"epochs": 4, "resume": "auto", **options}),
@@ -138,9 +146,9 @@ def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
     straight.fit()
     evaluate = trainer.evaluator
 
-    def stop_while_evaluating(model: Any, on_batch: Callable[[int], None]) -> Any:
+    def stop_while_evaluating(model: Any, stop: Callable[[], bool]) -> Any:
         trainer.stop.requested = True
-        return evaluate(model, on_batch=on_batch)
+        return evaluate(model, stop=stop)
 
     trainer.evaluator = stop_while_evaluating  # type: ignore[assignment]
     with pytest.raises(Interrupted):
@@ -259,7 +267,7 @@ class Damaged:
     """A loader whose third batch makes the loss explode."""
 
     def __init__(self, loader: TrainLoader) -> None:
-        self.loader = loader
+        self.loader, self.batch_size = loader, loader.batch_size
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -280,6 +288,172 @@ def test_non_finite_values_stop_the_run_before_the_weights_are_damaged(make: Mak
         trainer.fit()
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
     assert last(trainer.run_dir)["training"]["step"] == 2
+    captured = failures.load(trainer.run_dir / "failures" / "step-2.pt")
+    (images, targets), *others = captured["batches"]
+    assert not others and len(images) == 6 and all(target.boxes.isinf().all() for target in targets if len(target))
+    assert captured["model"].keys() == trainer.model.state_dict().keys()
+
+
+def test_steps_that_are_not_finite_can_be_skipped_up_to_a_limit(make: Make) -> None:
+    trainer = make(non_finite="skip", max_skips=1, max_steps=7)
+    trainer.loader = Damaged(trainer.loader)  # type: ignore[arg-type]
+    with pytest.raises(NonFiniteError, match=r"at step 6.*tools/replay\.py \S*step-6\.pt"):
+        trainer.fit()
+    resumed = last(trainer.run_dir)["training"]
+    assert (resumed["step"], resumed["skipped"]) == (4, 1)
+    assert len(records(trainer, "train")) == 5
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+def test_accumulated_batches_equal_a_large_one(make: Make) -> None:
+    """Also where they have different numbers of objects; batch norm and dropout, which see the batch, are off."""
+    weights = []
+    for run, batch_size, accumulate in (("large", 6, 1), ("small", 3, 2)):
+        trainer = make(
+            run, accumulate=accumulate, batch_size=batch_size, max_steps=4, dropout=0.0, freeze={"backbone": None}
+        )
+        trainer.fit()
+        weights.append(trainer.model.state_dict())
+        assert [record["step"] for record in records(trainer, "train")] == [1, 2, 3, 4]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_moving_average_is_evaluated_saved_and_resumed(make: Make) -> None:
+    straight = make("straight", ema=0.9, epochs=2)
+    straight.fit()
+    parts = make("parts", ema=0.9, epochs=2)
+    parts.reporter.sinks.append(StopsAt(parts, 3))
+    with pytest.raises(Interrupted):
+        parts.fit()
+    make("parts", ema=0.9, epochs=2).fit()
+    saved, resumed = last(straight.run_dir), last(parts.run_dir)
+    assert_same_state(saved, resumed)
+    name = "heads.0.class_head.weight"
+    assert torch.equal(saved["model"][name], straight.average.module.state_dict()[name])
+    assert not torch.equal(saved["model"][name], saved["training"]["model"][name])
+
+
+def test_the_average_is_that_of_the_weights(make: Make) -> None:
+    trainer, seen = make(ema=0.5, max_steps=3), []
+    update = trainer.average.update_parameters
+    trainer.average.update_parameters = lambda model: (
+        seen.append(model.heads[0].class_head.weight.clone()),
+        update(model),
+    )
+    trainer.fit()
+    wanted = seen[0]
+    for steps, weight in enumerate(seen[1:], start=1):
+        decay = min(0.5, (1 + steps) / (10 + steps))
+        wanted = decay * wanted + (1 - decay) * weight
+    torch.testing.assert_close(trainer.average.module.heads[0].class_head.weight, wanted)
+
+
+def test_frozen_parts_train_from_their_epoch_on(make: Make) -> None:
+    trainer = make(freeze={"backbone": 1, "transformer.encoder": None}, epochs=2)
+    start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.total_steps = trainer.epoch_steps
+    trainer.fit()
+    first = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.total_steps = 2 * trainer.epoch_steps
+    trainer.fit()
+    second = trainer.model.state_dict()
+    for name, tensor in start.items():
+        if name.startswith("transformer.encoder."):
+            assert torch.equal(tensor, second[name]), name
+        elif name.startswith("backbone."):
+            assert torch.equal(tensor, first[name]) and not torch.equal(tensor, second[name]), name
+    assert not torch.equal(start["heads.0.class_head.weight"], first["heads.0.class_head.weight"])
+    with pytest.raises(UserError, match=r"trainer\.freeze: the model has no part 'backbones'; its parts are backbone,"):
+        make(freeze={"backbones": None})
+
+
+def test_training_ends_when_patience_is_over(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(patience=2, epochs=9, monitor="AP50")
+    values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    evaluate = trainer.evaluator
+
+    def with_values(model: Any, stop: Callable[[], bool]) -> Any:
+        evaluation = evaluate(model, stop=stop)
+        evaluation.metrics.summary["AP50"] = next(values)
+        return evaluation
+
+    trainer.evaluator = with_values  # type: ignore[assignment]
+    trainer.fit()
+    assert (trainer.step, trainer.best_step, trainer.best) == (16, 8, 0.3)
+    with pytest.raises(UserError, match=r"trainer\.monitor: 'mAP' is not among the metrics, which are AP, AP50"):
+        make("other", monitor="mAP", max_steps=1).fit()
+
+
+def test_quick_looks(make: Make) -> None:
+    trainer = make(limit_epoch_steps=2, limit_evaluation_images=4, epochs=2)
+    trainer.fit()
+    assert trainer.step == 4 and len(records(trainer, "val")) == 2
+    again, seen = make("again", overfit_batches=1, epochs=3), []
+    again.model.register_forward_pre_hook(lambda model, given: seen.append(given[0].images) if model.training else None)
+    again.fit()
+    assert len(seen) == 3 and all(torch.equal(images, seen[0]) for images in seen)
+
+
+def test_other_numbers_of_images_in_a_step_are_refused_on_resume(make: Make) -> None:
+    make("run", max_steps=1).fit()
+    with pytest.raises(
+        UserError, match=r"counts steps of 6 images, now a step has 12 .*so that the product is the same"
+    ):
+        make("run", accumulate=2).fit()
+    make("run", accumulate=2, batch_size=3, max_steps=2).fit()
+
+
+def test_a_damaged_checkpoint_is_passed_over(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    straight = make("straight", save_every_steps=1)
+    straight.fit()
+    trainer = make("parts", save_every_steps=1)
+    trainer.reporter.sinks.append(StopsAt(trainer, 3))
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    newest = trainer.run_dir / "checkpoints" / "last.pt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    resumed = make("parts", save_every_steps=1)
+    resumed.fit()
+    assert "cut short or damaged" in caplog.text and "The one before it is taken" in caplog.text
+    assert_same_state(last(straight.run_dir)["model"], last(resumed.run_dir)["model"])
+
+
+def test_memory_that_runs_out_is_explained(make: Make) -> None:
+    trainer = make(max_steps=1)
+
+    def fail(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.criterion.forward = fail
+    with pytest.raises(
+        UserError, match=r"batch of 6 images, padded to \d+ x \d+ pixels, with \d+ objects\. Lower data"
+    ):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_resumes(make: Make, precision: str) -> None:
+    straight = make("straight", precision=precision, epochs=1)
+    straight.fit()
+    parts = make("parts", precision=precision, epochs=1)
+    parts.reporter.sinks.append(StopsAt(parts, 2))
+    with pytest.raises(Interrupted):
+        parts.fit()
+    make("parts", precision=precision, epochs=1).fit()
+    assert_same_state(last(straight.run_dir), last(parts.run_dir))
+    full = make("full", epochs=1)
+    full.fit()
+    losses = [[record["loss"] for record in records(trainer, "train")] for trainer in (straight, full)]
+    assert losses[0] != losses[1] and losses[0][0] == pytest.approx(losses[1][0], rel=0.01)
+
+
+def test_activations_computed_twice_change_nothing(make: Make) -> None:
+    plain, twice = make("plain", max_steps=3), make("twice", max_steps=3)
+    accelerated(twice.model, TrainerConfig(activation_checkpointing=True))
+    plain.fit()
+    twice.fit()
+    assert_same_state(last(plain.run_dir)["model"], last(twice.run_dir)["model"])
 
 
 def test_training_learns(make: Make, caplog: pytest.LogCaptureFixture) -> None:

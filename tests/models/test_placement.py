@@ -1,6 +1,9 @@
 """Attention blocks in their places: inside residual blocks, after stages, at the neck; with all recipes and weights."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,16 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from detr import Detector
 from detr.config import build_block, build_criterion, build_model, compose
+from detr.engine import checkpoint
 from detr.engine.checkpoint import load_weights, save, to_published
 from detr.engine.optim import adamw
 from detr.errors import UserError
 from detr.models.attention import Blocks, CrissCross, Hard, NonLocal, Placement, SqueezeExcitation, plugged_in
 from detr.models.backbone import Backbone, run_with_attention
 from detr.types import Category
-from tests.conftest import TINY_MODEL
+from tests.conftest import REPOSITORY, TINY_MODEL
 from tests.helpers import make_batch, random_targets
 
 KINDS = ("se", "non_local", "criss_cross", "dual", "residual", "spatial_transformer", "hard", "self_attention")
@@ -213,4 +218,22 @@ def test_cost_of_each_image_is_its_loss_alone() -> None:
 def test_every_placement_can_be_swept_by_name() -> None:
     text = (Path(__file__).parents[2] / "configs" / "experiment" / "attention_sweep.yaml").read_text()
     swept = re.search(r"model/attention=(\S+)", text)[1].split(",")
-    assert swept == ["none", *KINDS] or set(swept) == {"none", *KINDS}
+    assert swept == ["none", *KINDS]
+
+
+def test_a_block_of_ones_own_as_the_readme_has_it(tiny_options: list[str], tmp_path: Path) -> None:
+    """From a folder outside of the checkout, by the very lines of README.md."""
+    text = (REPOSITORY / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(from torch import nn.*?)```", text, re.DOTALL)
+    (command,) = re.findall(r"```\nPYTHONPATH=\. python PATH/train\.py (.*?)```", text, re.DOTALL)
+    (tmp_path / "my_blocks.py").write_text(code)
+    options = [*command.replace("\\\n", " ").split(), *tiny_options, "run_dir=run", "trainer.max_steps=2"]
+    command = [sys.executable, str(REPOSITORY / "train.py"), *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    weights = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["model"]
+    assert weights["backbone.attention.layer2.custom.conv.weight"].shape == (128, 1, 3, 3)
+    with pytest.raises(UserError, match=r"my_blocks\.Mine' is refused.*allow_targets"):
+        Detector.from_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")

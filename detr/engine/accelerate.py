@@ -1,0 +1,40 @@
+"""Speed and memory of a model, by options that leave its results as they are."""
+
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from detr.engine.options import TrainerConfig
+from detr.errors import UserError
+from detr.models.transformer import DecoderLayer, EncoderLayer
+
+
+def accelerated(model: nn.Module, config: TrainerConfig) -> nn.Module:
+    """The model with activation checkpointing, synchronised batch norm and compilation, as far as asked for.
+
+    Its parameters keep their names. Raises UserError where the device cannot do it.
+    """
+    if config.activation_checkpointing:
+        for layer in _repeated(model):
+            # Under its own name, so that checkpoints know nothing of it.
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    if config.sync_batch_norm:
+        if not next(model.parameters()).is_cuda:
+            raise UserError("trainer.sync_batch_norm works on GPUs only. Set trainer.sync_batch_norm=false, or a "
+                            "norm without statistics of the batch: model.backbone.norm=group.")  # fmt: skip
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.compile:
+        model.compile()
+    return model
+
+
+def _repeated(model: nn.Module) -> list[nn.Module]:
+    """The layers of encoder and decoder, and residual blocks, which make up nearly all activations.
+
+    Not what counts statistics of batches: computed twice, they would count twice.
+    """
+    kinds = (EncoderLayer, DecoderLayer, BasicBlock, Bottleneck)
+    found = [module for module in model.modules() if isinstance(module, kinds)]
+    return [layer for layer in found if not any(isinstance(part, nn.BatchNorm2d) for part in layer.modules())]

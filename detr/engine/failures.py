@@ -1,0 +1,50 @@
+"""What a failed step was made of, kept so that it can be looked into."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from detr import distributed
+from detr.engine import checkpoint
+from detr.engine.step import Batch
+from detr.errors import UserError
+from detr.files import read_tensors
+from detr.types import ImageBatch, Target
+
+FORMAT = "detr-failure-1"
+
+
+def save(
+    run_dir: Path, model: nn.Module, batches: Sequence[Batch], step: int, seed: int, metadata: Mapping[str, Any]
+) -> Path:
+    """Write failures/step-N.pt, each process its own: the batches, the weights, what the randomness follows from."""
+    process = distributed.rank()
+    name = f"step-{step}-process-{process}.pt" if distributed.world_size() > 1 else f"step-{step}.pt"
+    path = run_dir / "failures" / name
+    content = {
+        "format": FORMAT,
+        "model": model.state_dict(),
+        "batches": [
+            {"images": batch.images, "mask": batch.mask, "targets": [vars(target) for target in targets]}
+            for batch, targets in batches
+        ],
+        "step": step,
+        "seed": seed,
+        "process": process,
+    }
+    checkpoint.write(path, {**metadata, **content})
+    return path
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The content of a file that `save` wrote, with batches as the training had them; UserError for another file."""
+    content = read_tensors(path)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} holds no failed step. Give a file of a run's failures folder.")
+    content["batches"] = [
+        (ImageBatch(images=row["images"], mask=row["mask"]), [Target(**target) for target in row["targets"]])
+        for row in content["batches"]
+    ]
+    return content

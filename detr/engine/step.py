@@ -1,0 +1,164 @@
+"""One step of the optimiser: what happens between a batch and changed weights."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detr import distributed
+from detr.engine.options import TrainerConfig
+from detr.errors import NonFiniteError, UserError
+from detr.losses import SetCriterion
+from detr.models.attention import Policy
+from detr.types import ImageBatch, Predictions, Target
+
+Batch = tuple[ImageBatch, Sequence[Target]]
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainingStep:
+    """Forward pass, losses, backward pass over one or several accumulated batches; clipping; update of the weights.
+
+    All randomness follows from the seed, the step's number and the process; process: another than this one, to repeat
+    what happened there.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        criterion: SetCriterion,
+        optimizer: torch.optim.Optimizer,
+        config: TrainerConfig,
+        seed: int,
+        process: int | None = None,
+    ) -> None:
+        self.process = distributed.rank() if process is None else process
+        self.model, self.criterion, self.optimizer, self.config, self.seed = model, criterion, optimizer, config, seed
+        self.device = next(model.parameters()).device
+        self.dtype = _DTYPES[config.precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.policies = [module for module in model.modules() if isinstance(module, Policy)]
+        self.parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            depth = 2 if name.startswith("transformer.") else 1
+            self.parts.setdefault(".".join(name.split(".")[:depth]), []).append(parameter)
+        self.parallelize()
+
+    def parallelize(self) -> None:
+        """Share gradients among processes; again whenever other parameters train than before."""
+        self.runner = distributed.parallel(self.model, self.device)
+
+    def __call__(self, batches: Sequence[Batch], step: int) -> dict[str, float]:
+        """Losses by name, over all batches and processes, and norms of the gradient.
+
+        Raises NonFiniteError, in all processes, where there is nothing sound to learn from in one of them; weights,
+        statistics and optimiser are then as before.
+        """
+        kept = [buffer.clone() for buffer in self.model.buffers()] if self.config.non_finite == "skip" else []
+        try:
+            return self._step(batches, step)
+        except NonFiniteError:
+            for buffer, before in zip(self.model.buffers(), kept, strict=False):
+                buffer.copy_(before)
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def _step(self, batches: Sequence[Batch], step: int) -> dict[str, float]:
+        targets = [target for _, of_batch in batches for target in of_batch]
+        counts = distributed.gather(torch.tensor([len(target) for target in targets], device=self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, failure = [], None
+        for index, batch in enumerate(batches):
+            seed = np.random.SeedSequence((self.seed, step, index, self.process))
+            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+            with self._explained(batch), self._sharing(index + 1 == len(batches)):
+                losses, failed = self._losses(*batch, counts)
+                self.scaler.scale(losses["loss"]).backward()
+            parts.append(losses)
+            failure = failure or failed
+        if distributed.any_of(failure is not None):
+            raise failure or NonFiniteError("The model's predictions in another process", [])
+        self.scaler.unscale_(self.optimizer)
+        norms = self._clip_gradients()
+        # Parts of a loss add up to that of the step; what is logged only is a mean.
+        sums = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+        means = {name: value / (1 if name.startswith("loss") else len(parts)) for name, value in sums.items()}
+        names = [*means, *norms]
+        # One synchronisation for everything that is logged.
+        values = distributed.mean(torch.stack([*means.values(), *norms.values()]).detach()).tolist()
+        result = dict(zip(names, values, strict=True))
+        sound = [result["loss"]] if self.scaler.is_enabled() else values  # the scaler itself sees to the gradient
+        if not all(map(math.isfinite, sound)):
+            raise NonFiniteError("The loss or its gradient", [target.image_id for target in targets])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return result
+
+    def _losses(
+        self, batch: ImageBatch, targets: Sequence[Target], counts: Tensor
+    ) -> tuple[dict[str, Tensor], NonFiniteError | None]:
+        """The losses of one batch. Where they cannot be had, one of NaN: other processes wait for its gradients."""
+        targets = [target.to(self.device) for target in targets]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            predictions = self.runner(batch.to(self.device).normalized(), targets)
+        try:
+            losses = self.criterion(predictions, targets, counts)
+        except NonFiniteError as error:
+            return {"loss": math.nan * _sum(predictions)}, error
+        if self.policies:
+            cost = self.criterion.per_image(predictions, targets)
+            terms = torch.stack([policy.policy_loss(cost) for policy in self.policies])
+            losses["loss_policy"] = terms.sum() / self.config.accumulate
+            losses["loss"] = losses["loss"] + losses["loss_policy"]
+        return losses, None
+
+    def _clip_gradients(self) -> dict[str, Tensor]:
+        """Returns the norms before: `grad_norm` of the whole model, `grad_norm/PART` of each of its parts."""
+        norms = {}
+        for part, parameters in self.parts.items():
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            # Always a value, so that averages over steps mean the same for all parts.
+            norms[f"grad_norm/{part}"] = nn.utils.get_total_norm(gradients).to(self.device)
+        total = torch.stack(list(norms.values())).norm()
+        if self.config.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, total)
+        return {"grad_norm": total, **norms}
+
+    def _sharing(self, last: bool) -> AbstractContextManager[None]:
+        """Processes share gradients once a step, after the last of its batches."""
+        return nullcontext() if last else distributed.without_sharing(self.runner)
+
+    @contextmanager
+    def _explained(self, batch: Batch) -> Iterator[None]:
+        """Turns errors that the batch or an option causes into messages that say what to change."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            text = str(error)
+            images, targets = batch
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+                count, _, height, width = images.images.shape
+                raise UserError(
+                    f"Out of memory with a batch of {count} images, padded to {width} x {height} pixels, with "
+                    f"{sum(map(len, targets))} objects. Lower data.batch_size (trainer.accumulate makes up for it), "
+                    "data.max_size and the sizes of data.transforms, or set trainer.precision=bf16 or "
+                    "trainer.activation_checkpointing=true."
+                ) from None
+            if "deterministic" in text:
+                raise UserError(
+                    f"trainer.deterministic=true cannot be kept: {text.partition('. ')[0]}. Choose another model "
+                    "option, or set trainer.deterministic=false."
+                ) from None
+            raise
+
+
+def _sum(predictions: Predictions) -> Tensor:
+    """Of everything in them, so that every parameter gets a gradient."""
+    parts = [predictions.logits.sum(), predictions.boxes.sum()]
+    further = [predictions.proposals, predictions.groups]
+    further += [predictions.denoising.predictions] if predictions.denoising else []
+    return torch.stack([*parts, *(_sum(part) for part in further if part is not None)]).sum()
