@@ -1,5 +1,6 @@
 """Measuring side by side, and the table of results."""
 
+import ctypes
 import multiprocessing
 import statistics
 import time
@@ -84,11 +85,22 @@ def in_new_process(function: Callable[..., T], *arguments: object) -> T:
 
 def peak_memory(device: str) -> float:
     """Most memory that this process has held so far, in GiB: of the device where that is a GPU."""
-    if device == "cpu":
-        # getrusage would count what the parent held when it started this process.
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
-    return torch.cuda.max_memory_allocated() / 2**30
+    return _held("VmHWM") / 2**20 if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
+
+
+def extra_memory(call: Callable[[], object]) -> float:
+    """Most memory that a call on the CPU holds beyond what this process held before it, in MiB."""
+    # M_MMAP_THRESHOLD: from 64 KiB on, what is freed goes back at once, and does not stay with the process in pieces.
+    ctypes.CDLL(None).mallopt(-3, 2**16)
+    before = _held("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the most held so far becomes what is held now
+    call()
+    return (_held("VmHWM") - before) / 2**10
+
+
+def _held(entry: str) -> int:
+    """KiB; getrusage would count what the parent held when it started this process."""
+    return int(Path("/proc/self/status").read_text().partition(f"{entry}:")[2].split()[0])
 
 
 def _synchronize() -> None:

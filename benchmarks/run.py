@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` is used from the checkout
 
-from benchmarks import criterion, evaluation, recipes, step, transforms
+from benchmarks import attention, criterion, evaluation, recipes, step, transforms
 from benchmarks.measure import Row, table
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, metavar="PATH", help="checkout of facebookresearch/detr to compare")
     parser.add_argument(
-        "--only", metavar="NAME[,NAME]", help="some of criterion, transforms, evaluation, step, recipes"
+        "--only", metavar="NAME[,NAME]", help="some of criterion, transforms, evaluation, step, recipes, attention"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step and recipes")
     parser.add_argument("--threads", type=int, default=2)
@@ -38,6 +38,7 @@ def main() -> None:
         "evaluation": partial(evaluation.run, judge=options.judge),
         "step": partial(step.run, device=options.device, threads=options.threads, **common),
         "recipes": partial(recipes.run, device=options.device, threads=options.threads, repeats=options.repeats),
+        "attention": partial(attention.run, repeats=options.repeats),
     }
     names = options.only.split(",") if options.only else list(benchmarks)
     if unknown := set(names) - set(benchmarks):

@@ -1,6 +1,7 @@
 """Where the shared fixtures and photographs are, and small things that many tests need."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,14 @@ def tiny_options(shapes_root: Path) -> list[str]:
         "data.workers=0",
         "device=cpu",
     ]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ class NonLocal(nn.Module):
         nothing = ~valid.any(1)
         y = self._sum(theta, phi, g, valid | nothing[:, None])
         out = self.out(y).transpose(1, 2).unflatten(2, x.shape[2:])
-        # Norms shall not see what the padding holds, and nothing is added where there is nothing to sum over.
+        # Norms shall not see what the padding holds, nor a view of one map, for which torch's batch norm has wrong
+        # gradients; and nothing is added where there is nothing to sum over.
         out = out.masked_fill((mask | nothing[:, None, None])[:, None], 0.0)
         return x + (self.norm(out, mask) if isinstance(self.norm, MaskedGroupNorm) else self.norm(out))
 

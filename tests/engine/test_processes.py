@@ -1,0 +1,221 @@
+"""Several processes, by gloo on the CPU: the same as one, and what happens when something goes wrong in one of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from detr import distributed
+from detr.engine import TrainerConfig, TrainingStep
+from detr.errors import NonFiniteError
+from detr.losses import HungarianMatcher, SetCriterion
+from detr.losses.classification import ClassificationLoss, CrossEntropy, SigmoidFocal
+from detr.models.detr import DETR
+from detr.models.position import SinePosition
+from detr.models.transformer import Transformer
+from tests.conftest import REPOSITORY
+from tests.helpers import TinyBackbone, make_batch, random_targets
+from tests.test_commands import checksum
+
+STEPS = 20
+COUNTS = [3, 0, 0, 0, 1, 11, 2, 5]  # objects in the images of a step; the second process has none in the first batch
+
+
+def build(loss: ClassificationLoss, **options: Any) -> TrainingStep:
+    torch.manual_seed(0)
+    model = DETR(
+        backbone=TinyBackbone(),
+        position=SinePosition(d_model=32),
+        transformer=Transformer(
+            d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=2, dim_feedforward=48, dropout=0.0
+        ),
+        num_classes=5,
+        num_queries=7,
+        background=loss.background,
+    )
+    model.train()
+    model.backbone.eval()  # statistics of a batch are another thing for half of it
+    # Plain gradient descent: Adam would make steps of full size of what is nothing but rounding.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=5, classification=loss)
+    return TrainingStep(model=model, criterion=criterion, optimizer=optimizer, config=TrainerConfig(**options), seed=0)
+
+
+def batches(step: int, process: int, processes: int, accumulate: int) -> list[Any]:
+    """The part of one process of the eight images of a step: the first process has the first half of each batch."""
+    generator = torch.Generator().manual_seed(step)
+    images = [torch.randn(3, 32 + 16 * (index % 2), 48, generator=generator) for index in range(8)]
+    targets = random_targets(COUNTS, num_classes=5, seed=step)
+    chosen = torch.arange(8).view(accumulate, processes, -1)[:, process].tolist()
+    # Whole images as uint8, padded to the same size everywhere.
+    everything = make_batch(images)
+    pixels = (everything.images * 40 + 128).clamp(0, 255).to(torch.uint8)
+    return [
+        (type(everything)(images=pixels[rows], mask=everything.mask[rows]), [targets[row] for row in rows])
+        for rows in chosen
+    ]
+
+
+def train(
+    process: int, processes: int, accumulate: int, kind: type[ClassificationLoss], port: int, folder: Path
+) -> None:
+    if processes > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(process)}
+        os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_RANK": str(process)}
+    torch.set_num_threads(1)
+    with distributed.process_group(torch.device("cpu"), timeout=1.0):
+        step = build(kind(), accumulate=accumulate)
+        losses = [step(batches(n, process, processes, accumulate), n)["loss"] for n in range(STEPS)]
+        torch.save(
+            {"losses": losses, "model": step.model.state_dict()}, folder / f"{process}-of-{processes}-{accumulate}.pt"
+        )
+
+
+@pytest.mark.parametrize("kind", [CrossEntropy, SigmoidFocal])
+def test_two_processes_and_accumulated_batches_equal_one_large_batch(
+    kind: type[ClassificationLoss], tmp_path: Path, free_port: int
+) -> None:
+    train(0, 1, 1, kind, 0, tmp_path)
+    train(0, 1, 2, kind, 0, tmp_path)
+    mp.spawn(train, (2, 1, kind, free_port, tmp_path), nprocs=2)
+    one, accumulated, first, second = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for name in ("0-of-1-1", "0-of-1-2", "0-of-2-1", "1-of-2-1")
+    )
+    assert one["losses"][-1] < 0.95 * one["losses"][0]
+    for other, tolerance in ((accumulated, 1e-6), (first, 1e-5), (second, 1e-5)):
+        assert other["losses"] == pytest.approx(one["losses"], rel=tolerance)
+        for name, expected in one["model"].items():
+            torch.testing.assert_close(other["model"][name], expected, atol=tolerance, rtol=tolerance, msg=name)
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+def fail_in_one(process: int, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(process), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    with distributed.process_group(torch.device("cpu"), timeout=1.0):
+        step = build(CrossEntropy())
+        ((images, targets),) = batches(0, process, 2, 1)
+        before = [parameter.clone() for parameter in step.model.parameters()]
+        if process == 1:
+            targets[1] = type(targets[1])(**{**vars(targets[1]), "boxes": torch.full((len(targets[1]), 4), torch.nan)})
+        with pytest.raises(NonFiniteError, match=r"The targets' boxes|in another process"):
+            step([(images, targets)], 0)
+        assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
+        step(batches(1, process, 2, 1), 1)  # and both go on
+
+
+def test_what_is_not_finite_in_one_process_stops_the_step_in_all(free_port: int) -> None:
+    mp.spawn(fail_in_one, (free_port,), nprocs=2)
+
+
+def torchrun(options: list[str], *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        *more,
+        "train.py",
+        *options,
+    ]
+
+
+def test_torchrun_trains_evaluates_and_writes_once(tiny_options: list[str], tmp_path: Path) -> None:
+    options = [*tiny_options, "data.batch_size=2", "trainer.max_steps=3", "log_every=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    refused = subprocess.run(
+        torchrun(options), cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "Several processes need run_dir=PATH" in refused.stderr
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        torchrun([*options, f"run_dir={folder}"]),
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["group"]) for record in records] == [
+        (1, "train"),
+        (2, "train"),
+        (3, "train"),
+        (3, "val"),
+    ]
+    assert (folder / "train.log").read_text().count("Everything goes to") == 1
+    assert json.loads((folder / "evaluation" / "metrics.json").read_text())["bbox"].keys() >= {"AP"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_instant_a_run_ends_as_if_it_had_not_been(
+    tiny_options: list[str], tmp_path: Path, processes: int
+) -> None:
+    """kill -9 at ten random instants each, while saving too: after every step is saved."""
+    options = [
+        *tiny_options,
+        "data.batch_size=2",
+        "trainer.epochs=2",
+        "trainer.save_every_steps=1",
+        "trainer.resume=auto",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(folder: Path) -> list[str]:
+        own = [*options, f"run_dir={folder}"]
+        return torchrun(own) if processes == 2 else [sys.executable, "train.py", *own]
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    started = time.monotonic()
+    subprocess.run(command(straight), cwd=REPOSITORY, env=environment, check=True)
+    duration = time.monotonic() - started
+    instants = torch.rand(10, generator=torch.Generator().manual_seed(processes)) * duration
+    for instant in instants.tolist():
+        process = subprocess.Popen(command(killed), cwd=REPOSITORY, env=environment, start_new_session=True)
+        try:
+            process.wait(timeout=instant)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    subprocess.run(command(killed), cwd=REPOSITORY, env=environment, check=True)
+    assert checksum(killed / "checkpoints" / "last.pt") == checksum(straight / "checkpoints" / "last.pt")
+
+
+def hang(process: int, port: int, result: Any) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(process), "WORLD_SIZE": "2"}
+    try:
+        with distributed.process_group(torch.device("cpu"), timeout=5 / 60):
+            dist.barrier()
+            if process == 1:
+                time.sleep(30)
+                return
+            distributed.mean(torch.ones(3))
+    except Exception as error:
+        result.put(str(error))
+        raise
+
+
+def test_a_process_that_hangs_is_named(free_port: int) -> None:
+    context = mp.get_context("spawn")
+    result = context.SimpleQueue()
+    processes = [context.Process(target=hang, args=(rank, free_port, result)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    processes[0].join(60)
+    processes[1].kill()
+    message = result.get()
+    assert "Process 0 of 2 waited in vain" in message and "1" in message.partition("waited in vain")[2]
+    assert "trainer.resume=auto" in message

@@ -1,0 +1,131 @@
+"""Compare the runs of a sweep on one page: python tools/compare.py runs/SWEEP
+
+Writes compare.html, which needs nothing else, and compare.csv with the same numbers.
+"""
+
+import argparse
+import csv
+import math
+import os
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` and `tools` are used from the checkout
+
+from detr.config import exit_codes
+from tools.comparison import charts, cost, judge
+from tools.comparison.runs import METRICS, Group, find_runs, group_runs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, metavar="RUNS_DIR", help="folder with the runs' folders")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write to; RUNS_DIR where not given")
+    parser.add_argument(
+        "--baseline", metavar="LABEL", help="configuration to compare with; else the first without attention blocks"
+    )
+    options = parser.parse_args(arguments)
+    output = options.output or options.runs
+    runs, left_out = find_runs(options.runs)
+    groups = group_runs(runs)
+    baseline = judge.pick_baseline(groups, options.baseline)
+    groups.sort(key=lambda group: (group is not baseline, -(judge.spread(group.values("AP"))[0] or 0)))
+    for folder, reason in left_out.items():
+        print(f"Left out: {folder}: {reason}")
+    print(f"Runs: {len(runs)}, configurations: {len(groups)}. Measuring what each costs ...", flush=True)
+    load = os.getloadavg()[0]  # before this process adds to it
+    costs = cost.measure(groups)
+    judgements = judge.judge(groups, baseline)
+    summary = judge.summary(groups, judgements, baseline)
+    rows = [
+        _row(group, judgement, price, costs[0])
+        for group, judgement, price in zip(groups, judgements, costs, strict=True)
+    ]
+
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "compare.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    curve_of, curves = charts.curves(groups, judgements, baseline)
+    page = _template().render(
+        folder=options.runs,
+        summary=summary,
+        unseen=judge.smallest_visible(judgements),
+        level=judge.LEVEL,
+        baseline=baseline,
+        rows=rows,
+        options=list(groups[0].options),
+        metrics=METRICS,
+        signs=charts.SIGNS,
+        charts={
+            "ap": charts.ap_chart(groups, judgements, baseline),
+            "curves": curves,
+            "cost": charts.cost_chart(groups, judgements, costs),
+        },
+        curve_of=curve_of,
+        sizes=sorted({f"{price.pixels} x {price.pixels}" for price in costs}),
+        repeats=costs[0].repeats,
+        left_out=left_out,
+        machine={"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": load},
+        today=date.today(),
+    )
+    (output / "compare.html").write_text(page, encoding="utf-8")
+    print(summary)
+    print(f"Written: {output / 'compare.html'} and {output / 'compare.csv'}")
+
+
+def _row(group: Group, judgement: judge.Judgement, price: cost.Cost, of_baseline: cost.Cost) -> dict[str, Any]:
+    """A group's line of the table."""
+    spreads = {name: judge.spread(group.values(name)) for name in METRICS}
+    return {
+        "group": group.label,
+        "seeds": len(group.runs),
+        **{f"{name}_{kind}": spreads[name][at] for name in METRICS for at, kind in enumerate(("mean", "std"))},
+        "difference": judgement.difference,
+        "ci_low": judgement.low,
+        "ci_high": judgement.high,
+        "p_value": judgement.p_value,
+        "verdict": judgement.verdict,
+        "parameters": price.parameters,
+        "added_parameters": price.parameters - of_baseline.parameters,
+        "flops": price.flops,
+        "latency_ms": price.milliseconds,
+        "memory_gb": group.memory(),
+        "images_per_second": group.speed(),
+        **group.options,
+    }
+
+
+def _template() -> jinja2.Template:
+    """The page. Everything in it is escaped, since labels and folders are free text, except for the charts."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "comparison"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "significant": _significant, "svg": Markup}
+    return environment.get_template("page.html.j2")
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "\N{EN DASH}" if value is None else format(value, form).replace("-", judge.MINUS)
+
+
+def _significant(value: float) -> str:
+    """Three figures of a positive number."""
+    return f"{value:,.{max(2 - math.floor(math.log10(value)), 0)}f}"
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main()
