@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datasets.coco import CocoDetection
+from detr import distributed
 from detr.errors import UserError
 from detr.images import pad_to_batch
 from detr.types import ImageBatch, Target
@@ -28,33 +29,38 @@ def _leave_process_group(worker: int) -> None:
 
 
 class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index), in an order that follows from (seed, epoch). The last incomplete batch is dropped."""
+    """Batches of (epoch, index), in an order that follows from (seed, epoch). The last incomplete batch is dropped.
+
+    Each process has its part of what one process with a batch of all their images would have, in the same order.
+    """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.size // self.batch_size
+        return self.size // (self.batch_size * distributed.world_size())
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.size, generator=generator).tolist()
         for batch in range(self.start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in chosen]
+            first = (batch * distributed.world_size() + distributed.rank()) * self.batch_size
+            yield [(self.epoch, index) for index in order[first : first + self.batch_size]]
 
 
 class TrainLoader:
     """Endless training batches, each determined by the seed and its place (epoch, batch) alone.
 
-    batch_size: images in a batch. workers: processes that prepare them; 0 prepares them in the training process.
+    batch_size: images in a batch of one process.
+    workers: processes that prepare them; 0 prepares them in the training process.
     """
 
     def __init__(self, dataset: CocoDetection, *, batch_size: int, workers: int, seed: int) -> None:
-        if len(dataset) < batch_size:
+        if len(dataset) < batch_size * distributed.world_size():
+            processes = f" in each of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
             raise UserError(
-                f"{dataset.annotations} has {len(dataset)} images, too few for one batch of {batch_size}. "
+                f"{dataset.annotations} has {len(dataset)} images, too few for one batch of {batch_size}{processes}. "
                 "Lower data.batch_size, or use more images."
             )
         self._dataset, self.batch_size = dataset, batch_size
@@ -91,12 +97,13 @@ class TrainLoader:
 
 
 def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int) -> Iterable[Batch]:
-    """Every image once, in the order of the annotation file; raises UserError where there is none."""
+    """Every image once, in the order of the annotation file, by one of the processes; UserError where there is none."""
     if len(dataset) == 0:
         raise UserError(f"{dataset.annotations} lists no images, so there is nothing to evaluate on.")
     return DataLoader(
         dataset,
         batch_size=batch_size,
+        sampler=range(distributed.rank(), len(dataset), distributed.world_size()),
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_leave_process_group,
