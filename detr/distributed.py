@@ -52,10 +52,11 @@ def process_group(device: torch.device, timeout: float = 10.0) -> Iterator[None]
         return
     limit = timedelta(minutes=timeout)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=limit)
+    roll_call = dist.new_group(backend="gloo")  # of its own: a connection on which one waited in vain is closed
     try:
         yield
     except RuntimeError as error:
-        raise _explained(error, limit) from error
+        raise _explained(error, limit, roll_call) from error
     finally:
         if sys.exc_info()[0] is None:  # after an error the others may be gone: waiting for them would hide it
             dist.destroy_process_group()
@@ -139,13 +140,13 @@ def _running() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _explained(error: RuntimeError, limit: timedelta) -> Exception:
+def _explained(error: RuntimeError, limit: timedelta, roll_call: Any) -> Exception:
     """What went wrong between the processes, with the ranks that no longer answer."""
     if not isinstance(error, dist.DistError) and "timed out" not in str(error).lower():
         return error
     missing = ""
     try:
-        dist.monitored_barrier(timeout=timedelta(seconds=min(limit.total_seconds(), 10)), wait_all_ranks=True)
+        dist.monitored_barrier(roll_call, timeout=min(limit, timedelta(seconds=10)), wait_all_ranks=True)
     except RuntimeError as answer:
         missing = f" {str(answer).splitlines()[0]}"
     return UserError(

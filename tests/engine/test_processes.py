@@ -137,7 +137,7 @@ def test_torchrun_trains_evaluates_and_writes_once(tiny_options: list[str], tmp_
     refused = subprocess.run(
         torchrun(options), cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
-    assert "Several processes need run_dir=PATH" in refused.stderr
+    assert "Several processes need run_dir=PATH" in refused.stdout + refused.stderr
     folder = tmp_path / "run"
     done = subprocess.run(
         torchrun([*options, f"run_dir={folder}"]),
