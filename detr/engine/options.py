@@ -34,7 +34,6 @@ class TrainerConfig:
     overfit_batches: train on the first so many batches alone, again and again.
     non_finite: what to do where a loss or gradient is NaN or infinite: stop, or skip the step, max_skips times.
     timeout: minutes that a process waits for the others.
-    profile: write where the time of some early steps goes to profile/ in the run's folder.
     """
 
     epochs: int = 300
@@ -61,7 +60,6 @@ class TrainerConfig:
     non_finite: str = "stop"
     max_skips: int = 10
     timeout: float = 10.0
-    profile: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("precision", PRECISIONS), ("non_finite", NON_FINITE)):
