@@ -137,7 +137,7 @@ class TrainingStep:
         """Turns errors that the batch or an option causes into messages that say what to change."""
         try:
             yield
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             text = str(error)
             images, targets = batch
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from detr.errors import UserError
 from detr.files import read_tensors
-from detr.models.attention.placement import Placement, blocks_for, plugged_in
+from detr.models.attention.placement import Blocks, Placement, blocks_for, plugged_in
 from detr.models.neck import masks_for
 
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
@@ -119,30 +119,30 @@ class Backbone(nn.Module):
             for block in getattr(body, stage):
                 x = run_with_attention(block, x, mask) if hasattr(block, "attention") else block(x)
             if stage in self.attention:
-                x = self.attention[stage](x, *masks_for(mask, [x]))
+                x = _attend(self.attention[stage], x, mask)
             if stage in self.features:
                 maps.append(x)
         return maps
 
     def plug(self, placements: Mapping[str, Placement]) -> None:
         """Add attention blocks to stages and residual blocks; raises UserError for stages that are not built."""
+        built = [stage for stage in LAYERS if hasattr(self.body, stage)]
         for name, placement in placements.items():
-            built = [stage for stage in LAYERS if hasattr(self.body, stage)]
             if missing := [stage for stage in placement.stages if stage in LAYERS and stage not in built]:
                 raise UserError(
                     f"model.attention.{name}.stages: {missing[0]} is not built, because nothing after "
                     f"{self.features[-1]} is used. Choose some of {', '.join(built)}, backbone and neck, or add to "
                     "model.backbone.features."
                 )
-        for stage in LAYERS:
-            for block in getattr(self.body, stage, ()):
+        for stage in built:
+            for block in getattr(self.body, stage):
                 channels = (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels
                 inside = nn.ModuleDict({"pre": blocks_for(placements, stage, "pre", block.conv1.in_channels)})
                 for where in ("standard", "identity", "post"):
                     inside[where] = blocks_for(placements, stage, where, channels)
                 if any(inside.values()):
                     block.attention = inside
-            if hasattr(self.body, stage) and (after := blocks_for(placements, stage, "after", channels)):
+            if after := blocks_for(placements, stage, "after", channels):
                 self.attention[stage] = after
 
     def _load(self, name: str, weights: str) -> None:
@@ -191,13 +191,17 @@ def run_with_attention(
     """What torchvision's residual block computes, with the attention blocks that are plugged into it."""
     attention = typing.cast(nn.ModuleDict, block.attention)
     shortcut = x if block.downsample is None else block.downsample(x)
-    x = attention["pre"](x, *masks_for(image_mask, [x]))
+    x = _attend(attention["pre"], x, image_mask)
     x = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
     if isinstance(block, Bottleneck):
         x = block.bn3(block.conv3(block.relu(x)))
-    (mask,) = masks_for(image_mask, [x])
-    x = attention["standard"](x, mask) + attention["identity"](shortcut, mask)
-    return attention["post"](block.relu(x), mask)
+    x = _attend(attention["standard"], x, image_mask) + _attend(attention["identity"], shortcut, image_mask)
+    return _attend(attention["post"], block.relu(x), image_mask)
+
+
+def _attend(blocks: nn.Module, x: Tensor, image_mask: Tensor) -> Float[Tensor, "batch channels height width"]:
+    """The map after the blocks of one place; most places have none, and need no mask of the map's size."""
+    return blocks(x, *masks_for(image_mask, [x])) if len(typing.cast(Blocks, blocks)) else x
 
 
 def _read_state_dict(path: str) -> dict[str, Tensor]:
