@@ -36,7 +36,7 @@ def evaluate(config: DictConfig, device: torch.device) -> None:
     logger.info("Evaluating on %d images with a short side of %d pixels.", len(dataset), size["size"])
 
     evaluator = CocoEvaluator(
-        loader=evaluation_loader(dataset, batch_size=data["batch_size"], workers=data["workers"]),
+        loader=evaluation_loader(dataset, **{name: data[name] for name in ("batch_size", "workers", "pad_to")}),
         annotations=dataset.ground_truth(),
         categories=detector.categories,
         **config.evaluation,

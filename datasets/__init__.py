@@ -2,5 +2,6 @@
 
 from datasets.coco import CocoDetection
 from datasets.loader import TrainLoader, evaluation_loader
+from datasets.training import training_data
 
-__all__ = ["CocoDetection", "TrainLoader", "evaluation_loader"]
+__all__ = ["CocoDetection", "TrainLoader", "evaluation_loader", "training_data"]

@@ -3,10 +3,13 @@
 import json
 import logging
 import math
+import os
+import reprlib
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,9 @@ from detr.images import read_image
 from detr.types import Category, Target
 
 logger = logging.getLogger(__name__)
+UNREADABLE = ("stop", "skip")
+_brief = reprlib.Repr()  # values in messages, which may be of any length
+_brief.maxstring = 200
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         from (seed, epoch, index): the k-th sample of an epoch is the same for any number of workers.
     categories: the classes to use, such as those that a checkpoint was trained on; the file's own by default.
     seed: of the augmentation.
+    unreadable: what to do where an image cannot be read: stop with a UserError, or skip it: the next one that can be
+        read takes its place. `report_unreadable` tells of these.
 
     Items are asked for by index, or by (epoch, index). Raises UserError where the file or its images are not usable;
     boxes without any area inside their image are dropped, with a warning that counts them.
@@ -61,9 +69,12 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         *,
         categories: Sequence[Category] | None = None,
         seed: int = 0,
+        unreadable: str = "stop",
     ) -> None:
+        if unreadable not in UNREADABLE:
+            raise UserError(f"data.unreadable: wanted {' or '.join(UNREADABLE)}, got '{unreadable}'.")
         self.folder, self.annotations = Path(images), Path(annotations)
-        self.transforms, self.seed = transforms, seed
+        self.transforms, self.seed, self.unreadable = transforms, seed, unreadable
         self._later_transforms, self._later_epoch = transforms, math.inf
         content = _read_json(self.annotations)
         own_categories = _categories(content, self.annotations)
@@ -72,6 +83,8 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         self.categories = list(categories if categories is not None else own_categories)
         self.records, self._unusable = _records(content, self.categories, self.annotations)
         _check_files(self.folder, self.records)
+        # Of each image whether it was skipped; shared with the loader's processes, which are those that find out.
+        self._skipped = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -88,8 +101,7 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[UInt8[Tensor, "3 _ _"], Target]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        record = self.records[index]
-        image = read_image(self.folder / record.file_name, record.size)
+        record, image = self._read(index)
         boxes, labels = torch.from_numpy(record.boxes), torch.from_numpy(record.labels)
         transforms = self.transforms if epoch < self._later_epoch else self._later_transforms
         if transforms is not None:
@@ -110,19 +122,47 @@ class CocoDetection(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         boxes = xyxy_to_cxcywh(boxes[visible]) / limits
         return image, Target(labels=labels[visible], boxes=boxes, image_id=record.id, original_size=record.size)
 
+    def report_unreadable(self) -> None:
+        """Warn of the images that were skipped since the last time, in this process and the loader's."""
+        names = [self.records[index].file_name for index in self._skipped.nonzero()[:, 0].tolist()]
+        self._skipped.zero_()
+        if names:
+            text = "%d images in %s could not be read and were skipped: %s. Replace them, or remove them from %s."
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            logger.warning(text, len(names), self.folder, shown, self.annotations)
+
+    def _read(self, index: int) -> tuple[ImageRecord, UInt8[Tensor, "3 _ _"]]:
+        """The image with this index, or the next one after it that can be read."""
+        index = range(len(self))[index]
+        for place in range(index, index + len(self)):
+            record = self.records[place % len(self)]
+            try:
+                return record, read_image(self.folder / record.file_name, record.size)
+            except UserError as error:
+                if self.unreadable == "stop":
+                    raise
+                self._skipped[place % len(self)] = True
+                reason = error
+        raise UserError(f"Not one of the {len(self)} images in {self.folder} can be read. The last one: {reason}")
+
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeated_keys)
     except FileNotFoundError:
         raise UserError(
             f"Annotation file {path} does not exist. Set data.root, or data.train.annotations and data.val.annotations."
         ) from None
     except IsADirectoryError:
         raise UserError(f"Annotation file {path} is a folder, wanted a JSON file in COCO format.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
         raise UserError(
-            f"Annotation file {path} is no valid JSON: {error}. It may be cut short; copy or export it again."
+            f"Annotation file {path} is nested too deeply for COCO format. Export the data set as COCO detection."
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"Annotation file {path} is no valid JSON: {str(error).partition('; ')[0]}. It may be cut short; copy or "
+            "export it again."
         ) from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -130,6 +170,15 @@ def _read_json(path: Path) -> dict[str, Any]:
                 f"Annotation file {path} is not in COCO format: wanted an object with the lists 'images', "
                 f"'annotations' and 'categories', but '{key}' is missing. Export the data set as COCO detection."
             )
+    return content
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, of which Python alone would silently take the last value of a key."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {_brief.repr(key)} occurs twice in one object")
     return content
 
 
@@ -170,12 +219,20 @@ def _records(content: dict[str, Any], categories: Sequence[Category], path: Path
     for entry in content["annotations"]:
         image, category = entry.get("image_id"), entry.get("category_id")
         if not isinstance(image, int) or image not in sizes:
-            raise UserError(f"{path}: annotation {entry['id']} belongs to image {image}, which 'images' does not list.")
+            raise UserError(
+                f"{path}: annotation {entry['id']} belongs to image {_brief.repr(image)}, which 'images' does not "
+                "list. Add it there, or remove the annotation."
+            )
         if not isinstance(category, int) or category not in label_of:
             raise UserError(
-                f"{path}: annotation {entry['id']} has the category {category}, which is not among the "
+                f"{path}: annotation {entry['id']} has the category {_brief.repr(category)}, which is not among the "
                 f"{len(label_of)} known ones ({', '.join(map(str, list(label_of)[:10]))}). Add it to 'categories', "
                 "or correct the annotation."
+            )
+        if not _is_finite(entry.get("area", 0)):
+            raise UserError(
+                f"{path}: annotation {entry['id']} has the area {_brief.repr(entry['area'])}, wanted a number of "
+                "pixels. Correct it, or leave it out."
             )
         box, problem = _clipped_box(entry, sizes[image], path)
         if problem:
@@ -202,9 +259,11 @@ def _clipped_box(entry: dict[str, Any], size: tuple[int, int], path: Path) -> tu
     """The annotation's box as xyxy inside the image, and what makes it unusable ('' where nothing does)."""
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise UserError(f"{path}: annotation {entry['id']} has the bbox {box}, wanted [x, y, width, height] in pixels.")
+        raise UserError(
+            f"{path}: annotation {entry['id']} has the bbox {_brief.repr(box)}, wanted [x, y, width, height] in pixels."
+        )
     x, y, width, height = box
-    if not all(map(math.isfinite, box)):
+    if not all(map(_is_finite, box)):
         return [], "NaN or infinite"
     if width < 0 or height < 0:
         return [], "of negative size"
@@ -213,6 +272,11 @@ def _clipped_box(entry: dict[str, Any], size: tuple[int, int], path: Path) -> tu
     x1, y1 = max(x, 0.0), max(y, 0.0)
     x2, y2 = min(x + width, size[1]), min(y + height, size[0])
     return [x1, y1, x2, y2], "" if x1 < x2 and y1 < y2 else "outside the image"
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number, and also as a float finite: JSON has whole numbers of any length."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _report_dropped(dropped: dict[int, str], kept: int, path: Path) -> None:
@@ -229,9 +293,10 @@ def _report_dropped(dropped: dict[int, str], kept: int, path: Path) -> None:
 
 def _size(entry: dict[str, Any], path: Path) -> tuple[int, int]:
     height, width = entry.get("height"), entry.get("width")
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+    if not (isinstance(height, int) and isinstance(width, int) and 0 < height < 2**31 and 0 < width < 2**31):
         raise UserError(
-            f"{path}: image {entry['id']} has width {width} and height {height}, wanted two positive whole numbers."
+            f"{path}: image {entry['id']} has width {_brief.repr(width)} and height {_brief.repr(height)}, wanted two "
+            "positive whole numbers."
         )
     return height, width
 
@@ -240,10 +305,11 @@ def _file_name(entry: dict[str, Any], path: Path) -> str:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
         raise UserError(f"{path}: image {entry['id']} has no 'file_name'.")
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    parts = PureWindowsPath(name)  # which takes both kinds of slashes for one
+    if parts.root or ".." in parts.parts or "\0" in name:
         raise UserError(
-            f"{path}: image {entry['id']} has the file name '{name}', which leads out of the image folder. "
-            "Give names relative to the folder in data.train.images and data.val.images."
+            f"{path}: image {entry['id']} has the file name {_brief.repr(name)}, which leads out of the image folder "
+            "or is no name at all. Give names relative to the folder in data.train.images and data.val.images."
         )
     return name
 
@@ -252,8 +318,10 @@ def _check_ids(entries: Iterable[Any], kind: str, path: Path) -> None:
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         identity = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(identity, int) or isinstance(identity, bool):
-            raise UserError(f"{path}: entry {position} of '{kind}' has the id {identity!r}, wanted a whole number.")
+        if not isinstance(identity, int) or isinstance(identity, bool) or not -(2**63) <= identity < 2**63:
+            raise UserError(
+                f"{path}: entry {position} of '{kind}' has the id {_brief.repr(identity)}, wanted a whole number."
+            )
         if identity in seen:
             raise UserError(f"{path}: the id {identity} occurs twice in '{kind}'. Ids must be unique.")
         seen.add(identity)
@@ -264,17 +332,28 @@ def _check_files(folder: Path, records: Sequence[ImageRecord]) -> None:
         raise UserError(
             f"Image folder {folder} does not exist. Set data.root, or data.train.images and data.val.images."
         )
-    # One listing a folder instead of one system call an image.
-    parents = {PurePosixPath(record.file_name).parent for record in records}
-    present = {
-        str(parent / entry.name)
-        for parent in parents
-        if (folder / parent).is_dir()
-        for entry in (folder / parent).iterdir()
-    }
+    # One listing a folder instead of one system call an image; links alone are looked at.
+    root, present, leading_out = folder.resolve(), set(), set()
+    for parent in {PurePosixPath(record.file_name).parent for record in records}:
+        if not (folder / parent).is_dir():
+            continue
+        inside = (folder / parent).resolve().is_relative_to(root)
+        with os.scandir(folder / parent) as entries:
+            for entry in entries:
+                name = str(parent / entry.name)
+                if entry.is_file():
+                    present.add(name)
+                if not inside or (entry.is_symlink() and not Path(entry).resolve().is_relative_to(root)):
+                    leading_out.add(name)
     missing = [record.file_name for record in records if str(PurePosixPath(record.file_name)) not in present]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(records)} image files are missing in {folder}, the first is {missing[0]}. "
-            "Complete the folder, or remove the images from the annotation file."
+            f"{len(missing)} of {len(records)} image files are missing in {folder}, the first is "
+            f"{_brief.repr(missing[0])}. Complete the folder, or remove the images from the annotation file."
+        )
+    outside = [record.file_name for record in records if str(PurePosixPath(record.file_name)) in leading_out]
+    if outside:
+        raise UserError(
+            f"{len(outside)} of {len(records)} image files are links that lead out of {folder}, the first is "
+            f"{_brief.repr(outside[0])}. Put the files themselves there, or name the folder that holds them all."
         )

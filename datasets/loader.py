@@ -1,78 +1,79 @@
 """From data sets to batches."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from datasets.coco import CocoDetection
+from datasets.workers import Batch, BatchLoader
 from detr import distributed
 from detr.errors import UserError
-from detr.images import pad_to_batch
-from detr.types import ImageBatch, Target
 
-Batch = tuple[ImageBatch, list[Target]]
+_CHUNK = 50  # batches whose images are sorted together: enough to be similar, few enough to stay shuffled
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Pad the images of several samples to one batch."""
-    images, targets = zip(*samples, strict=True)
-    return pad_to_batch(images), list(targets)
-
-
-def _leave_process_group(worker: int) -> None:
-    """Signals to the whole group, as from Ctrl-C, must not end workers before the training process has saved."""
-    os.setpgrp()
-
-
-class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
+class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), in an order that follows from (seed, epoch). The last incomplete batch is dropped.
 
-    Each process has its part of what one process with a batch of all their images would have, in the same order.
+    Each process has its part of every batch. aspects: those of the images, where similar ones are to share a batch.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int, aspects: Sequence[float] | None) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.aspects = None if aspects is None else torch.tensor(aspects)
+        self.rank, self.processes = distributed.rank(), distributed.world_size()
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.size // (self.batch_size * distributed.world_size())
+        return self.size // (self.batch_size * self.processes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.size, generator=generator).tolist()
-        for batch in range(self.start, len(self)):
-            first = (batch * distributed.world_size() + distributed.rank()) * self.batch_size
-            yield [(self.epoch, index) for index in order[first : first + self.batch_size]]
+        batch = self.batch_size * self.processes
+        order = torch.randperm(self.size, generator=generator)[: len(self) * batch]
+        if self.aspects is not None:
+            chunks = order.split(_CHUNK * batch)
+            order = torch.cat([chunk[self.aspects[chunk].argsort(stable=True)] for chunk in chunks])
+            order = order.view(-1, batch)[torch.randperm(len(self), generator=generator)]
+        parts = order.view(-1, self.processes, self.batch_size)[self.start :, self.rank]
+        for chosen in parts.tolist():
+            yield [(self.epoch, index) for index in chosen]
 
 
 class TrainLoader:
     """Endless training batches, each determined by the seed and its place (epoch, batch) alone.
 
-    batch_size: images in a batch of one process.
-    workers: processes that prepare them; 0 prepares them in the training process.
+    Processes of one run have each their part of the same batches, which are those of one process with larger batches.
+
+    batch_size: images in a batch of each process. workers: processes that prepare them; 0 prepares them in the training
+    process. group_by_aspect: batches of images with similar aspect ratios, which saves padding. pad_to: batches are
+    padded to a multiple of so many pixels, which bounds the number of their shapes.
     """
 
-    def __init__(self, dataset: CocoDetection, *, batch_size: int, workers: int, seed: int) -> None:
-        if len(dataset) < batch_size * distributed.world_size():
-            processes = f" in each of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    def __init__(
+        self,
+        dataset: CocoDetection,
+        *,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        group_by_aspect: bool = False,
+        pad_to: int = 1,
+    ) -> None:
+        processes = distributed.world_size()
+        if len(dataset) < batch_size * processes:
+            each = f" in each of {processes} processes" if processes > 1 else ""
             raise UserError(
-                f"{dataset.annotations} has {len(dataset)} images, too few for one batch of {batch_size}{processes}. "
+                f"{dataset.annotations} has {len(dataset)} images, too few for one batch of {batch_size}{each}. "
                 "Lower data.batch_size, or use more images."
             )
         self._dataset, self.batch_size = dataset, batch_size
-        self._sampler = _ShuffledBatches(len(dataset), batch_size, seed)
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self._sampler,
-            collate_fn=collate,
-            num_workers=workers,
-            worker_init_fn=_leave_process_group,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+        aspects = [record.size[1] / record.size[0] for record in dataset.records] if group_by_aspect else None
+        self._sampler = ShuffledBatches(len(dataset), batch_size, seed, aspects)
+        self._loader = BatchLoader(
+            dataset, workers=workers, pad_to=pad_to, batch_sampler=self._sampler, persistent_workers=workers > 0
         )
 
     def switch_transforms(self, transforms: Callable[..., Any], *, after: float, epochs: int) -> None:
@@ -91,21 +92,20 @@ class TrainLoader:
         return len(self._sampler)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from the one with index `start` on."""
+        """The batches of one epoch, from the one with index `start` on; at its end a warning of unreadable images."""
         self._sampler.epoch, self._sampler.start = epoch, start
-        return iter(self._loader)
+        try:
+            yield from self._loader
+        finally:
+            self._dataset.report_unreadable()
 
 
-def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int) -> Iterable[Batch]:
-    """Every image once, in the order of the annotation file, by one of the processes; UserError where there is none."""
+def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int, pad_to: int = 1) -> Iterable[Batch]:
+    """Every image once, in the order of the annotation file; raises UserError where there is none.
+
+    Processes of one run take turns in that order; with fewer images than processes the last ones have no batch at all.
+    """
     if len(dataset) == 0:
         raise UserError(f"{dataset.annotations} lists no images, so there is nothing to evaluate on.")
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=range(distributed.rank(), len(dataset), distributed.world_size()),
-        collate_fn=collate,
-        num_workers=workers,
-        worker_init_fn=_leave_process_group,
-        pin_memory=torch.cuda.is_available(),
-    )
+    own = range(distributed.rank(), len(dataset), distributed.world_size())
+    return BatchLoader(dataset, workers=workers, pad_to=pad_to, batch_size=batch_size, sampler=own)

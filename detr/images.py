@@ -1,6 +1,8 @@
 """From image files to a padded batch: reading, resizing to a short side, padding."""
 
 import glob
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from torchvision.transforms.v2 import functional as F
 from detr.errors import UserError
 from detr.types import ImageBatch
 
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 0x0112, 322, 323
+# Where Pillow refuses an image; one of this size takes 2 to 3 GB to read. It warns of half of that already.
+MAX_PIXELS = 178_956_970
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 height width"]:
@@ -24,32 +29,49 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[T
     annotations were made for. It decides whether the orientation stored in the file's EXIF data is meant; where it
     cannot tell, and without it, the image is turned upright, as viewers and annotation tools show it.
 
-    Raises UserError where the file is missing, empty or damaged, or has neither of the two sizes.
+    Raises UserError where the file is missing, empty or damaged, has neither of the two sizes, or more than MAX_PIXELS.
     """
     try:
         with Image.open(path) as file:
+            _check_pixels(file)
             return to_tensor(_upright(file, size, path))
     except FileNotFoundError:
         raise UserError(f"Image file {path} does not exist.") from None
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"Image file {path} is refused: it would decompress to more than {MAX_PIXELS} pixels. Scale it down or cut "
+            "it into pieces, and annotate those; or remove it from the annotations."
+        ) from None
+    except (OSError, SyntaxError, ValueError, RuntimeError, MemoryError) as error:
         reason = "it is empty or no image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(
-            f"Image file {path} cannot be read: {reason}. Replace it, or remove it from the annotations."
+            f"Image file {path} cannot be read: {reason or type(error).__name__}. Replace it, or remove it from the "
+            "annotations."
         ) from None
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """A Pillow image of any mode as 8-bit RGB. 16-bit values are scaled, where Pillow alone would clip them."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        scale = 255.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 / 65535.0
-        image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+        values = np.array(image, dtype=np.float32)
+        values *= 255.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 / 65535.0
+        image = Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
     if image.mode != "RGB":
         image = image.convert("RGB")
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Before anything is decoded. A tile of a TIFF file is decoded whole, even where it is larger than the image."""
+    tags = getattr(image, "tag_v2", {})
+    tile = [tags.get(tag, 0) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH)]
+    if not all(isinstance(extent, int) for extent in tile):
+        raise ValueError("the size of its tiles is no number")
+    if max(image.width * image.height, math.prod(tile)) > MAX_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None, path: str | Path) -> Image.Image:
@@ -95,9 +117,12 @@ def resize(image: UInt8[Tensor, "3 _ _"], size: tuple[int, int]) -> UInt8[Tensor
     return image if image.shape[1:] == size else F.resize_image(image, list(size), antialias=True)
 
 
-def pad_to_batch(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> ImageBatch:
-    """Images of any sizes, padded with 0 at the right and bottom to the largest height and width among them."""
-    height, width = (max(image.shape[dim] for image in images) for dim in (1, 2))
+def pad_to_batch(images: Sequence[UInt8[Tensor, "3 _ _"]], multiple: int = 1) -> ImageBatch:
+    """Images of any sizes, padded with 0 at the right and bottom to the largest height and width among them.
+
+    multiple: of so many pixels the height and width are made, which bounds the number of shapes for compilers.
+    """
+    height, width = (-(-max(image.shape[dim] for image in images) // multiple) * multiple for dim in (1, 2))
     batch = torch.zeros((len(images), 3, height, width), dtype=torch.uint8).to(memory_format=torch.channels_last)
     mask = torch.ones((len(images), height, width), dtype=torch.bool)
     for i, image in enumerate(images):

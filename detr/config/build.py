@@ -26,6 +26,7 @@ MODELS = ("detr.models",)
 _LEAST = {
     "data.batch_size": 1,
     "data.workers": 0,
+    "data.pad_to": 1,
     "data.size": 1,
     "data.max_size": 1,
     "trainer.epochs": 1,

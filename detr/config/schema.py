@@ -22,6 +22,10 @@ class DataConfig:
     """size, max_size: short side and limit of the long side in evaluation and prediction, in pixels.
 
     plain_after: fraction of the training after which its images are resized like those, and flipped, but no more.
+    batch_size: images in a batch of each process. workers: processes that load images, for each process.
+    group_by_aspect: training batches of images with similar aspect ratios.
+    pad_to: batches are padded to a multiple of so many pixels.
+    unreadable: what to do with training images that cannot be read, stop or skip.
     """
 
     root: str | None = MISSING
@@ -34,6 +38,9 @@ class DataConfig:
     prepare: Any = None
     batch_size: int = 2
     workers: int = 4
+    group_by_aspect: bool = False
+    pad_to: int = 1
+    unreadable: str = "stop"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -12,7 +13,7 @@ from detr.models.transformer import DecoderLayer, EncoderLayer
 
 
 def accelerated(model: nn.Module, config: TrainerConfig) -> nn.Module:
-    """The model with activation checkpointing, synchronised batch norm and compilation, as far as asked for.
+    """The model in channels-last layout; activation checkpointing, synchronised batch norm, compilation if asked for.
 
     Its parameters keep their names. Raises UserError where the device cannot do it.
     """
@@ -25,6 +26,7 @@ def accelerated(model: nn.Module, config: TrainerConfig) -> nn.Module:
             raise UserError("trainer.sync_batch_norm works on GPUs only. Set trainer.sync_batch_norm=false, or a "
                             "norm without statistics of the batch: model.backbone.norm=group.")  # fmt: skip
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(memory_format=torch.channels_last)
     if config.compile:
         model.compile()
     return model

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from detr import distributed
 from detr.reporting.draw import draw_detections
 from detr.reporting.sinks import Sink
 from detr.types import Detections
@@ -22,6 +23,8 @@ _STATUS = Path("/proc/self/status")  # of Linux
 class Reporter:
     """Passes losses, speed, memory and pictures to all sinks. A context manager around the whole run.
 
+    Of several processes the first alone reports.
+
     sinks: where to log to, by name; None switches one off.
     run_dir: the run's folder, with its config.yaml; drawn validation images go to its predictions/.
     log_every: steps between two records of averages.
@@ -31,7 +34,8 @@ class Reporter:
     def __init__(
         self, *, sinks: Mapping[str, Sink | None], run_dir: Path, log_every: int = 50, threshold: float = 0.5
     ) -> None:
-        self.sinks, self.run_dir = [sink for sink in sinks.values() if sink is not None], run_dir
+        own = sinks.values() if distributed.rank() == 0 else ()
+        self.sinks, self.run_dir = [sink for sink in own if sink is not None], run_dir
         self.log_every, self.threshold = log_every, threshold
         self._started: list[Sink] = []
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from datasets import CocoDetection, TrainLoader, evaluation_loader, shapes, transforms
-from detr import distributed
 from detr.boxes import cxcywh_to_xyxy
 from detr.errors import UserError
 from detr.types import Category
@@ -150,26 +148,6 @@ def test_a_fraction_beyond_the_training_is_refused(shapes_root: Path, after: flo
     loader = TrainLoader(augmented(shapes_root), batch_size=5, workers=0, seed=7)
     with pytest.raises(UserError, match=r"data\.plain_after: wanted a fraction of the training in \[0, 1\], got"):
         loader.switch_transforms(transforms.evaluation(size=44, max_size=60), after=after, epochs=3)
-
-
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_the_batches_of_one(shapes_root: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
-    def ids(batches: Any) -> list[list[int]]:
-        return [[target.image_id for target in targets] for _, targets in batches]
-
-    dataset = augmented(shapes_root)
-    whole = ids(TrainLoader(dataset, batch_size=2 * processes, workers=0, seed=7).epoch(1))
-    every = [record.id for record in dataset.records]
-    trained, evaluated = [], []
-    monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    for rank in range(processes):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        trained.append(ids(TrainLoader(dataset, batch_size=2, workers=0, seed=7).epoch(1)))
-        evaluated += [image for batch in ids(evaluation_loader(dataset, batch_size=5, workers=0)) for image in batch]
-    assert [list(chain(*parts)) for parts in zip(*trained, strict=True)] == whole
-    assert sorted(evaluated) == sorted(every)
-    with pytest.raises(UserError, match=rf"too few for one batch of 20 in each of {processes} processes"):
-        TrainLoader(dataset, batch_size=20, workers=0, seed=7)
 
 
 def test_an_epoch_can_start_in_the_middle(shapes_root: Path) -> None:

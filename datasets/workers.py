@@ -1,0 +1,111 @@
+"""The processes that prepare batches, and what becomes of them."""
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from os import setpgrp
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from detr.errors import UserError
+from detr.images import pad_to_batch
+from detr.types import ImageBatch, Target
+
+Batch = tuple[ImageBatch, list[Target]]
+
+
+class BatchLoader:
+    """torch's loader for batches of images and targets; lost workers are a UserError, at the next batch.
+
+    workers: processes that prepare batches; 0 prepares them in this process. pad_to: images are padded to a multiple of
+    so many pixels. options: further ones of torch's loader.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, workers: int, pad_to: int, **options: Any) -> None:
+        self._loader = DataLoader(
+            dataset,
+            collate_fn=partial(collate, pad_to=pad_to),
+            num_workers=workers,
+            worker_init_fn=_leave_process_group,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            with _deaths_unheard():
+                batches = iter(self._loader)
+            yield from batches
+        except (RuntimeError, OSError) as error:
+            message = _explanation(str(error))
+            if message is None:
+                raise
+            raise UserError(message) from error
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]], pad_to: int = 1) -> Batch:
+    """Pad the images of several samples to one batch."""
+    images, targets = zip(*samples, strict=True)
+    batch = pad_to_batch(images, pad_to)
+    return (batch, list(targets)) if get_worker_info() is None else _in_shared_memory(batch, targets)
+
+
+def _in_shared_memory(batch: ImageBatch, targets: Sequence[Target]) -> Batch:
+    """Ready to be sent to the training process.
+
+    torch would do this in a thread, whose errors it only prints: the training would wait for the batch for ever. All
+    targets together take two pieces of memory, because each piece is an open file, of which there are not many.
+    """
+    batch.images.share_memory_()
+    batch.mask.share_memory_()
+    counts = [len(target) for target in targets]
+    labels = torch.cat([target.labels for target in targets]).share_memory_().split(counts)
+    boxes = torch.cat([target.boxes for target in targets]).share_memory_().split(counts)
+    return batch, [
+        replace(target, labels=own_labels, boxes=own_boxes)
+        for target, own_labels, own_boxes in zip(targets, labels, boxes, strict=True)
+    ]
+
+
+def _leave_process_group(worker: int) -> None:
+    """Signals to the whole group, as from Ctrl-C, must not end workers before the training process has saved."""
+    setpgrp()
+
+
+@contextmanager
+def _deaths_unheard() -> Iterator[None]:
+    """Keep torch from raising the death of a worker in the midst of a training step; the next batch tells of it too."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _explanation(error: str) -> str | None:
+    """What an error of torch's loader means and what to do about it, where that is known."""
+    if "Too many open files" in error or "ancdata" in error:
+        return (
+            "The processes that load images have too many files open. Raise the limit with ulimit -n, or lower "
+            "data.workers."
+        )
+    if "shared memory" in error:
+        return (
+            f"Shared memory is full: {error.splitlines()[-1]}. In Docker set --ipc=host or a larger --shm-size; or "
+            "lower data.workers or data.batch_size. data.workers=0 needs no shared memory."
+        )
+    if "DataLoader worker (pid" in error or "in memory thread exited" in error:
+        return (
+            f"A process that loads images died: {error.splitlines()[0]}. Either the main memory is full, or the shared "
+            "memory is too small (in Docker set --ipc=host or a larger --shm-size). Lower data.workers; data.workers=0 "
+            "loads images in the training process."
+        )
+    return None

@@ -1,0 +1,334 @@
+"""Batches: the same for any number of processes, grouped, padded, and what happens when images or workers fail."""
+
+import itertools
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
+from detr import distributed
+from detr.errors import UserError
+from detr.types import ImageBatch, Target
+from tests.conftest import REPOSITORY
+
+RECIPE = transforms.train(sizes=[40, 48, 56], max_size=80, crop_from=[50, 60], crop_min=30, crop_max=50)
+
+
+@pytest.fixture
+def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Makes this process one of several, as far as the loaders know."""
+
+    def pretend(rank: int, processes: int) -> None:
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: processes)
+
+    return pretend
+
+
+@pytest.fixture
+def damaged(shapes_root: Path, tmp_path: Path) -> CocoDetection:
+    """A set with four of 24 training images spoilt, each in another way, two of them in a row; they are skipped."""
+    root = tmp_path / "set"
+    shutil.copytree(shapes_root, root)
+    dataset = CocoDetection(root / "train", root / "instances_train.json", RECIPE, seed=5, unreadable="skip")
+    empty, cut, gone, other = (root / "train" / dataset.records[index].file_name for index in (3, 4, 11, 23))
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:200])
+    gone.unlink()
+    other.write_bytes(b"no image at all")
+    return dataset
+
+
+def shapes_set(root: Path, split: str = "train", recipe: Any = RECIPE) -> CocoDetection:
+    return CocoDetection(root / split, root / f"instances_{split}.json", recipe, seed=5)
+
+
+def images_of(batches: Iterable[tuple[ImageBatch, list[Target]]]) -> list[tuple[torch.Tensor, Target]]:
+    """All images in a row, without their padding, and their targets."""
+    found = []
+    for batch, targets in batches:
+        for image, mask, target in zip(batch.images, batch.mask, targets, strict=True):
+            height, width = int((~mask[:, 0]).sum()), int((~mask[0]).sum())
+            assert not mask[:height, :width].any() and mask.sum() == mask.numel() - height * width
+            found.append((image[:, :height, :width], target))
+    return found
+
+
+def ids_of(batches: Iterable[tuple[ImageBatch, list[Target]]]) -> list[list[int]]:
+    return [[target.image_id for target in targets] for _, targets in batches]
+
+
+def assert_same_images(a: list[tuple[torch.Tensor, Target]], b: list[tuple[torch.Tensor, Target]]) -> None:
+    for (image, target), (other_image, other_target) in zip(a, b, strict=True):
+        assert torch.equal(image, other_image) and torch.equal(target.boxes, other_target.boxes)
+        assert torch.equal(target.labels, other_target.labels) and target.image_id == other_target.image_id
+
+
+class Sizes:
+    """A data set of black images of these sizes, (height, width)."""
+
+    annotations = Path("none.json")
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self.records = [type("Record", (), {"size": size}) for size in sizes]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, Target]:
+        _, index = key
+        height, width = self.records[index].size
+        target = Target(
+            labels=torch.zeros(0, dtype=torch.long),
+            boxes=torch.zeros(0, 4),
+            image_id=index,
+            original_size=(height, width),
+        )
+        return torch.zeros(3, height, width, dtype=torch.uint8), target
+
+    def report_unreadable(self) -> None: ...
+
+
+def sizes_like_photographs(count: int) -> Sizes:
+    generator = torch.Generator().manual_seed(1)
+    shapes = torch.tensor([[48, 64], [64, 48], [43, 64], [64, 43], [64, 64], [36, 64]])
+    return Sizes([tuple(row) for row in shapes[torch.randint(len(shapes), (count,), generator=generator)].tolist()])
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("options", [{}, {"group_by_aspect": True}])
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 5), (3, 2)])
+def test_processes_have_the_batches_of_one_process_among_them(
+    shapes_root: Path,
+    as_process: Callable[[int, int], None],
+    processes: int,
+    batch_size: int,
+    options: dict[str, Any],
+) -> None:
+    one = TrainLoader(shapes_set(shapes_root), batch_size=processes * batch_size, workers=0, seed=7, **options)
+    several = []
+    for rank in range(processes):
+        as_process(rank, processes)
+        several.append(TrainLoader(shapes_set(shapes_root), batch_size=batch_size, workers=0, seed=7, **options))
+    assert {len(loader) for loader in several} == {len(one)} == {24 // (processes * batch_size)}
+    for epoch, start in ((0, 0), (3, 1)):
+        whole = list(one.epoch(epoch, start))
+        parts = [list(loader.epoch(epoch, start)) for loader in several]
+        for batch, *of_batch in zip(whole, *parts, strict=True):
+            assert [len(images) for images, _ in of_batch] == [batch_size] * processes
+            assert_same_images(images_of([batch]), [image for part in of_batch for image in images_of([part])])
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (3, 1), (9, 0), (9, 1)])
+def test_processes_evaluate_each_image_once_among_them(
+    shapes_root: Path, as_process: Callable[[int, int], None], processes: int, workers: int
+) -> None:
+    dataset = shapes_set(shapes_root, "val", None)
+    everything = images_of(evaluation_loader(dataset, batch_size=2, workers=0))
+    parts = []
+    for rank in range(processes):
+        as_process(rank, processes)
+        parts.append(images_of(evaluation_loader(dataset, batch_size=2, workers=workers)))
+    assert [len(part) for part in parts] == [len(range(rank, 7, processes)) for rank in range(processes)]
+    for rank, part in enumerate(parts):
+        assert_same_images(part, everything[rank::processes])
+
+
+def test_too_few_images_for_all_processes(shapes_root: Path, as_process: Callable[[int, int], None]) -> None:
+    as_process(1, 5)
+    with pytest.raises(UserError, match=r"has 24 images, too few for one batch of 5 in each of 5 processes\. Lower"):
+        TrainLoader(shapes_set(shapes_root), batch_size=5, workers=0, seed=7)
+
+
+# Groups and padding
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8])
+def test_groups_of_similar_images_save_padding_and_are_still_shuffled(batch_size: int) -> None:
+    dataset = sizes_like_photographs(1009)
+
+    def loader(**options: Any) -> TrainLoader:
+        return TrainLoader(dataset, batch_size=batch_size, workers=0, seed=3, **options)  # type: ignore[arg-type]
+
+    def waste(batches: list[Any]) -> float:
+        """Share of padding in the pixels of all batches, from the sizes alone."""
+        used = padded = 0
+        for _, targets in batches:
+            heights, widths = zip(*(target.original_size for target in targets), strict=True)
+            used += sum(map(math.prod, zip(heights, widths, strict=True)))
+            padded += len(targets) * max(heights) * max(widths)
+        return 1 - used / padded
+
+    plain, grouped = list(loader().epoch(2)), list(loader(group_by_aspect=True).epoch(2))
+    assert len(plain) == len(grouped) == 1009 // batch_size
+    assert waste(grouped) < 0.5 * waste(plain)
+    ids = ids_of(grouped)
+    flat = [image for batch in ids for image in batch]
+    assert len(set(flat)) == len(flat) == 1009 // batch_size * batch_size
+    assert set(flat) == {image for batch in ids_of(plain) for image in batch}, "no shape is left out more often"
+    assert ids_of(loader(group_by_aspect=True).epoch(2)) == ids
+    assert ids_of(loader(group_by_aspect=True).epoch(2, start=77)) == ids[77:]
+    again = {frozenset(batch) for batch in ids} & {frozenset(b) for b in ids_of(loader(group_by_aspect=True).epoch(3))}
+    assert len(again) < 0.02 * len(ids), "the next epoch has other batches"
+    aspects = [targets[0].original_size[1] / targets[0].original_size[0] for _, targets in grouped]
+    rises = sum(a < b for a, b in itertools.pairwise(aspects))
+    falls = sum(a > b for a, b in itertools.pairwise(aspects))
+    assert 0.7 < rises / falls < 1.4, "narrow and wide batches come in any order"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_padded_to_a_multiple(shapes_root: Path, workers: int) -> None:
+    options = {"batch_size": 5, "workers": workers, "seed": 7}
+    plain = list(TrainLoader(shapes_set(shapes_root), **options).epoch(1))
+    padded = list(TrainLoader(shapes_set(shapes_root), pad_to=32, **options).epoch(1))
+    assert_same_images(images_of(plain), images_of(padded))
+    for (before, _), (after, _) in zip(plain, padded, strict=True):
+        height, width = (math.ceil(extent / 32) * 32 for extent in before.images.shape[2:])
+        assert after.images.shape == (5, 3, height, width) and after.mask.shape == (5, height, width)
+        assert after.padded == bool(after.mask.any())
+        assert not after.images.masked_fill(~after.mask.unsqueeze(1), 0).any()
+    dataset = shapes_set(shapes_root, "val", transforms.evaluation(size=48, max_size=48))
+    shapes = {
+        batch.images.shape[2:] for batch, _ in evaluation_loader(dataset, batch_size=2, workers=workers, pad_to=37)
+    }
+    assert shapes == {(74, 74)}
+
+
+# Images that cannot be read
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_image_takes_the_place_of_an_unreadable_one(
+    damaged: CocoDetection, shapes_root: Path, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    sound = shapes_set(shapes_root)
+    next_of = {3: 5, 4: 5, 11: 12, 23: 0}
+    loaders = [
+        TrainLoader(dataset, batch_size=6, workers=count, seed=7) for dataset, count in ((sound, 0), (damaged, workers))
+    ]
+    for epoch in range(2):
+        wanted, found = (ids_of(loader.epoch(epoch)) for loader in loaders)
+        index_of = {record.id: index for index, record in enumerate(sound.records)}
+        replaced = [[next_of.get(index_of[image], index_of[image]) for image in batch] for batch in wanted]
+        assert [[index_of[image] for image in batch] for batch in found] == replaced
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        message = caplog.records[0].getMessage()
+        names = ", ".join(sound.records[index].file_name for index in next_of)
+        assert f"4 images in {damaged.folder} could not be read and were skipped: {names}. Replace them" in message
+        caplog.clear()
+
+
+def test_many_unreadable_images_are_counted_and_a_few_named(
+    damaged: CocoDetection, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in list(damaged.folder.iterdir())[:15]:
+        path.write_bytes(b"")
+    batches = TrainLoader(damaged, batch_size=2, workers=1, seed=7).epoch(0)
+    next(batches)
+    assert not caplog.records
+    del batches  # a training that ends within an epoch
+    (record,) = caplog.records
+    assert "images in" in record.getMessage() and record.getMessage().count(".jpg") <= 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_readable_image_at_all_ends_the_training(damaged: CocoDetection, workers: int) -> None:
+    for path in damaged.folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"Not one of the 24 images in \S*train can be read.*\.jpg cannot be read"):
+        list(TrainLoader(damaged, batch_size=2, workers=workers, seed=7).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_stops_evaluation_and_by_default_training(damaged: CocoDetection, workers: int) -> None:
+    (damaged.folder / damaged.records[11].file_name).write_bytes(b"")  # one that is not there is found before
+    dataset = CocoDetection(damaged.folder, damaged.annotations, transforms.evaluation(size=48, max_size=48))
+    with pytest.raises(UserError, match=r"000003\.jpg cannot be read.*Replace it"):
+        list(evaluation_loader(dataset, batch_size=2, workers=workers))
+    with pytest.raises(UserError, match=r"0000\d\d\.jpg cannot be read.*Replace it"):
+        list(TrainLoader(dataset, batch_size=2, workers=workers, seed=7).epoch(0))
+
+
+def test_an_unknown_way_with_unreadable_images_is_refused(shapes_root: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.unreadable: wanted stop or skip, got 'ignore'"):
+        CocoDetection(shapes_root / "val", shapes_root / "instances_val.json", unreadable="ignore")
+
+
+def test_a_training_goes_on_exactly_where_it_was_with_everything_on(
+    damaged: CocoDetection, as_process: Callable[[int, int], None]
+) -> None:
+    as_process(1, 2)
+    options = {"batch_size": 3, "seed": 7, "group_by_aspect": True, "pad_to": 32}
+    whole = list(TrainLoader(damaged, workers=0, **options).epoch(4))
+    rest = TrainLoader(damaged, workers=2, **options).epoch(4, start=2)
+    for (batch, targets), (same, same_targets) in zip(whole[2:], rest, strict=True):
+        assert torch.equal(batch.images, same.images) and torch.equal(batch.mask, same.mask)
+        assert_same_images(images_of([(batch, targets)]), images_of([(same, same_targets)]))
+
+
+# Workers that are lost
+
+
+@pytest.mark.parametrize(("evaluated", "number"), [(False, signal.SIGKILL), (True, signal.SIGBUS)])
+def test_a_killed_worker_is_told_at_the_next_batch(shapes_root: Path, evaluated: bool, number: int) -> None:
+    dataset = shapes_set(shapes_root)
+    before = set(multiprocessing.active_children())
+    if evaluated:
+        batches = iter(evaluation_loader(dataset, batch_size=1, workers=2))
+    else:
+        batches = TrainLoader(dataset, batch_size=1, workers=2, seed=7).epoch(0)
+    next(batches)
+    worker = (set(multiprocessing.active_children()) - before).pop()
+    os.kill(worker.pid, number)
+    time.sleep(1)  # a step of the training: nothing is raised here, where it could do damage
+    with pytest.raises(UserError, match=r"process that loads images died.*--shm-size.*Lower data\.workers"):
+        list(batches)
+
+
+def test_a_worker_killed_between_two_epochs(shapes_root: Path) -> None:
+    before = set(multiprocessing.active_children())
+    loader = TrainLoader(shapes_set(shapes_root), batch_size=4, workers=1, seed=7)
+    list(loader.epoch(0))
+    os.kill((set(multiprocessing.active_children()) - before).pop().pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"process that loads images died"):
+        list(loader.epoch(1))
+
+
+TOO_LITTLE = """
+import sys
+from datasets import CocoDetection, TrainLoader, transforms
+root = sys.argv[1]
+recipe = transforms.evaluation(size=600, max_size=600)
+dataset = CocoDetection(f"{root}/train", f"{root}/instances_train.json", recipe)
+try:
+    list(TrainLoader(dataset, batch_size=4, workers=1, seed=0).epoch(0))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_too_little_shared_memory_is_told(shapes_root: Path) -> None:
+    small = "mount -t tmpfs -o size=1m tmpfs /dev/shm"  # in a name space of its own
+    namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, small], check=False).returncode:
+        pytest.skip("needs the right to mount a small /dev/shm for one process")
+    command = f'{small} && exec "$0" -c "$1" "$2"'
+    arguments = [sys.executable, TOO_LITTLE, str(shapes_root)]
+    done = subprocess.run(
+        [*namespace, command, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.startswith("Shared memory is full: ") and "--shm-size" in done.stdout, done.stderr
