@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` is used from the checkout
 
-from benchmarks import attention, criterion, evaluation, recipes, step, transforms
+from benchmarks import attention, criterion, evaluation, loading, recipes, step, transforms
 from benchmarks.measure import Row, table
 
 
@@ -19,13 +19,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, metavar="PATH", help="checkout of facebookresearch/detr to compare")
     parser.add_argument(
-        "--only", metavar="NAME[,NAME]", help="some of criterion, transforms, evaluation, step, recipes, attention"
+        "--only",
+        metavar="NAME[,NAME]",
+        help="some of criterion, transforms, loading, evaluation, step, recipes, attention",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step and recipes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7, help="measurements of which the median is taken")
     parser.add_argument("--judge", action="store_true", help="also run pycocotools, for a minute")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="photographs for transforms, with --annotations")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="photographs for transforms and loading, with --annotations"
+    )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO annotations")
     options = parser.parse_args()
     if (options.images is None) != (options.annotations is None):
@@ -35,6 +39,7 @@ def main() -> None:
     benchmarks: dict[str, Callable[[], Iterable[Row]]] = {
         "criterion": partial(criterion.run, device=options.device, **common),
         "transforms": partial(transforms.run, folder=options.images, annotations=options.annotations, **common),
+        "loading": partial(loading.run, folder=options.images, annotations=options.annotations),
         "evaluation": partial(evaluation.run, judge=options.judge),
         "step": partial(step.run, device=options.device, threads=options.threads, **common),
         "recipes": partial(recipes.run, device=options.device, threads=options.threads, repeats=options.repeats),

@@ -33,9 +33,9 @@ def run(
     with tempfile.TemporaryDirectory() as temporary, threads(1):
         chosen = Path(temporary) / "annotations.json"
         if folder is None or annotations is None:
-            folder, content = Path(temporary), _generate(Path(temporary))
+            folder, content = Path(temporary), generate(Path(temporary))
         else:
-            content = _first_images(json.loads(annotations.read_bytes()))
+            content = first_images(json.loads(annotations.read_bytes()))
         chosen.write_text(json.dumps(content))
 
         data = compose(["data=custom"]).data
@@ -96,14 +96,15 @@ def _difference(dataset: CocoDetection) -> float:
     return float(np.mean(differences))
 
 
-def _first_images(content: dict[str, Any]) -> dict[str, Any]:
+def first_images(content: dict[str, Any]) -> dict[str, Any]:
+    """The annotations of some images only."""
     images = content["images"][:IMAGES]
     ids = {image["id"] for image in images}
     objects = [entry for entry in content["annotations"] if entry["image_id"] in ids]
     return {"images": images, "annotations": objects, "categories": content["categories"]}
 
 
-def _generate(folder: Path) -> dict[str, Any]:
+def generate(folder: Path) -> dict[str, Any]:
     """Write JPEGs that compress like photographs, and return annotations with 7 boxes an image, as COCO has."""
     generator = torch.Generator().manual_seed(0)
     images: list[dict[str, Any]] = []

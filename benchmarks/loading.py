@@ -1,0 +1,88 @@
+"""How long a training waits for its batches, and how much of them is padding."""
+
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from benchmarks.measure import Row, threads
+from benchmarks.transforms import first_images, generate
+from datasets import CocoDetection, TrainLoader
+from datasets.loader import ShuffledBatches
+from detr.config import build, compose
+
+BATCH, BATCHES, STEP = 4, 10, 0.2  # seconds that a GPU would take for a step, in which the CPU is free
+# Widths and heights of COCO's photographs, each with its share of 64 that were looked at, in percent.
+COCO_SIZES = {
+    (640, 480): 25, (640, 427): 19, (640, 425): 9, (480, 640): 7, (640, 488): 7, (427, 640): 5, (500, 375): 5,
+    (581, 640): 5, (640, 640): 3, (640, 416): 3, (520, 640): 3, (640, 573): 2, (381, 500): 2, (600, 500): 2,
+    (640, 218): 2, (352, 230): 1,
+}  # fmt: skip
+IMAGES = 4000
+
+
+def run(*, folder: Path | None = None, annotations: Path | None = None) -> Iterator[Row]:
+    """folder, annotations: photographs to use, those of a COCO data set; generated ones, of one size, by default."""
+    recipe = build(compose(["data=custom"]).data.transforms, path="data.transforms")
+    with tempfile.TemporaryDirectory() as temporary, threads(1):
+        chosen = Path(temporary) / "annotations.json"
+        if folder is None or annotations is None:
+            folder, content, sizes = Path(temporary), generate(Path(temporary)), COCO_SIZES
+        else:
+            everything = json.loads(annotations.read_bytes())
+            content = first_images(everything)
+            sizes = {(image["width"], image["height"]): 0 for image in everything["images"]}
+            for image in everything["images"]:
+                sizes[image["width"], image["height"]] += 1
+        chosen.write_text(json.dumps(content))
+        for workers in (0, 1, 2):
+            dataset = CocoDetection(folder, chosen, recipe)
+            speed, waiting = _train(TrainLoader(dataset, batch_size=BATCH, workers=workers, seed=0))
+            name = f"loading with {workers} workers, {STEP * 1000:.0f} ms a step of {BATCH} images"
+            yield Row(name, "images/s", speed, more_is_better=True)
+            yield Row(name, "% of the time waiting", 100 * waiting)
+
+    drawn = random.Random(0).choices(list(sizes), list(sizes.values()), k=IMAGES)
+    for batch_size in (2, 8, 16):
+        waste = {
+            grouped: 100 * _padding(drawn, ShuffledBatches(IMAGES, batch_size, 0, aspects), recipe)
+            for grouped, aspects in (("as drawn", None), ("grouped", [width / height for width, height in drawn]))
+        }
+        for grouped, share in waste.items():
+            yield Row(f"padding in batches of {batch_size}, {grouped}", "% of the pixels", share)
+
+
+def _train(loader: TrainLoader) -> tuple[float, float]:
+    """Images a second, and the share of the time that a training with steps of fixed length waits for batches."""
+    batches = (batch for epoch in range(BATCHES) for batch in loader.epoch(epoch))
+    next(batches)  # the workers have started
+    began, waited = time.perf_counter(), 0.0
+    for _ in range(BATCHES):
+        asked = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - asked
+        time.sleep(STEP)
+    seconds = time.perf_counter() - began
+    return BATCHES * BATCH / seconds, waited / seconds
+
+
+def _padding(sizes: Sequence[tuple[int, int]], batches: ShuffledBatches, recipe: v2.Transform) -> float:
+    """Share of padding in the pixels of an epoch's batches after augmentation, which needs the sizes alone."""
+    torch.manual_seed(0)
+    used = total = 0
+    for batch in batches:
+        canvases = []
+        for _, index in batch:
+            width, height = sizes[index]
+            no_boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(height, width))
+            canvases.append(recipe(no_boxes).canvas_size)
+        used += sum(height * width for height, width in canvases)
+        heights, widths = zip(*canvases, strict=True)
+        total += len(batch) * max(heights) * max(widths)
+    return 1 - used / total
