@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 
 def launched() -> bool:
-    """Whether torchrun, or another launcher that sets its variables, started this process as one of several."""
+    """Whether torchrun, submitit, or another launcher with torchrun's variables, started this as one of several."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -32,7 +36,7 @@ def rank() -> int:
 
 def local_rank() -> int:
     """Number of this process among those of its machine: the index of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
 
 
 def world_size() -> int:

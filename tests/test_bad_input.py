@@ -13,11 +13,13 @@ import pickle
 import re
 import runpy
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +177,28 @@ def empty(path: Path) -> None:
 
 def enlarge(path: Path) -> None:
     Image.new("RGB", (SIZE + 16, SIZE)).save(path)
+
+
+def enormous(path: Path) -> None:
+    """A PNG of some bytes whose header promises 60000 x 60000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+
+
+def link_to(target: str) -> Callable[[Path], None]:
+    """Make the training images links to another file, named from the case's folder."""
+
+    def prepare(tmp: Path) -> None:
+        for path in (tmp / "data" / "train").iterdir():
+            path.unlink()
+            path.symlink_to(tmp / target)
+
+    return prepare
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -378,13 +402,43 @@ CASES = [
     Case("image id is no number", TRAIN, (), ("'images'", "'a'", "whole number"), first("images", id="a")),
     Case("image without a size", TRAIN, (), ("image 0", "None", "whole numbers"), first("images", width=None)),
     Case("image without a file name", TRAIN, (), ("image 0", "file_name"), first("images", file_name=None)),
+    Case("links that lead out", TRAIN, (), ("links that lead out of", "data/train"), link_to("picture.jpg")),
+    Case("image promises to be enormous", TRAIN, (), ("refused", "decompress", "178956970"), images(enormous)),
+    Case(
+        "picture promises to be enormous",
+        PREDICT,
+        (),
+        ("refused", "178956970"),
+        lambda tmp: enormous(tmp / "picture.jpg"),
+    ),
+    Case(
+        "annotations nested deeply", TRAIN, (), ("nested too deeply",), write("data/instances_train.json", b"[" * 10**5)
+    ),
+    Case(
+        "annotations with a key twice",
+        TRAIN,
+        (),
+        ("'images'", "twice"),
+        write("data/instances_train.json", b'{"images": [], "images": [], "annotations": [], "categories": []}'),
+    ),
+    Case("image of enormous size", TRAIN, (), ("image 0", "whole numbers"), first("images", width=10**300)),
+    Case("enormous box", TRAIN, (), ("dropped", "NaN"), first("annotations", bbox=[0, 0, 10**400, 1]), code=0),
+    Case("enormous id", TRAIN, (), ("whole number",), first("images", id=10**30)),
     *(
         Case(f"repeated id in {kind}", TRAIN, (), ("instances_train.json", "twice", f"'{kind}'"), repeated(kind))
         for kind in ("images", "annotations", "categories")
     ),
     *(
-        Case(f"file name leads out: {name}", TRAIN, (), ("image 0", name, "out of"), first("images", file_name=name))
-        for name in ("../picture.jpg", "a/../../picture.jpg", "/etc/hostname")
+        Case(f"file name leads out: {name!r}", TRAIN, (), ("image 0", "out of"), first("images", file_name=name))
+        for name in (
+            "../picture.jpg",
+            "a/../../picture.jpg",
+            "/etc/hostname",
+            "C:\\a.jpg",
+            "..\\..\\a.jpg",
+            "\\\\host\\a.jpg",
+            "a\0.jpg",
+        )
     ),
     Case(
         "validation has another category",
@@ -404,6 +458,8 @@ CASES = [
         "batch larger than the data set", TRAIN, ("data.batch_size=5",), ("4 images", "data.batch_size", "batch of 5")
     ),
     Case("batch size of 0", TRAIN, ("data.batch_size=0",), ("data.batch_size", "0")),
+    Case("pad_to of 0", TRAIN, ("data.pad_to=0",), ("data.pad_to", "0")),
+    Case("unknown way with unreadable images", TRAIN, ("data.unreadable=hide",), ("data.unreadable", "skip", "'hide'")),
     Case("negative number of workers", TRAIN, ("data.workers=-1",), ("data.workers", "-1")),
     Case(
         "no images in the training set",
@@ -476,6 +532,16 @@ CASES = [
         ("trainer.evaluate_every=0", "trainer.max_steps=null", "trainer.epochs=2"),
         ("trainer.evaluate_every", "0"),
     ),
+    Case("unknown precision", TRAIN, ("trainer.precision=half",), ("trainer.precision", "bf16", "'half'")),
+    Case("moving average that never moves", TRAIN, ("trainer.ema=1",), ("trainer.ema", "below 1")),
+    Case("unknown part to freeze", TRAIN, ("trainer.freeze={bakbone:1}",), ("trainer.freeze", "bakbone", "backbone")),
+    Case("part to freeze without an epoch", TRAIN, ("trainer.freeze=backbone",), ("trainer.freeze", "{backbone: 5}")),
+    Case(
+        "part of a block that does not exist", TRAIN, ("trainer.freeze={transformer.x:1}",), ("freeze", "transformer.x")
+    ),
+    Case("unknown metric to monitor", TRAIN, ("trainer.monitor=mAP",), ("trainer.monitor", "'mAP'", "AP50")),
+    Case("more to accumulate than there is", TRAIN, ("trainer.accumulate=99",), ("trainer.accumulate=99", "2 batches")),
+    Case("weight decay of no part", TRAIN, ("optimizer.weight_decays={nrom:0.0}",), ("weight_decays", "'nrom'")),
     Case("log_every of 0", TRAIN, ("log_every=0",), ("log_every", "0")),
     Case("negative learning rate", TRAIN, ("optimizer.lr=-1.0",), ("optimizer", "learning rate", "-1")),
     # Devices and folders

@@ -18,6 +18,7 @@ def adamw(
     backbone_lr: float = 1e-5,
     lr_factors: Mapping[str, float] | None = None,
     weight_decay: float = 1e-4,
+    weight_decays: Mapping[str, float] | None = None,
     betas: Sequence[float] = (0.9, 0.999),
 ) -> AdamW:
     """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning rate of its own for the backbone.
@@ -28,27 +29,33 @@ def adamw(
     lr, backbone_lr: learning rates before the schedule; a backbone_lr of 0 freezes the backbone, as in published DETR.
     lr_factors: factors on the rate of parameters with such a text in their name; Deformable DETR trains sampling
         offsets and reference points at a tenth.
-    weight_decay: on all parameters.
+    weight_decay: on all parameters. weight_decays: another one for parameters with such a text in their name; norms and
+        biases are often left without.
+
+    The first text that a name contains counts. Raises UserError for a text that no name contains.
     """
     if backbone_lr == 0:
         model.backbone.freeze()
+    factors, decays = lr_factors or {}, weight_decays or {}
     backbone = {id(p) for part in (model.backbone, model.position) for p in part.parameters()}
     backbone -= {id(p) for blocks in plugged_in(model) for p in blocks.parameters()}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = next((part for part in lr_factors or {} if part in name), "")
         rate, group = (backbone_lr, "lr_backbone") if id(parameter) in backbone else (lr, "lr")
-        group = f"{group}_{part}" if part else group
-        factor = (lr_factors or {}).get(part, 1.0)
-        groups.setdefault(group, {"name": group, "lr": rate * factor, "params": []})["params"].append(parameter)
-    for part in lr_factors or {}:
-        if not any(group.endswith(f"_{part}") for group in groups):
-            raise UserError(
-                f"optimizer.lr_factors: no parameter that trains has '{part}' in its name. Remove or correct it."
-            )
-    return AdamW([*groups.values()], lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
+        parts = [next((part for part in special if part in name), "") for special in (factors, decays)]
+        group = "_".join([group, *filter(None, dict.fromkeys(parts))])
+        options = {"lr": rate * factors.get(parts[0], 1.0), "weight_decay": decays.get(parts[1], weight_decay)}
+        groups.setdefault(group, {"name": group, **options, "params": []})["params"].append(parameter)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for option, special in (("lr_factors", factors), ("weight_decays", decays)):
+        for part in special:
+            if not any(part in name for name in trained):
+                raise UserError(
+                    f"optimizer.{option}: no parameter that trains has '{part}' in its name. Remove or correct it."
+                )
+    return AdamW([*groups.values()], betas=(betas[0], betas[1]), fused=True)
 
 
 @runtime_checkable

@@ -1,6 +1,8 @@
 """The fixed options of training."""
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from detr.errors import UserError
@@ -34,6 +36,7 @@ class TrainerConfig:
     overfit_batches: train on the first so many batches alone, again and again.
     non_finite: what to do where a loss or gradient is NaN or infinite: stop, or skip the step, max_skips times.
     timeout: minutes that a process waits for the others.
+    profile: record a few steps near the start and write where their time went to profile/ in the run's folder.
     """
 
     epochs: int = 300
@@ -44,7 +47,7 @@ class TrainerConfig:
     activation_checkpointing: bool = False
     clip_norm: float = 0.1
     ema: float = 0.0
-    freeze: dict[str, Any] = field(default_factory=dict)
+    freeze: Any = None  # not an empty dict, into which the command line could not put new names
     sync_batch_norm: bool = False
     deterministic: bool = False
     evaluate_every: int = 1
@@ -60,11 +63,18 @@ class TrainerConfig:
     non_finite: str = "stop"
     max_skips: int = 10
     timeout: float = 10.0
+    profile: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("precision", PRECISIONS), ("non_finite", NON_FINITE)):
             if getattr(self, name) not in choices:
                 raise UserError(f"trainer.{name}: wanted {' or '.join(choices)}, got '{getattr(self, name)}'.")
+        self.freeze = self.freeze or {}
+        if not isinstance(self.freeze, dict) or not all(isinstance(e, int | None) for e in self.freeze.values()):
+            raise UserError(
+                "trainer.freeze: wanted parts of the model, each with an epoch or null, such as {backbone: 5}, got "
+                f"{self.freeze}."
+            )
         if not 0 <= self.ema < 1:
             raise UserError(f"trainer.ema: wanted a decay from 0 to below 1, such as 0.9997, got {self.ema}.")
 
@@ -86,3 +96,12 @@ class TrainerConfig:
     def total_epochs(self, batches: int) -> int:
         """Epochs of the training, a begun one counted."""
         return -(-self.total_steps(batches) // self.epoch_steps(batches))
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The options of a configuration by dotted name, with their values as text."""
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

@@ -1,7 +1,7 @@
 """One step of the optimiser: what happens between a batch and changed weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detr import distributed
 from detr.engine.options import TrainerConfig
+from detr.engine.profile import phase
 from detr.errors import NonFiniteError, UserError
 from detr.losses import SetCriterion
 from detr.models.attention import Policy
@@ -77,11 +78,17 @@ class TrainingStep:
             torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
             with self._explained(batch), self._sharing(index + 1 == len(batches)):
                 losses, failed = self._losses(*batch, counts)
-                self.scaler.scale(losses["loss"]).backward()
+                with phase("backward"):
+                    self.scaler.scale(losses["loss"]).backward()
             parts.append(losses)
             failure = failure or failed
         if distributed.any_of(failure is not None):
             raise failure or NonFiniteError("The model's predictions in another process", [])
+        with phase("update"):
+            return self._update(parts, targets)
+
+    def _update(self, parts: Sequence[Mapping[str, Tensor]], targets: Sequence[Target]) -> dict[str, float]:
+        """Clip the gradient, step the optimiser; returns what is logged. parts: losses of the accumulated batches."""
         self.scaler.unscale_(self.optimizer)
         norms = self._clip_gradients()
         # Parts of a loss add up to that of the step; what is logged only is a mean.
@@ -103,10 +110,11 @@ class TrainingStep:
     ) -> tuple[dict[str, Tensor], NonFiniteError | None]:
         """The losses of one batch. Where they cannot be had, one of NaN: other processes wait for its gradients."""
         targets = [target.to(self.device) for target in targets]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+        with phase("forward"), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             predictions = self.runner(batch.to(self.device).normalized(), targets)
         try:
-            losses = self.criterion(predictions, targets, counts)
+            with phase("losses"):
+                losses = self.criterion(predictions, targets, counts)
         except NonFiniteError as error:
             return {"loss": math.nan * _sum(predictions)}, error
         if self.policies:

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from detr import distributed
 from detr.engine import checkpoint, failures
 from detr.engine.optim import Schedule
-from detr.engine.options import TrainerConfig
+from detr.engine.options import TrainerConfig, flat
+from detr.engine.profile import phase, profiled
 from detr.engine.signals import StopRequest
 from detr.engine.step import Batch, TrainingStep
 from detr.errors import Interrupted, NonFiniteError, UserError
@@ -24,6 +26,7 @@ from detr.losses import SetCriterion
 from detr.reporting import Reporter
 
 logger = logging.getLogger(__name__)
+_OF_A_START = ("run_dir", "trainer.resume", "weights", "device", "debug")  # options that say nothing of the training
 
 
 @runtime_checkable
@@ -80,7 +83,9 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end. Raises Interrupted after a signal, with everything saved."""
         self._resume()
-        with StopRequest() as self.stop, self.reporter:
+        profile = self.config.profile and distributed.rank() == 0
+        steps = profiled(self.run_dir, self.train_step.device) if profile else nullcontext(lambda: None)
+        with StopRequest() as self.stop, self.reporter, steps as self._profile_step:
             self.reporter.start(self.step, self.total_steps)
             self._saved_at = time.monotonic()
             while True:
@@ -105,6 +110,7 @@ class Trainer:
                 rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
                 images = sum(len(batch) for batch, _ in group) * distributed.world_size()
                 self.reporter.step(self.step, losses, rates, images, waited)
+            self._profile_step()
             if self._save_is_due():
                 self._save("last.pt")
             self._stop_if_requested()
@@ -253,6 +259,14 @@ class Trainer:
         if not (self.run_dir / "checkpoints" / "best.pt").exists():
             self.best = -math.inf  # the best one stayed in another folder
         logger.info("Going on from %s at step %d of %d.", path, self.step, self.total_steps)
+        before, now = dict(flat(content["config"])), dict(flat(self.metadata["config"]))
+        changes = [
+            f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}"
+            for name in before | now
+            if before.get(name) != now.get(name) and name not in _OF_A_START
+        ]
+        if changes:
+            logger.warning("From here on other options hold than in the checkpoint: %s.", "; ".join(changes))
 
     def _checkpoint(self) -> tuple[Path, dict[str, Any] | None]:
         """What to go on from; with `auto` the newest checkpoint in the run's folder that is whole, if there is any."""
@@ -268,7 +282,11 @@ class Trainer:
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     """So many batches at a time; what is left over at the end is dropped."""
     iterator = iter(batches)
-    while len(group := list(islice(iterator, size))) == size:
+    while True:
+        with phase("data"):
+            group = list(islice(iterator, size))
+        if len(group) < size:
+            return
         yield group
 
 

@@ -64,3 +64,18 @@ def test_rates_of_their_own_by_name(tiny_detr: Callable[..., DETR]) -> None:
     assert {id(p) for p in groups["lr_box_head"]["params"]} == {id(p) for p in model.heads[0].box_head.parameters()}
     with pytest.raises(UserError, match=r"no parameter that trains has 'sampling_ofsets' in its name"):
         adamw(model, lr_factors={"sampling_ofsets": 0.1})
+
+
+def test_weight_decay_of_their_own_by_name(tiny_detr: Callable[..., DETR]) -> None:
+    model = tiny_detr()
+    optimizer = adamw(model, weight_decay=0.3, weight_decays={"norm": 0.0, "bias": 0.1}, lr_factors={"bias": 2.0})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["weight_decay"] == (0.0 if "norm" in name else 0.1 if "bias" in name else 0.3)
+            assert group["lr"] == (1e-5 if "backbone" in name else 1e-4) * (2 if "bias" in name else 1)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    assert len({group["name"] for group in optimizer.param_groups}) == len(optimizer.param_groups)
+    with pytest.raises(UserError, match=r"optimizer.weight_decays: no parameter that trains has 'nrom' in its name"):
+        adamw(model, weight_decays={"nrom": 0.0})

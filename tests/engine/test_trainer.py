@@ -1,108 +1,19 @@
-"""The training loop: exact resume, what it writes, how it stops."""
+"""The training loop: what it computes, writes and says."""
 
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
+from datasets import TrainLoader
 from detr.engine import Trainer, TrainerConfig, accelerated, checkpoint, failures
-from detr.engine.optim import Cosine, adamw
 from detr.errors import Interrupted, NonFiniteError, UserError
-from detr.evaluation import CocoEvaluator, MatchingDiagnostics
-from detr.losses import HungarianMatcher, SetCriterion
 from detr.models.attention import Hard, Placement
-from detr.models.detr import DETR
-from detr.reporting import JsonLines, Reporter
-
-Make = Callable[..., Trainer]
-
-
-@pytest.fixture
-def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> Make:
-    """Builds everything anew, as a new process would; dropout and batch norm are on."""
-
-    def make(
-        run: str = "run",
-        lr: float = 1e-3,
-        seed: int = 3,
-        queries: int = 7,
-        attention: Any = None,
-        batch_size: int = 6,
-        dropout: float = 0.1,
-        **options: Any,
-    ) -> Trainer:
-        recipe = transforms.train(sizes=[40, 48], max_size=64, crop=False)
-        train = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json", recipe, seed=seed)
-        val = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
-        model = tiny_detr(num_classes=3, num_queries=queries, dropout=dropout, attention=attention)
-        criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=3)
-        run_dir = tmp_path / run
-        run_dir.mkdir(exist_ok=True)
-        return Trainer(
-            model=model,
-            criterion=criterion,
-            optimizer=adamw(model, lr=lr, backbone_lr=lr),
-            schedule=Cosine(warmup=0.1),
-            loader=TrainLoader(train, batch_size=batch_size, workers=0, seed=seed),
-            evaluator=CocoEvaluator(
-                loader=evaluation_loader(val, batch_size=4, workers=0),
-                annotations=val.annotations,
-                categories=train.categories,
-                diagnostics=MatchingDiagnostics(HungarianMatcher()),
-                limit=options.get("limit_evaluation_images"),
-            ),
-            reporter=Reporter(sinks={"jsonl": JsonLines()}, run_dir=run_dir, log_every=1),
-            config=TrainerConfig(**{"epochs": 4, "resume": "auto", **options}),
-            run_dir=run_dir,
-            metadata={"config": {"data": {}, "model": {}}, "categories": []},
-            seed=seed,
-        )
-
-    return make
-
-
-def last(run_dir: Path) -> dict[str, Any]:
-    return checkpoint.load(run_dir / "checkpoints" / "last.pt")
-
-
-def assert_same_state(a: Any, b: Any) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same_state(a[key], b[key])
-    elif isinstance(a, list):
-        for left, right in zip(a, b, strict=True):
-            assert_same_state(left, right)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
-class StopsAt:
-    """Asks for a stop, as a signal would, when so many steps are done."""
-
-    def __init__(self, trainer: Trainer, step: int) -> None:
-        self.trainer, self.at = trainer, step
-
-    def start(self, *arguments: Any) -> None: ...
-
-    def scalars(self, *arguments: Any) -> None: ...
-
-    def pictures(self, *arguments: Any) -> None: ...
-
-    def close(self) -> None: ...
-
-    def advance(self, losses: Any) -> None:
-        if self.trainer.step == self.at:
-            self.trainer.stop.requested = True
+from tests.engine.runs import Make, StopsAt, assert_same_state, last
 
 
 def test_a_block_that_decides_by_chance_learns_from_the_loss_of_each_image(make: Make) -> None:
@@ -116,50 +27,6 @@ def test_a_block_that_decides_by_chance_learns_from_the_loss_of_each_image(make:
     records = [json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert all("loss_policy" in record for record in records if record["group"] == "train")
     assert block.score.weight.abs().sum() > 0  # 0 at the start: only the policy term has moved it
-
-
-@pytest.mark.parametrize("stops", [[8], [5], [1, 2, 12, 15]])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, stops: list[int]) -> None:
-    straight = make("straight")
-    straight.fit()
-    for step in stops:
-        interrupted = make("parts")
-        interrupted.reporter.sinks.append(StopsAt(interrupted, step))
-        with pytest.raises(Interrupted, match=f"at step {step}"):
-            interrupted.fit()
-        assert last(interrupted.run_dir)["training"]["step"] == step
-    resumed = make("parts")
-    resumed.fit()
-    assert resumed.step == straight.step == 16
-    assert_same_state(last(straight.run_dir), last(resumed.run_dir))
-
-    def losses(trainer: Trainer) -> list[tuple[int, float]]:
-        lines = (trainer.run_dir / "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        return [(record["step"], record["loss"]) for record in records if record["group"] == "train"]
-
-    assert losses(straight) == losses(resumed) and len(losses(straight)) == 16
-
-
-def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
-    straight, trainer = make("straight"), make("parts")
-    straight.fit()
-    evaluate = trainer.evaluator
-
-    def stop_while_evaluating(model: Any, stop: Callable[[], bool]) -> Any:
-        trainer.stop.requested = True
-        return evaluate(model, stop=stop)
-
-    trainer.evaluator = stop_while_evaluating  # type: ignore[assignment]
-    with pytest.raises(Interrupted):
-        trainer.fit()
-    training = last(trainer.run_dir)["training"]
-    assert (training["step"], training["evaluated_step"]) == (4, 0)
-    resumed = make("parts")
-    resumed.fit()
-    assert_same_state(last(straight.run_dir), last(resumed.run_dir))
-    records = [json.loads(line) for line in (resumed.run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if record["group"] == "val"] == [4, 8, 12, 16]
 
 
 def records(trainer: Trainer, group: str) -> list[dict[str, Any]]:
@@ -230,23 +97,6 @@ def test_the_seed_changes_the_run(make: Make) -> None:
     first.fit()
     second.fit()
     assert not torch.equal(first.model.heads[0].class_head.weight, second.model.heads[0].class_head.weight)
-
-
-def test_options_come_from_the_configuration_not_the_checkpoint(make: Make) -> None:
-    make("run", max_steps=2).fit()
-    changed = make("run", max_steps=20, lr=0.5)
-    changed._resume()
-    assert changed.step == 2 and changed.rates == [0.5, 0.5]
-    assert [group["lr"] for group in changed.optimizer.param_groups] == [0.5, 0.5]
-
-
-def test_resuming_another_model_is_refused(make: Make) -> None:
-    make("run", max_steps=1).fit()
-    with pytest.raises(
-        UserError,
-        match=r"not of the model that is configured.*queries\.position\.weight is \[7, 32\], wanted \[9, 32\]",
-    ):
-        make("run", queries=9).fit()
 
 
 def test_best_and_last_are_kept_and_metrics_written(make: Make) -> None:
@@ -395,30 +245,6 @@ def test_quick_looks(make: Make) -> None:
     assert len(seen) == 3 and all(torch.equal(images, seen[0]) for images in seen)
 
 
-def test_other_numbers_of_images_in_a_step_are_refused_on_resume(make: Make) -> None:
-    make("run", max_steps=1).fit()
-    with pytest.raises(
-        UserError, match=r"counts steps of 6 images, now a step has 12 .*so that the product is the same"
-    ):
-        make("run", accumulate=2).fit()
-    make("run", accumulate=2, batch_size=3, max_steps=2).fit()
-
-
-def test_a_damaged_checkpoint_is_passed_over(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    straight = make("straight", save_every_steps=1)
-    straight.fit()
-    trainer = make("parts", save_every_steps=1)
-    trainer.reporter.sinks.append(StopsAt(trainer, 3))
-    with pytest.raises(Interrupted):
-        trainer.fit()
-    newest = trainer.run_dir / "checkpoints" / "last.pt"
-    newest.write_bytes(newest.read_bytes()[:5000])
-    resumed = make("parts", save_every_steps=1)
-    resumed.fit()
-    assert "cut short or damaged" in caplog.text and "The one before it is taken" in caplog.text
-    assert_same_state(last(straight.run_dir)["model"], last(resumed.run_dir)["model"])
-
-
 def test_memory_that_runs_out_is_explained(make: Make) -> None:
     trainer = make(max_steps=1)
 
@@ -467,3 +293,19 @@ def test_training_learns(make: Make, caplog: pytest.LogCaptureFixture) -> None:
 
     assert mean(losses[-10:]) < 0.75 * mean(losses[:10])
     assert not caplog.records
+
+
+def test_a_profile_says_where_the_time_of_a_step_goes(make: Make) -> None:
+    trainer = make("run", max_steps=13, profile=True)
+    trainer.fit()
+    folder = trainer.run_dir / "profile"
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    phases = ("data", "forward", "losses", "backward", "update")
+    for phase in phases:
+        recorded = [
+            event for event in events if event["name"] == f"step/{phase}" and event.get("cat") == "user_annotation"
+        ]
+        assert len(recorded) >= 5
+    rows = [line.split() for line in (folder / "summary.txt").read_text().splitlines()[1:6]]
+    assert {row[0] for row in rows} == set(phases)
+    assert sum(float(row[2].rstrip("%")) for row in rows) == pytest.approx(100, abs=0.5)

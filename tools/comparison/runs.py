@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from detr.config import plain
+from detr.engine.options import flat
 from detr.errors import UserError
 
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
@@ -161,17 +162,9 @@ def _options(config: dict[str, Any]) -> dict[str, str]:
     rest = {key: value for key, value in config.items() if key not in ("seed", "run_dir")}
     return {
         _ATTENTION: " + ".join(blocks) or "none",
-        **{f"{_ATTENTION}.{name}": value for name, value in _flat(blocks)},
-        **dict(_flat({**rest, "model": model})),
+        **{f"{_ATTENTION}.{name}": value for name, value in flat(blocks)},
+        **dict(flat({**rest, "model": model})),
     }
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _names(groups: Iterable[Mapping[str, str]]) -> list[str]:
