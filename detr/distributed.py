@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detr.errors import UserError
 
 T = TypeVar("T")
+_ROLL_CALL = timedelta(seconds=20)  # for processes to answer, when one waited in vain
 
 
 def launched() -> bool:
@@ -56,7 +57,8 @@ def process_group(device: torch.device, timeout: float = 10.0) -> Iterator[None]
         return
     limit = timedelta(minutes=timeout)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=limit)
-    roll_call = dist.new_group(backend="gloo")  # of its own: a connection on which one waited in vain is closed
+    # Of its own: a connection on which one waited in vain is closed. The others but the first wait as long as it says.
+    roll_call = dist.new_group(backend="gloo", timeout=min(limit, _ROLL_CALL))
     try:
         yield
     except RuntimeError as error:
@@ -150,7 +152,7 @@ def _explained(error: RuntimeError, limit: timedelta, roll_call: Any) -> Excepti
         return error
     missing = ""
     try:
-        dist.monitored_barrier(roll_call, timeout=min(limit, timedelta(seconds=10)), wait_all_ranks=True)
+        dist.monitored_barrier(roll_call, timeout=min(limit, _ROLL_CALL), wait_all_ranks=True)
     except RuntimeError as answer:
         missing = f" {str(answer).splitlines()[0]}"
     return UserError(

@@ -8,9 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from detr.reporting import JsonLines, Progress, Reporter, TensorBoard, draw_detections
 from detr.types import Detections
+
+HOSTILE = "<b>[x](javascript:alert(1))"
 
 
 def detections(boxes: list[list[float]]) -> Detections:
@@ -50,7 +53,7 @@ def test_small_images_are_enlarged_with_their_boxes() -> None:
 
 
 def run(folder: Path, first: int, last: int) -> None:
-    (folder / "config.yaml").write_text("seed: 3\nname: <b>")
+    (folder / "config.yaml").write_text(f"seed: 3\nname: |\n\n  ```\n{HOSTILE}\n")
     sinks = {"jsonl": JsonLines(), "tensorboard": TensorBoard(), "progress": Progress()}
     reporter = Reporter(sinks=sinks, run_dir=folder, log_every=2)
     with reporter:
@@ -78,4 +81,6 @@ def test_records_are_averages_and_a_resumed_run_repeats_none(tmp_path: Path) -> 
     tags = events.Tags()
     assert {"train/loss", "train/lr", "val/AP"} <= set(tags["scalars"]) and "val/0" in tags["images"]
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
-    assert any("config" in tag for tag in tags["tensors"])
+    [tag] = [tag for tag in tags["tensors"] if "config" in tag]
+    shown = markdown_to_safe_html(events.Tensors(tag)[-1].tensor_proto.string_val[0])
+    assert HOSTILE not in shown and "&lt;b&gt;[x](javascript:alert(1))" in shown and "<a" not in shown
