@@ -4,6 +4,7 @@ A run of one process needs none of this: every function here then does nothing, 
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -154,9 +155,14 @@ def _explained(error: RuntimeError, limit: timedelta, roll_call: Any) -> Excepti
     try:
         dist.monitored_barrier(roll_call, timeout=min(limit, _ROLL_CALL), wait_all_ranks=True)
     except RuntimeError as answer:
-        missing = f" {str(answer).splitlines()[0]}"
+        missing = f" {_first_line(answer)}."
     return UserError(
-        f"Process {rank()} of {world_size()} waited in vain for another one: {str(error).splitlines()[0]}.{missing} "
+        f"Process {rank()} of {world_size()} waited in vain for another one: {_first_line(error)}.{missing} "
         "See that process's own messages; it may be out of memory, or its machine or network may be gone. Start all of "
         "them again with trainer.resume=auto."
     )
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says, without the place in its own sources and the rank before it."""
+    return re.sub(r"^\[[^]]*\]:? ", "", str(error).splitlines()[0]).rstrip(".")
