@@ -56,6 +56,13 @@ def process_group(device: torch.device, timeout: float = 10.0) -> Iterator[None]
     if not launched():
         yield
         return
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+        # They would look for one another where those before them were, and wait for ever.
+        raise UserError(
+            "torchrun starts its processes again only where each start has a meeting point of its own. Set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun --max_restarts=..., and start again with "
+            "trainer.resume=auto."
+        )
     limit = timedelta(minutes=timeout)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=limit)
     # Of its own: a connection on which one waited in vain is closed. The others but the first wait as long as it says.

@@ -6,6 +6,7 @@ import sys
 import traceback
 from contextlib import ContextDecorator
 from types import TracebackType
+from typing import NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
@@ -33,16 +34,28 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
     ) -> None:
         if isinstance(error, Interrupted):
             logger.info("%s", error)
-            sys.exit(STOPPED)
+            _end(error, STOPPED)
         if isinstance(error, KeyboardInterrupt):
-            sys.exit(INTERRUPTED)
+            _end(error, INTERRUPTED)
         message = _message(error)
-        if message is None:
+        if error is None or message is None:
             return
         if "debug=true" in map(str.lower, sys.argv):
             traceback.print_exception(error)
         logger.error("%s", message) if logging.getLogger().handlers else print(f"Error: {message}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        _end(error, USER_ERROR)
+
+
+def _end(error: BaseException, code: int) -> NoReturn:
+    """Exit, with what the functions that were left held freed before.
+
+    Left to the end of the interpreter, tensors that are still part of a training step make torch abort.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    sys.exit(code)
 
 
 def _message(error: BaseException | None) -> str | None:
@@ -59,7 +72,6 @@ def _message(error: BaseException | None) -> str | None:
         causes = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
         return " ".join(" ".join(cause.split()) for cause in causes)
     if isinstance(error, OSError) and error.filename is not None:
-        return (
-            f"Cannot use {error.filename}: {error.strerror}. Check that the path exists and that you may write there."
-        )
+        path = os.fsdecode(error.filename)
+        return f"Cannot use {path}: {error.strerror}. Check that the path exists and that you may write there."
     return None

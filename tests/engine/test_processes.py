@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 from detr import distributed
 from detr.engine import TrainerConfig, TrainingStep
-from detr.errors import NonFiniteError
+from detr.errors import NonFiniteError, UserError
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.losses.classification import ClassificationLoss, CrossEntropy, SigmoidFocal
 from detr.models.detr import DETR
@@ -192,6 +192,37 @@ def test_killed_at_any_instant_a_run_ends_as_if_it_had_not_been(
             process.wait()
     subprocess.run(command(killed), cwd=REPOSITORY, env=environment, check=True)
     assert checksum(killed / "checkpoints" / "last.pt") == checksum(straight / "checkpoints" / "last.pt")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_starts_all_again_from_the_last_checkpoint(tiny_options: list[str], tmp_path: Path) -> None:
+    options = [*tiny_options, "data.batch_size=2", "trainer.max_steps=30", "trainer.save_every_steps=1", "log_every=1"]
+    options += ["trainer.evaluate_every=100", "trainer.resume=auto"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    subprocess.run(torchrun([*options, f"run_dir={straight}"]), cwd=REPOSITORY, env=environment, check=True)
+    command = torchrun([*options, f"run_dir={parts}"], "--max_restarts=2")
+    launcher = subprocess.Popen(command, cwd=REPOSITORY, env={**environment, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    metrics = parts / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert launcher.wait(timeout=300) == 0
+    assert "Going on from" in (parts / "train.log").read_text()
+    assert checksum(parts / "checkpoints" / "last.pt") == checksum(straight / "checkpoints" / "last.pt")
+
+
+def test_a_process_started_again_is_told_how_it_meets_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RESTART_COUNT", "1"), ("USE_AGENT_STORE", "True")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"),
+        distributed.process_group(torch.device("cpu")),
+    ):
+        pass
 
 
 def hang(process: int, port: int, result: Any) -> None:
