@@ -498,6 +498,16 @@ CASES = [
     Case("features out of order", TRAIN, ("model.backbone.features=[layer4,layer2]",), ("features", "in this order")),
     Case("plain_after above 1", TRAIN, ("data.plain_after=2",), ("data.plain_after", "[0, 1]", "2")),
     Case("num_groups of 0", TRAIN, ("model.queries.num_groups=0",), ("num_groups", "at least 1")),
+    *(
+        Case(
+            f"reduction of 0 in {block}",
+            TRAIN,
+            (f"model/attention={block}", f"model.attention.{block}.block.reduction=0"),
+            ("reduction of at least 1", "got 0"),
+        )
+        for block in ("se", "non_local", "criss_cross", "dual")
+    ),
+    Case("nhead of 0", TRAIN, ("model.transformer.nhead=0",), ("multiple of nhead", "and 0")),
     Case("unknown norm", TRAIN, ("model.backbone.norm=layer",), ("norm", "frozen", "layer")),
     Case("unknown stage", TRAIN, ("model.backbone.freeze=[layer9]",), ("freeze", "layer9", "layer4")),
     Case("unknown group choice", TRAIN, ("model/backbone=resnet99",), ("model/backbone", "resnet99", "resnet50")),

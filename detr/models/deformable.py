@@ -22,7 +22,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, *, d_model: int, nhead: int, num_levels: int, num_points: int) -> None:
         super().__init__()
-        if d_model % nhead:
+        if nhead < 1 or d_model % nhead:
             raise UserError(f"DeformableAttention: wanted d_model as a multiple of nhead, got {d_model} and {nhead}.")
         self.nhead, self.num_levels, self.num_points = nhead, num_levels, num_points
         self.sampling_offsets = nn.Linear(d_model, nhead * num_levels * num_points * 2)

@@ -19,7 +19,7 @@ class MultiHead(nn.Module):
 
     def __init__(self, *, d_model: int, nhead: int, dropout: float) -> None:
         super().__init__()
-        if d_model % nhead:
+        if nhead < 1 or d_model % nhead:
             raise UserError(f"{type(self).__name__}: wanted d_model as a multiple of nhead, got {d_model} and {nhead}.")
         self.nhead, self.dropout = nhead, dropout
 

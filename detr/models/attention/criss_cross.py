@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.attention.masked import reduced
 from detr.models.attention.views import Weights
 
 
@@ -20,7 +21,7 @@ class CrissCross(nn.Module):
         if recurrence < 1:
             raise UserError(f"CrissCross: wanted recurrence of at least 1, got {recurrence}.")
         self.recurrence = recurrence
-        inner = max(channels // reduction, 1)
+        inner = reduced(channels, reduction)
         self.query, self.key = nn.Conv2d(channels, inner, kernel_size=1), nn.Conv2d(channels, inner, kernel_size=1)
         self.value = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = nn.Parameter(torch.zeros(1))

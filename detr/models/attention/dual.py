@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.attention.masked import attend, precise, tokens
+from detr.models.attention.masked import attend, precise, reduced, tokens
 from detr.models.attention.views import Weights
 
 
@@ -17,7 +17,7 @@ class PositionAttention(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 8) -> None:
         super().__init__()
-        inner = max(channels // reduction, 1)
+        inner = reduced(channels, reduction)
         self.query, self.key = nn.Conv2d(channels, inner, kernel_size=1), nn.Conv2d(channels, inner, kernel_size=1)
         self.value = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = nn.Parameter(torch.zeros(1))

@@ -1,9 +1,11 @@
-"""What several blocks need for maps with padding, and for maps in bfloat16."""
+"""What several blocks need: for maps with padding, for maps in bfloat16, for their inner layers."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from detr.errors import UserError
 
 
 def masked_mean(
@@ -41,3 +43,10 @@ def attend(
 def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """In float32 at least, for sums over a map and places in it, of which bfloat16 keeps two digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def reduced(channels: int, reduction: int) -> int:
+    """Features of a block's inner layers; raises UserError for a reduction below 1."""
+    if reduction < 1:
+        raise UserError(f"Attention block: wanted reduction of at least 1, got {reduction}.")
+    return max(channels // reduction, 1)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.attention.masked import attend, precise, tokens
+from detr.models.attention.masked import attend, precise, reduced, tokens
 from detr.models.attention.views import Weights
 
 
@@ -35,7 +35,7 @@ class NonLocal(nn.Module):
         norm: Literal["none", "batch", "group"] = "batch",
     ) -> None:
         super().__init__()
-        inner = max(channels // reduction, 1)
+        inner = reduced(channels, reduction)
         self.mode, self.sub_sample, self.scale = mode, sub_sample, scale
         self.g = nn.Conv2d(channels, inner, kernel_size=1)
         self.theta = self.phi = None

@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detr.models.attention.masked import masked_mean
+from detr.models.attention.masked import masked_mean, reduced
 from detr.models.attention.views import Gates
 
 
@@ -17,7 +17,7 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 16, bias: bool = False, identity_start: bool = True) -> None:
         super().__init__()
-        hidden = max(channels // reduction, 1)
+        hidden = reduced(channels, reduction)
         self.squeeze, self.excite = nn.Linear(channels, hidden, bias=bias), nn.Linear(hidden, channels, bias=bias)
         self.gain = 2.0 if identity_start else 1.0
         if identity_start:
