@@ -507,7 +507,7 @@ CASES = [
         )
         for block in ("se", "non_local", "criss_cross", "dual")
     ),
-    Case("nhead of 0", TRAIN, ("model.transformer.nhead=0",), ("multiple of nhead", "and 0")),
+    Case("nhead of 0", TRAIN, ("model.transformer.nhead=0",), ("nhead", "at least 1")),
     Case("unknown norm", TRAIN, ("model.backbone.norm=layer",), ("norm", "frozen", "layer")),
     Case("unknown stage", TRAIN, ("model.backbone.freeze=[layer9]",), ("freeze", "layer9", "layer4")),
     Case("unknown group choice", TRAIN, ("model/backbone=resnet99",), ("model/backbone", "resnet99", "resnet50")),

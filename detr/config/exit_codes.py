@@ -51,10 +51,10 @@ def _end(error: BaseException, code: int) -> NoReturn:
 
     Left to the end of the interpreter, tensors that are still part of a training step make torch abort.
     """
-    link: BaseException | None = error
-    while link is not None:
+    chain = [error]
+    for link in chain:  # which grows meanwhile, and may lead back to where it began
         traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
+        chain += [e for e in (link.__cause__, link.__context__) if e is not None and all(e is not c for c in chain)]
     sys.exit(code)
 
 
