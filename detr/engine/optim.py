@@ -55,7 +55,7 @@ def adamw(
                 raise UserError(
                     f"optimizer.{option}: no parameter that trains has '{part}' in its name. Remove or correct it."
                 )
-    return AdamW([*groups.values()], betas=(betas[0], betas[1]), fused=True)
+    return AdamW([*groups.values()], lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
 
 
 @runtime_checkable
