@@ -4,7 +4,8 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from benchmarks.measure import Row, threads
-from benchmarks.transforms import first_images, generate
+from benchmarks.transforms import photographs
 from datasets import CocoDetection, TrainLoader
 from datasets.loader import ShuffledBatches
 from detr.config import build, compose
@@ -31,23 +32,18 @@ def run(*, folder: Path | None = None, annotations: Path | None = None) -> Itera
     """folder, annotations: photographs to use, those of a COCO data set; generated ones, of one size, by default."""
     recipe = build(compose(["data=custom"]).data.transforms, path="data.transforms")
     with tempfile.TemporaryDirectory() as temporary, threads(1):
-        chosen = Path(temporary) / "annotations.json"
-        if folder is None or annotations is None:
-            folder, content, sizes = Path(temporary), generate(Path(temporary)), COCO_SIZES
-        else:
-            everything = json.loads(annotations.read_bytes())
-            content = first_images(everything)
-            sizes = {(image["width"], image["height"]): 0 for image in everything["images"]}
-            for image in everything["images"]:
-                sizes[image["width"], image["height"]] += 1
-        chosen.write_text(json.dumps(content))
+        images, chosen = photographs(Path(temporary), folder, annotations)
         for workers in (0, 1, 2):
-            dataset = CocoDetection(folder, chosen, recipe)
+            dataset = CocoDetection(images, chosen, recipe)
             speed, waiting = _train(TrainLoader(dataset, batch_size=BATCH, workers=workers, seed=0))
             name = f"loading with {workers} workers, {STEP * 1000:.0f} ms a step of {BATCH} images"
             yield Row(name, "images/s", speed, more_is_better=True)
             yield Row(name, "% of the time waiting", 100 * waiting)
 
+    sizes: Mapping[tuple[int, int], int] = COCO_SIZES
+    if annotations is not None:
+        listed = json.loads(annotations.read_bytes())["images"]
+        sizes = Counter((image["width"], image["height"]) for image in listed)
     drawn = random.Random(0).choices(list(sizes), list(sizes.values()), k=IMAGES)
     for batch_size in (2, 8, 16):
         waste = {

@@ -31,13 +31,7 @@ def run(
 ) -> Iterator[Row]:
     """folder, annotations: photographs to use, the first ones of a COCO data set; generated ones by default."""
     with tempfile.TemporaryDirectory() as temporary, threads(1):
-        chosen = Path(temporary) / "annotations.json"
-        if folder is None or annotations is None:
-            folder, content = Path(temporary), generate(Path(temporary))
-        else:
-            content = first_images(json.loads(annotations.read_bytes()))
-        chosen.write_text(json.dumps(content))
-
+        folder, chosen = photographs(Path(temporary), folder, annotations)
         data = compose(["data=custom"]).data
         ours = {
             "train": CocoDetection(folder, chosen, transforms=build(data.transforms, path="data.transforms")),
@@ -96,15 +90,25 @@ def _difference(dataset: CocoDetection) -> float:
     return float(np.mean(differences))
 
 
-def first_images(content: dict[str, Any]) -> dict[str, Any]:
-    """The annotations of some images only."""
+def photographs(temporary: Path, folder: Path | None, annotations: Path | None) -> tuple[Path, Path]:
+    """A folder of images and annotations of some of them: the first given ones, or generated ones."""
+    if folder is None or annotations is None:
+        folder, content = temporary, _generate(temporary)
+    else:
+        content = _first_images(json.loads(annotations.read_bytes()))
+    chosen = temporary / "annotations.json"
+    chosen.write_text(json.dumps(content))
+    return folder, chosen
+
+
+def _first_images(content: dict[str, Any]) -> dict[str, Any]:
     images = content["images"][:IMAGES]
     ids = {image["id"] for image in images}
     objects = [entry for entry in content["annotations"] if entry["image_id"] in ids]
     return {"images": images, "annotations": objects, "categories": content["categories"]}
 
 
-def generate(folder: Path) -> dict[str, Any]:
+def _generate(folder: Path) -> dict[str, Any]:
     """Write JPEGs that compress like photographs, and return annotations with 7 boxes an image, as COCO has."""
     generator = torch.Generator().manual_seed(0)
     images: list[dict[str, Any]] = []

@@ -25,6 +25,7 @@ _ROLL_CALL = timedelta(seconds=20)  # for processes to answer, when one waited i
 def launched() -> bool:
     """Whether torchrun, submitit, or another launcher with torchrun's variables, started this as one of several."""
     if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        # From here on as if torchrun had started it.
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
@@ -56,7 +57,8 @@ def process_group(device: torch.device, timeout: float = 10.0) -> Iterator[None]
     if not launched():
         yield
         return
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+    started_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if started_again and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # They would look for one another where those before them were, and wait for ever.
         raise UserError(
             "torchrun starts its processes again only where each start has a meeting point of its own. Set "

@@ -1,5 +1,11 @@
 """Inputs that several test files make."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
@@ -50,3 +56,21 @@ def random_targets(counts: list[int], num_classes: int, seed: int = 0) -> list[T
         )
         for index, count in enumerate(counts)
     ]
+
+
+def torchrun(options: list[str], *more: str) -> list[str]:
+    """The command that trains in two processes. more: options of torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return [*launcher, *more, "train.py", *options]
+
+
+def with_small_disk(folder: str | Path, size: str) -> tuple[list[str], str]:
+    """A command that runs a shell script with mounts of its own, and the script's beginning, which mounts the disk.
+
+    Skips the test where that is not allowed.
+    """
+    mount = f"mount -t tmpfs -o size={size} tmpfs {folder}"
+    namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, mount], check=False).returncode:
+        pytest.skip(f"needs the right to mount a small disk at {folder} for one process")
+    return namespace, mount

@@ -129,6 +129,20 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp
 
 
 @pytest.mark.slow
+def test_a_compiled_model_trains_as_others_do(tiny_options: list[str], tmp_path: Path) -> None:
+    losses = {}
+    for compiled in ("false", "true"):
+        folder = tmp_path / compiled
+        options = [f"trainer.compile={compiled}", "trainer.max_steps=8", "log_every=1", f"run_dir={folder}"]
+        run("train.py", *tiny_options, "model.transformer.dropout=0.0", *options)
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[compiled] = [record["loss"] for record in records if record["group"] == "train"]
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)
+    # With padding and without, each for the first size, for others of the same height or width, and for any.
+    assert 1 <= max(record.get("compilations", 0) for record in records) <= 6
+
+
+@pytest.mark.slow
 def test_eight_photographs_are_learned_by_heart(shared: Path, tmp_path: Path) -> None:
     """Category ids with gaps, a crowd, one image without boxes, the others with 2 to 14 objects."""
     folder = shared / "data" / "coco_sample"

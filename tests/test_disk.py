@@ -12,6 +12,7 @@ import pytest
 
 from detr.engine import checkpoint
 from tests.conftest import REPOSITORY
+from tests.helpers import with_small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +21,7 @@ def test_a_full_disk(tiny_options: list[str], tmp_path: Path) -> None:
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     kept.mkdir()
-    mount = f"mount -t tmpfs -o size=150m tmpfs {disk}"  # three checkpoints of 45 MB, and one in the making
-    namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    if shutil.which("unshare") is None or subprocess.run([*namespace, mount], check=False).returncode:
-        pytest.skip("needs the right to mount a small disk for one process")
+    namespace, mount = with_small_disk(disk, "150m")  # three checkpoints of 45 MB, and one in the making
     train = [sys.executable, "train.py", *tiny_options, f"run_dir={disk}/run", "trainer.save_every_steps=1"]
     train += ["trainer.max_steps=6", "trainer.keep=5"]
     copy = f"cp {disk}/run/checkpoints/* {kept}"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.helpers import torchrun
 
 pytest.importorskip("submitit", reason="needs the extra `sweep`")
 pytestmark = pytest.mark.slow
@@ -58,8 +59,7 @@ def test_a_job_of_two_processes_trains_as_with_torchrun(tiny_options: list[str],
         check=True,
     )
     own = ["data.batch_size=2", "log_every=1", f"run_dir={tmp_path / 'straight'}"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*torchrun, "train.py", *options, *own], cwd=REPOSITORY, env=environment(), check=True)
+    subprocess.run(torchrun([*options, *own]), cwd=REPOSITORY, env=environment(), check=True)
     losses = [
         [record["loss"] for record in records(folder) if record["group"] == "train"]
         for folder in (tmp_path / "sweep" / "0", tmp_path / "straight")

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -30,6 +31,11 @@ def accelerated(model: nn.Module, config: TrainerConfig) -> nn.Module:
     if config.compile:
         model.compile()
     return model
+
+
+def compilations() -> int:
+    """How many graphs were compiled so far in this process: a few, for all sizes of images, or something is wrong."""
+    return int(counters["stats"]["unique_graphs"])
 
 
 def _repeated(model: nn.Module) -> list[nn.Module]:

@@ -39,16 +39,14 @@ def adamw(
     factors, decays = lr_factors or {}, weight_decays or {}
     backbone = {id(p) for part in (model.backbone, model.position) for p in part.parameters()}
     backbone -= {id(p) for blocks in plugged_in(model) for p in blocks.parameters()}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in trained.items():
         rate, group = (backbone_lr, "lr_backbone") if id(parameter) in backbone else (lr, "lr")
         parts = [next((part for part in special if part in name), "") for special in (factors, decays)]
         group = "_".join([group, *filter(None, dict.fromkeys(parts))])
         options = {"lr": rate * factors.get(parts[0], 1.0), "weight_decay": decays.get(parts[1], weight_decay)}
         groups.setdefault(group, {"name": group, **options, "params": []})["params"].append(parameter)
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for option, special in (("lr_factors", factors), ("weight_decays", decays)):
         for part in special:
             if not any(part in name for name in trained):

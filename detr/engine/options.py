@@ -17,7 +17,8 @@ class TrainerConfig:
     epochs: passes over the training data. max_steps: ends the training earlier or later than that, where given.
     accumulate: batches whose gradients are added up for one step of the optimiser.
     precision: fp32, bf16, or fp16 with a scaled loss; losses and matching are in fp32 always.
-    compile: compile the model, which pays on GPUs; set data.pad_to to bound the number of image sizes.
+    compile: compile the model, which pays on GPUs. A few compilations serve all sizes of images; they are counted in
+        `compilations`.
     activation_checkpointing: compute activations twice instead of keeping them: less memory, about a third slower.
     clip_norm: largest norm of the gradient; 0 does not clip.
     ema: decay of a moving average of the weights, which is then what is evaluated and used; 0 for none.

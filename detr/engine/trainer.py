@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detr import distributed
 from detr.engine import checkpoint, failures
+from detr.engine.accelerate import compilations
 from detr.engine.optim import Schedule
 from detr.engine.options import TrainerConfig, flat
 from detr.engine.profile import phase, profiled
@@ -107,9 +108,11 @@ class Trainer:
         for group in _groups(batches, self.config.accumulate):
             waited = time.perf_counter() - asked
             if losses := self._train_step(group):
-                rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+                state = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+                if self.config.compile:
+                    state["compilations"] = compilations()
                 images = sum(len(batch) for batch, _ in group) * distributed.world_size()
-                self.reporter.step(self.step, losses, rates, images, waited)
+                self.reporter.step(self.step, losses, state, images, waited)
             self._profile_step()
             if self._save_is_due():
                 self._save("last.pt")

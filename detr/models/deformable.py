@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from detr.errors import UserError
 from detr.models.memory import Memory
+from detr.models.multihead import check_heads
 from detr.models.queries import Place
 
 
@@ -22,8 +22,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, *, d_model: int, nhead: int, num_levels: int, num_points: int) -> None:
         super().__init__()
-        if nhead < 1 or d_model % nhead:
-            raise UserError(f"DeformableAttention: wanted d_model as a multiple of nhead, got {d_model} and {nhead}.")
+        check_heads(self, d_model, nhead)
         self.nhead, self.num_levels, self.num_points = nhead, num_levels, num_points
         self.sampling_offsets = nn.Linear(d_model, nhead * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(d_model, nhead * num_levels * num_points)

@@ -73,6 +73,7 @@ class Denoising(nn.Module):
         self.label_noise, self.box_noise, self.contrastive = label_noise, box_noise, contrastive
         self.labels = nn.Embedding(num_classes, d_model)
 
+    @torch.compiler.disable  # the numbers of targets decide its shapes
     def forward(self, queries: Queries, targets: Sequence[Target], num_groups: int) -> tuple[Queries, Noise]:
         """Put the denoising queries before the others.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -58,12 +57,12 @@ class Memory:
             centres=torch.cat([_centres(*shape, valid[:, i]) for i, shape in enumerate(shapes)], dim=1),
         )
 
-    @cached_property
+    @property
     def key(self) -> Float[Tensor, "batch tokens d_model"]:
         """Tokens with their positions added."""
         return self.tokens + self.position
 
-    @cached_property
+    @property
     def keep(self) -> Bool[Tensor, "batch 1 1 tokens"] | None:
         """True where a token may be attended to."""
         return None if self.mask is None else ~self.mask[:, None, None, :]

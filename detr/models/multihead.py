@@ -19,8 +19,7 @@ class MultiHead(nn.Module):
 
     def __init__(self, *, d_model: int, nhead: int, dropout: float) -> None:
         super().__init__()
-        if nhead < 1 or d_model % nhead:
-            raise UserError(f"{type(self).__name__}: wanted d_model as a multiple of nhead, got {d_model} and {nhead}.")
+        check_heads(self, d_model, nhead)
         self.nhead, self.dropout = nhead, dropout
 
     def heads(self, x: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch heads tokens features"]:
@@ -49,3 +48,9 @@ class MultiHead(nn.Module):
         if keep is not None:
             logits = logits.masked_fill(~keep, -math.inf)
         return logits.softmax(-1).mean(1)
+
+
+def check_heads(part: nn.Module, d_model: int, nhead: int) -> None:
+    """Raises UserError, in the name of this part, where d_model cannot be shared out among so many heads."""
+    if nhead < 1 or d_model % nhead:
+        raise UserError(f"{type(part).__name__}: wanted d_model as a multiple of nhead, got {d_model} and {nhead}.")

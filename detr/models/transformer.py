@@ -87,7 +87,8 @@ class EncoderAttention(MultiHeadAttention):
     """Every token looks at all tokens."""
 
     def forward(self, memory: Memory) -> Float[Tensor, "batch tokens d_model"]:
-        return self.attend(memory.key, memory.key, memory.tokens, memory.keep)
+        key = memory.key
+        return self.attend(key, key, memory.tokens, memory.keep)
 
     def weights(self, memory: Memory, token: Int64[Tensor, " batch"]) -> Float[Tensor, "batch tokens"]:
         """How much one token of each image takes from each: mean over heads, 1 in sum."""

@@ -49,11 +49,12 @@ class Reporter:
         self._reset()
 
     def step(
-        self, step: int, losses: Mapping[str, float], rates: Mapping[str, float], images: int, waited: float
+        self, step: int, losses: Mapping[str, float], state: Mapping[str, float], images: int, waited: float
     ) -> None:
         """One training step is done.
 
-        losses: by name. rates: learning rates by name. images: in the batch. waited: seconds without data.
+        losses: by name. state: what is logged as it is now, such as learning rates, by name. images: in the batch.
+        waited: seconds without data.
         """
         self._count += 1
         self._images += images
@@ -72,7 +73,7 @@ class Reporter:
             "memory_gb": _peak_memory() / 2**30,
             "eta_minutes": (self.total_steps - step) * seconds / self._count / 60,
         }
-        self._scalars(step, {**averages, **rates, **speed}, "train")
+        self._scalars(step, {**averages, **state, **speed}, "train")
         self._reset()
 
     def evaluation(

@@ -22,6 +22,7 @@ from detr import distributed
 from detr.errors import UserError
 from detr.types import ImageBatch, Target
 from tests.conftest import REPOSITORY
+from tests.helpers import with_small_disk
 
 RECIPE = transforms.train(sizes=[40, 48, 56], max_size=80, crop_from=[50, 60], crop_min=30, crop_max=50)
 
@@ -322,11 +323,8 @@ except ValueError as error:
 
 
 def test_too_little_shared_memory_is_told(shapes_root: Path) -> None:
-    small = "mount -t tmpfs -o size=1m tmpfs /dev/shm"  # in a name space of its own
-    namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    if shutil.which("unshare") is None or subprocess.run([*namespace, small], check=False).returncode:
-        pytest.skip("needs the right to mount a small /dev/shm for one process")
-    command = f'{small} && exec "$0" -c "$1" "$2"'
+    namespace, mount = with_small_disk("/dev/shm", "1m")
+    command = f'{mount} && exec "$0" -c "$1" "$2"'
     arguments = [sys.executable, TOO_LITTLE, str(shapes_root)]
     done = subprocess.run(
         [*namespace, command, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True

@@ -23,7 +23,7 @@ from detr.models.detr import DETR
 from detr.models.position import SinePosition
 from detr.models.transformer import Transformer
 from tests.conftest import REPOSITORY
-from tests.helpers import TinyBackbone, make_batch, random_targets
+from tests.helpers import TinyBackbone, make_batch, random_targets, torchrun
 from tests.test_commands import checksum
 
 STEPS = 20
@@ -116,19 +116,6 @@ def fail_in_one(process: int, port: int) -> None:
 
 def test_what_is_not_finite_in_one_process_stops_the_step_in_all(free_port: int) -> None:
     mp.spawn(fail_in_one, (free_port,), nprocs=2)
-
-
-def torchrun(options: list[str], *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        *more,
-        "train.py",
-        *options,
-    ]
 
 
 def test_torchrun_trains_evaluates_and_writes_once(tiny_options: list[str], tmp_path: Path) -> None:

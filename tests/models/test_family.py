@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from detr import boxes as box_ops
 from detr.config import build_criterion, build_model, compose
@@ -93,6 +96,36 @@ def test_every_backbone_fits_every_recipe(name: str, backbone: str) -> None:
     with torch.device("meta"):
         model = build_model(config.model, CLASSES)
     assert len(model.backbone.channels) == len(config.model.backbone.features) <= model.transformer.num_levels
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("small", "dn_detr") else pytest.mark.slow) for n in RECIPES]
+)
+def test_every_recipe_compiles_whole_and_for_all_sizes(name: str) -> None:
+    """In a process of its own, which has no hook that checks shapes."""
+    mp.spawn(compile_for_sizes, args=(name,), nprocs=1)
+
+
+def compile_for_sizes(_: int, name: str) -> None:
+    torch.set_num_threads(1)
+    model, _ = build(name)
+    model.train()
+    compiled, counter = [], CompileCounter()
+    model.compile(backend=counter)
+    for step, size in enumerate([(192, 256), (160, 320), (256, 160), (320, 192), (192, 160), (160, 160)]):
+        outputs = []
+        for compiler in ("force_eager", "default"):
+            torch.manual_seed(step)
+            with torch.compiler.set_stance(compiler):
+                predictions = model(batch_of(size, (size[0] - 20, size[1] - 30)), random_targets([step, 2], CLASSES))
+            predictions.logits.sum().backward()
+            outputs.append(predictions)
+        torch.testing.assert_close(outputs[0].logits, outputs[1].logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(outputs[0].boxes, outputs[1].boxes, atol=1e-4, rtol=1e-4)
+        compiled.append(counter.frame_count)
+    assert all("Denoising.forward" in broken for broken in counters["graph_break"]), counters["graph_break"]
+    assert compiled[-1] == compiled[3], f"{name}: compiled {compiled} times"
+    assert model.denoising is not None or compiled[-1] <= 3, f"{name}: compiled {compiled} times"
 
 
 @pytest.mark.parametrize("name", ["dn_detr", "dino"])

@@ -105,7 +105,7 @@ def test_means_and_spreads_of_what_was_found(make_run: MakeRun, tmp_path: Path) 
     assert "Nothing can be concluded: there is one configuration only, “none”." in page
 
 
-def test_groups_are_configurations_without_seed_and_folder(make_run: MakeRun, tmp_path: Path) -> None:
+def test_groups_are_configurations_without_what_belongs_to_one_start(make_run: MakeRun, tmp_path: Path) -> None:
     kinds = {
         "none, optimizer.lr=0.0001": ["model/attention=none"],
         "none, optimizer.lr=0.0005": ["model/attention=none", "optimizer.lr=5e-4"],
@@ -116,7 +116,7 @@ def test_groups_are_configurations_without_seed_and_folder(make_run: MakeRun, tm
     }
     for seed in (1, 2):
         for overrides in kinds.values():
-            make_run(0.5, seed, *overrides)
+            make_run(0.5, seed, *overrides, *(["trainer.resume=auto"] if seed == 2 else []))
     runs, left_out = find_runs(tmp_path / "runs")
     groups = group_runs(runs)
     assert not left_out and [group.label for group in groups] == list(kinds)

@@ -18,6 +18,7 @@ from detr.errors import UserError
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 _TRAINING = ("step", "loss", "images_per_second", "memory_gb", "eta_minutes")  # what each training record has
 _ATTENTION = "model.attention"
+_OF_A_START = ("seed", "run_dir", "debug", "trainer.resume")  # options that tell no configurations apart
 _HOW_TO = "Train some with: python train.py -m model/attention=none,se seed=1,2,3 run_dir=DIR"
 
 
@@ -25,8 +26,8 @@ _HOW_TO = "Train some with: python train.py -m model/attention=none,se seed=1,2,
 class Run:
     """One finished training.
 
-    options: its configuration without seed and run_dir, as text by dotted name; `model.attention` is the names of the
-        blocks in their order.
+    options: its configuration but for what belongs to a single start, as text by dotted name; `model.attention` is
+        the names of the blocks in their order.
     metrics: COCO's, from its last evaluation; -1 where there was nothing to find.
     size: short side of its images, in pixels. records: what is in its metrics.jsonl.
     """
@@ -159,11 +160,11 @@ def _damaged(path: Path, error: Exception) -> UserError:
 def _options(config: dict[str, Any]) -> dict[str, str]:
     model = dict(config["model"])
     blocks = model.pop("attention", None) or {}
-    rest = {key: value for key, value in config.items() if key not in ("seed", "run_dir")}
+    rest = {name: value for name, value in flat({**config, "model": model}) if name not in _OF_A_START}
     return {
         _ATTENTION: " + ".join(blocks) or "none",
         **{f"{_ATTENTION}.{name}": value for name, value in flat(blocks)},
-        **dict(flat({**rest, "model": model})),
+        **rest,
     }
 
 
