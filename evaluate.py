@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on COCO-format data: python evaluate.py checkpoint=PATH data=coco data.root=DIR"""
 
 import logging
+from pathlib import Path
 
 import hydra
 import torch
@@ -20,12 +21,11 @@ logger = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     check_config(config)
     device = pick_device(config.device)
-    with distributed.process_group(device):
-        evaluate(config, device)
+    with distributed.process_group(device), run_directory(config) as run_dir:
+        evaluate(config, run_dir, device)
 
 
-def evaluate(config: DictConfig, device: torch.device) -> None:
-    run_dir = run_directory(config)
+def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
     )

@@ -23,14 +23,19 @@ logger = logging.getLogger(__name__)
 @exit_codes()
 def main(config: DictConfig) -> None:
     check_config(config)
-    run_directory(config)
+    with run_directory(config):
+        predict(config)
+
+
+def predict(config: DictConfig) -> None:
     paths = find_images(config.source)
     detector = Detector.from_checkpoint(
         config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
     )
     detector.size, detector.max_size = config.size or detector.size, config.max_size or detector.max_size
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    folder = output / "attention" if config.attention else output
+    folder.mkdir(parents=True, exist_ok=True)
     stems = Counter(path.stem for path in paths)
     names = [path.stem if stems[path.stem] == 1 else f"{index}-{path.name}" for index, path in enumerate(paths)]
     results = []
@@ -44,7 +49,7 @@ def main(config: DictConfig) -> None:
             draw_detections(picture, found).save(output / f"{names[index]}.jpg", quality=92)
             if config.attention:
                 maps = detector.attention(images[offset], config.attention_point, config.threshold)
-                draw_attention(picture, maps).save(output / f"{names[index]}-attention.jpg", quality=92)
+                draw_attention(picture, maps).save(folder / f"{names[index]}.jpg", quality=92)
     (output / "results.json").write_text(json.dumps(results))
     logger.info("%d detections in %d images; pictures and results.json are in %s.", len(results), len(paths), output)
 

@@ -1,6 +1,7 @@
 """Train a detector: python train.py experiment=NAME key=value ..."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import hydra
 import torch
@@ -20,12 +21,11 @@ from detr.reporting import Reporter
 def main(config: DictConfig) -> None:
     check_config(config)
     device, options = pick_device(config.device), TrainerConfig(**plain(config.trainer))
-    with distributed.process_group(device, options.timeout):
-        train(config, device, options)
+    with distributed.process_group(device, options.timeout), run_directory(config) as run_dir:
+        train(config, run_dir, device, options)
 
 
-def train(config: DictConfig, device: torch.device, options: TrainerConfig) -> None:
-    run_dir = run_directory(config)
+def train(config: DictConfig, run_dir: Path, device: torch.device, options: TrainerConfig) -> None:
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
 

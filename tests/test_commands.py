@@ -100,10 +100,11 @@ def test_predict_draws_attention(model: str, shapes_root: Path, tmp_path: Path) 
         "attention_point=[0.25,0.75]",
     )
     assert done.code == 0, done.output
-    assert {path.name for path in tmp_path.glob("*.jpg")} == {"000001.jpg", "000001-attention.jpg"}
+    drawn = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg")}
+    assert drawn == {"000001.jpg", "attention/000001.jpg"}
     blocks = len(Detector.from_checkpoint(tmp_path / "best.pt").attention(shapes_root / "val" / "000001.jpg").blocks)
     rows = math.ceil((1 + 7 + 1 + blocks) / 3)  # what was found, all detections, the encoder, the blocks
-    assert blocks >= 3 and Image.open(tmp_path / "000001-attention.jpg").size == (2008, rows * 728 + 22)
+    assert blocks >= 3 and Image.open(tmp_path / "attention" / "000001.jpg").size == (2008, rows * 728 + 22)
 
 
 def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp_path: Path) -> None:
@@ -126,6 +127,22 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp
     assert f"at step {step}. Go on with trainer.resume=" in (stopped / "train.log").read_text()
     run("train.py", *options, f"run_dir={stopped}")
     assert checksum(stopped / "checkpoints" / "last.pt") == checksum(straight / "checkpoints" / "last.pt")
+
+
+def test_two_trainings_do_not_share_a_folder(tiny_options: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *tiny_options, f"run_dir={tmp_path}", "trainer.epochs=1000"]
+    first = subprocess.Popen(command, cwd=REPOSITORY)
+    try:
+        while not (tmp_path / "config.yaml").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        output = run("train.py", *tiny_options, f"run_dir={tmp_path}", "trainer.epochs=1", expect=2)
+        assert f"Another training is at work in {tmp_path}. Give this one a folder of its own" in output
+        assert "epochs: 1000" in (tmp_path / "config.yaml").read_text() and first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    run("train.py", *tiny_options, f"run_dir={tmp_path}", "trainer.max_steps=1")
 
 
 @pytest.mark.slow

@@ -3,11 +3,13 @@
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -31,10 +33,9 @@ def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
     """
     if not CONFIGS.is_dir():
         raise UserError(f"The folder {CONFIGS} does not exist. Work in a checkout, installed with pip install -e .")
+    # `datasets` is there, which configurations name and which is never installed.
     if str(CONFIGS.parent) not in sys.path:
-        sys.path.append(
-            str(CONFIGS.parent)
-        )  # where `datasets` is, which configurations name and which is never installed
+        sys.path.append(str(CONFIGS.parent))
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra_compose(name, overrides=list(overrides))
@@ -43,20 +44,46 @@ def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
     return config
 
 
-def run_directory(config: DictConfig) -> Path:
-    """The folder that Hydra made for this run, with the composed configuration saved in it."""
+@contextmanager
+def run_directory(config: DictConfig) -> Iterator[Path]:
+    """The folder that Hydra made for this run, with the composed configuration saved in it.
+
+    Raises UserError where another training is at work in it.
+    """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if distributed.launched() and not any(option.startswith("run_dir=") for option in hydra.overrides.task):
         raise UserError("Several processes need run_dir=PATH on the command line, the same for all of them.")
     if distributed.rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the others tell only what goes wrong
-        return folder
-    logger.info("Everything goes to %s.", folder)
-    # Evaluation may write into the folder of the training: the training's configuration stays.
-    name = "config" if hydra.job.name == "train" else hydra.job.name
-    (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    return folder
+        yield folder
+        return
+    with _alone_in(folder) if hydra.job.name == "train" else nullcontext():
+        logger.info("Everything goes to %s.", folder)
+        # Evaluation may write into the folder of the training: the training's configuration stays.
+        name = "config" if hydra.job.name == "train" else hydra.job.name
+        (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        yield folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two trainings would overwrite each other's checkpoints."""
+    # Processes that load data outlive one that was killed by a few seconds, and hold its lock.
+    lock = FileLock(folder / ".lock", timeout=15)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"Another training is at work in {folder}. Give this one a folder of its own with run_dir=PATH, or end the "
+            "other one first."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        logger.warning("%s cannot be locked (%s): see to it that no other training writes there.", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[str, Any]:

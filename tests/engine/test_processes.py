@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from detr import distributed
-from detr.engine import TrainerConfig, TrainingStep
+from detr.engine import TrainerConfig, TrainingStep, checkpoint
 from detr.errors import NonFiniteError, UserError
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.losses.classification import ClassificationLoss, CrossEntropy, SigmoidFocal
@@ -151,11 +151,11 @@ def test_torchrun_trains_evaluates_and_writes_once(tiny_options: list[str], tmp_
 def test_killed_at_any_instant_a_run_ends_as_if_it_had_not_been(
     tiny_options: list[str], tmp_path: Path, processes: int
 ) -> None:
-    """kill -9 at ten random instants each, while saving too: after every step is saved."""
+    """kill -9 at ten random instants each: while it trains, evaluates and, after every step, saves."""
     options = [
         *tiny_options,
         "data.batch_size=2",
-        "trainer.epochs=2",
+        "trainer.max_steps=200",
         "trainer.save_every_steps=1",
         "trainer.resume=auto",
     ]
@@ -165,20 +165,34 @@ def test_killed_at_any_instant_a_run_ends_as_if_it_had_not_been(
         own = [*options, f"run_dir={folder}"]
         return torchrun(own) if processes == 2 else [sys.executable, "train.py", *own]
 
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    started = time.monotonic()
-    subprocess.run(command(straight), cwd=REPOSITORY, env=environment, check=True)
-    duration = time.monotonic() - started
-    instants = torch.rand(10, generator=torch.Generator().manual_seed(processes)) * duration
-    for instant in instants.tolist():
-        process = subprocess.Popen(command(killed), cwd=REPOSITORY, env=environment, start_new_session=True)
-        try:
-            process.wait(timeout=instant)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    subprocess.run(command(killed), cwd=REPOSITORY, env=environment, check=True)
-    assert checksum(killed / "checkpoints" / "last.pt") == checksum(straight / "checkpoints" / "last.pt")
+    straight, killed = (
+        tmp_path / "straight" / "checkpoints" / "last.pt",
+        tmp_path / "killed" / "checkpoints" / "last.pt",
+    )
+    subprocess.run(command(straight.parents[1]), cwd=REPOSITORY, env=environment, check=True)
+    random, steps, while_saving = torch.Generator().manual_seed(processes), [], 0
+    for _ in range(10):
+        before = killed.stat().st_mtime_ns if killed.exists() else 0
+        process = subprocess.Popen(command(killed.parents[1]), cwd=REPOSITORY, env=environment)
+        while not killed.exists() or killed.stat().st_mtime_ns == before:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(2 * float(torch.rand((), generator=random)))
+        assert process.poll() is None, "the training is to last longer than all that is killed"
+        for pid in [process.pid, *descendants(process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        while_saving += killed.with_suffix(".tmp").exists()
+        steps.append(checkpoint.newest(killed)[1]["training"]["step"])
+    subprocess.run(command(killed.parents[1]), cwd=REPOSITORY, env=environment, check=True)
+    print(f"{processes} processes, killed at steps {steps}, {while_saving} times while saving")
+    assert checksum(killed) == checksum(straight)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those started by them: torchrun's are of sessions of their own."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
 
 
 @pytest.mark.slow
@@ -194,8 +208,7 @@ def test_a_process_that_dies_starts_all_again_from_the_last_checkpoint(tiny_opti
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
         assert launcher.poll() is None
         time.sleep(0.02)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    os.kill(descendants(launcher.pid)[-1], signal.SIGKILL)
     assert launcher.wait(timeout=300) == 0
     assert "Going on from" in (parts / "train.log").read_text()
     assert checksum(parts / "checkpoints" / "last.pt") == checksum(straight / "checkpoints" / "last.pt")
