@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import traceback
 from contextlib import ContextDecorator
 from types import TracebackType
@@ -28,6 +29,7 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
 
     def __enter__(self) -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them its own way
+        threading.excepthook = _of_thread
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -44,6 +46,12 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
             traceback.print_exception(error)
         logger.error("%s", message) if logging.getLogger().handlers else print(f"Error: {message}", file=sys.stderr)
         _end(error, USER_ERROR)
+
+
+def _of_thread(failed: threading.ExceptHookArgs) -> None:
+    """A thread that writes or reads files hands its error on to who waits for it, where it is told."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
 
 
 def _end(error: BaseException, code: int) -> NoReturn:

@@ -1,8 +1,9 @@
 """Averages a run's records and hands them to the sinks."""
 
+import logging
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from detr.reporting.draw import draw_detections
 from detr.reporting.sinks import Sink
 from detr.types import Detections
 
+logger = logging.getLogger(__name__)
 _STATUS = Path("/proc/self/status")  # of Linux
 
 
@@ -61,8 +63,7 @@ class Reporter:
         self._waited += waited
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        for sink in self.sinks:
-            sink.advance(losses)
+        self._tell(lambda sink: sink.advance(losses))
         if step % self.log_every and step != self.total_steps:
             return
         seconds = time.perf_counter() - self._since
@@ -89,11 +90,10 @@ class Reporter:
             for image, detections in samples
         ]
         folder = self.run_dir / "predictions"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for index, picture in enumerate(pictures):
             picture.save(folder / f"{index}.jpg", quality=92)
-        for sink in self.sinks:
-            sink.pictures(step, pictures)
+        self._tell(lambda sink: sink.pictures(step, pictures))
         self._reset()  # the time of the evaluation is not training time
 
     def __enter__(self) -> "Reporter":
@@ -102,12 +102,20 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sink in self._started:
-            sink.close()
+        self._tell(lambda sink: sink.close())
 
     def _scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
-        for sink in self.sinks:
-            sink.scalars(step, values, group)
+        self._tell(lambda sink: sink.scalars(step, values, group))
+
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        """A training is not to end because of its log."""
+        for sink in list(self._started):
+            try:
+                call(sink)
+            except OSError as error:
+                self._started.remove(sink)
+                # Without its traceback: a sink may keep the error, which would keep alive what the training was at.
+                logger.warning("Nothing more goes to %s: %s.", type(sink).__name__, error.with_traceback(None))
 
     def _reset(self) -> None:
         self._sums: dict[str, float] = {}

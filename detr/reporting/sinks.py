@@ -19,7 +19,10 @@ _DETAIL = re.compile(r"_\d+$|/")  # losses of earlier decoder layers, and what h
 
 @runtime_checkable
 class Sink(Protocol):
-    """What a place to log to has to offer. `start` comes first, `close` last, also after an error."""
+    """What a place to log to has to offer. `start` comes first, `close` last, also after an error.
+
+    One that raises OSError later than at its start is left out from then on.
+    """
 
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
         """step: the steps that were done before, more than 0 where a run goes on."""
@@ -69,9 +72,12 @@ class JsonLines:
 
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
         path = run_dir / "metrics.jsonl"
+        # A run that goes on repeats the steps after its checkpoint.
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        self._file = path.open("w")  # a run that goes on repeats the steps after its checkpoint
-        self._file.writelines(kept)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)  # so that there is no moment without them
+        self._file = path.open("a")
 
     def advance(self, losses: Mapping[str, float]) -> None: ...
 
