@@ -1,6 +1,5 @@
 """Dual attention (DANet: Fu et al., CVPR 2019)."""
 
-import math
 from typing import Literal
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.attention.masked import attend, precise, reduced, tokens
+from detr.models.attention.masked import attend, attention_weights, precise, reduced, tokens
 from detr.models.attention.views import Weights
 
 
@@ -31,8 +30,7 @@ class PositionAttention(nn.Module):
 
     def view(self, x: Tensor, mask: Tensor, token: Tensor) -> Weights:
         query, key = tokens(self.query(x)).take_along_dim(token[:, None, None], dim=1), tokens(self.key(x))
-        logits = (query @ key.transpose(1, 2))[:, 0].masked_fill(mask.flatten(1), -math.inf)
-        return Weights(logits.softmax(-1).unflatten(1, x.shape[2:]))
+        return Weights(attention_weights(query, key, ~mask.flatten(1))[:, 0].unflatten(1, x.shape[2:]))
 
 
 class ChannelAttention(nn.Module):

@@ -40,6 +40,18 @@ def attend(
     return out[:, 0, :, : value.shape[-1]]
 
 
+def attention_weights(
+    query: Float[Tensor, "batch targets features"],
+    key: Float[Tensor, "batch sources features"],
+    keep: Bool[Tensor, "batch sources"],
+    *,
+    scale: float = 1.0,
+) -> Float[Tensor, "batch targets sources"]:
+    """What `attend` weighs the values with, which never makes them; the same for all where none is to be kept."""
+    logits = scale * query @ key.transpose(1, 2)
+    return logits.masked_fill(~keep[:, None], torch.finfo(logits.dtype).min).softmax(-1)
+
+
 def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """In float32 at least, for sums over a map and places in it, of which bfloat16 keeps two digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

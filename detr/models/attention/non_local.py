@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.attention.masked import attend, precise, reduced, tokens
+from detr.models.attention.masked import attend, attention_weights, precise, reduced, tokens
 from detr.models.attention.views import Weights
 
 
@@ -36,7 +36,8 @@ class NonLocal(nn.Module):
     ) -> None:
         super().__init__()
         inner = reduced(channels, reduction)
-        self.mode, self.sub_sample, self.scale = mode, sub_sample, scale
+        self.mode, self.sub_sample = mode, sub_sample
+        self.scale = (channels if mode == "gaussian" else inner) ** -0.5 if scale else 1.0
         self.g = nn.Conv2d(channels, inner, kernel_size=1)
         self.theta = self.phi = None
         if mode != "gaussian":
@@ -90,28 +91,30 @@ class NonLocal(nn.Module):
 
     def _sum(self, theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor) -> Float[Tensor, "batch tokens inner"]:
         if self.mode in ("gaussian", "embedded_gaussian"):
-            scale = phi.shape[-1] ** -0.5 if self.scale else 1.0
-            return attend(theta, phi, g, valid, scale=scale)
+            return attend(theta, phi, g, valid, scale=self.scale)
         count = valid.sum(1)[:, None, None]
         g = torch.where(valid[..., None], g, 0.0)
-        if self.concat is None:
+        if self.mode == "dot_product":
             return theta @ (torch.where(valid[..., None], phi, 0.0).transpose(1, 2) @ g) / count
-        of_theta, of_phi = self.concat.weight[0].chunk(2)
-        return _relu_sum(theta @ of_theta, phi @ of_phi, g) / count
+        return _relu_sum(*self._terms(theta, phi), g) / count
 
     def _weights(self, theta: Tensor, phi: Tensor, valid: Tensor) -> Float[Tensor, "batch targets sources"]:
         """Those of g in `_sum`, which never makes them."""
         count = valid.sum(1)[:, None, None].clamp(min=1)
-        if self.concat is not None:
-            of_theta, of_phi = self.concat.weight[0].chunk(2)
-            weights = ((theta @ of_theta)[:, :, None] + (phi @ of_phi)[:, None]).relu() / count
+        if self.mode == "concatenation":
+            a, b = self._terms(theta, phi)
+            weights = (a[:, :, None] + b[:, None]).relu() / count
         elif self.mode == "dot_product":
             weights = theta @ phi.transpose(1, 2) / count
         else:
-            scale = phi.shape[-1] ** -0.5 if self.scale else 1.0
-            logits = theta @ phi.transpose(1, 2) * scale
-            weights = logits.masked_fill(~valid[:, None], torch.finfo(logits.dtype).min).softmax(-1)
+            weights = attention_weights(theta, phi, valid, scale=self.scale)
         return weights.masked_fill(~valid[:, None], 0.0)
+
+    def _terms(self, theta: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """The projection of a pair is a sum of two numbers, one of each."""
+        assert self.concat is not None
+        of_theta, of_phi = self.concat.weight[0].chunk(2)
+        return theta @ of_theta, phi @ of_phi
 
 
 def _pooled(x: Tensor) -> Tensor:
