@@ -31,9 +31,19 @@ def main() -> None:
         "--images", type=Path, metavar="DIR", help="photographs for transforms and loading, with --annotations"
     )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO annotations")
+    about_modes = "precisions, each with options after plus signs: fp32,bf16+compile,bf16+checkpoint; for step"
+    parser.add_argument("--modes", default="fp32", metavar="MODE[,MODE]", help=about_modes)
+    parser.add_argument("--size", type=int, nargs=2, default=step.SIZE, metavar=("HEIGHT", "WIDTH"), help="for step")
+    parser.add_argument("--batch", type=int, default=step.BATCH, help="images in a batch, for step")
     options = parser.parse_args()
     if (options.images is None) != (options.annotations is None):
         parser.error("--images and --annotations go together")
+    modes = options.modes.split(",")
+    try:
+        for mode in modes:
+            step.trainer_config(mode)
+    except ValueError as error:
+        parser.error(f"--modes: {error}")
 
     common = {"checkout": options.published, "repeats": options.repeats}
     benchmarks: dict[str, Callable[[], Iterable[Row]]] = {
@@ -41,7 +51,15 @@ def main() -> None:
         "transforms": partial(transforms.run, folder=options.images, annotations=options.annotations, **common),
         "loading": partial(loading.run, folder=options.images, annotations=options.annotations),
         "evaluation": partial(evaluation.run, judge=options.judge),
-        "step": partial(step.run, device=options.device, threads=options.threads, **common),
+        "step": partial(
+            step.run,
+            device=options.device,
+            threads=options.threads,
+            modes=modes,
+            size=tuple(options.size),
+            batch=options.batch,
+            **common,
+        ),
         "recipes": partial(recipes.run, device=options.device, threads=options.threads, repeats=options.repeats),
         "attention": partial(attention.run, repeats=options.repeats),
     }

@@ -1,9 +1,8 @@
-"""A whole training step: ResNet-50, two images of up to 512x640 with 7 objects each, forward to optimiser."""
+"""A whole training step: ResNet-50, images with 7 objects each, forward to optimiser."""
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,51 @@ from unittest import mock
 import torch
 import torchvision
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Row, in_new_process, medians, peak_memory
 from benchmarks.published import load
 from detr.config import build, build_criterion, build_model, compose
-from detr.engine import TrainerConfig, TrainingStep
+from detr.engine import TrainerConfig, TrainingStep, accelerated
 from detr.images import pad_to_batch
 from detr.types import ImageBatch, Target
 
 CLASSES, OBJECTS = 91, 7
-SIZES = ((512, 640), (480, 640))  # the second is padded, as nearly all batches of real data are
-ELSEWHERE = 3.57  # seconds of the published code on another machine
+SIZE, BATCH = (512, 640), 2
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPTIONS = {"compile": {"compile": True}, "checkpoint": {"activation_checkpointing": True}}
 
 Step = Callable[[], object]
 
 
-def run(*, checkout: Path | None, device: str, threads: int, repeats: int) -> Iterator[Row]:
-    makers: dict[str, Callable[[], Step]] = {
-        "channels_last": partial(training_step, "detr", device, torch.channels_last),
-        "contiguous": partial(training_step, "detr", device, torch.contiguous_format),
-    }
+def run(
+    *,
+    checkout: Path | None,
+    device: str,
+    threads: int,
+    repeats: int,
+    modes: Sequence[str] = ("fp32",),
+    size: tuple[int, int] = SIZE,
+    batch: int = BATCH,
+) -> Iterator[Row]:
+    """modes: a precision each, with options after plus signs: bf16+compile. size: height and width of the images."""
+    makers = {mode: partial(training_step, "detr", device, mode, size, batch) for mode in modes}
+    everything: dict[str, Callable[[], Step]] = {**makers}
     if checkout is not None:
-        makers["published"] = partial(_published_step, checkout, device)
-    seconds = medians({name: make() for name, make in makers.items()}, repeats)
-    memory = {name: in_new_process(_memory, make, device, threads) for name, make in makers.items()}
-    elsewhere = ELSEWHERE if device == "cpu" else None
-    for layout in ("channels_last", "contiguous"):
-        # train.py uses channels_last, so that is what must be no slower.
-        target = seconds.get("published") if layout == "channels_last" else None
-        yield Row(f"training step, {layout}", "s", seconds[layout], target, seconds.get("published"), elsewhere)
-    for layout in ("channels_last", "contiguous"):
-        yield Row(f"training step, {layout}, peak memory", "GiB", memory[layout], published=memory.get("published"))
+        everything["published"] = partial(_published_step, checkout, device, size, batch)
+    seconds = medians({name: make() for name, make in everything.items()}, repeats)
+    memory = {name: in_new_process(_memory, make, device, threads) for name, make in everything.items()}
+    speed = {name: batch / value for name, value in seconds.items()}
+    with FlopCounterMode(display=False) as counter:
+        training_step("detr", device, "fp32", size, batch)()
+    operations = counter.get_total_flops()
+    for mode in modes:
+        name = f"training step, {batch} images of {size[0]}x{size[1]}, {mode}"
+        other = speed.get("published")
+        yield Row(name, "images/s", speed[mode], other, other, more_is_better=True)
+        yield Row(f"{name}, peak memory", "GiB", memory[mode], published=memory.get("published"))
+        share = operations / seconds[mode] / _matrix_rate(device, DTYPES[mode.partition("+")[0]])
+        yield Row(f"{name}, operations a second", "% of those of one large product", 100 * share)
 
 
 def _memory(make: Callable[[], Step], device: str, threads: int) -> float:
@@ -53,24 +66,40 @@ def _memory(make: Callable[[], Step], device: str, threads: int) -> float:
     return peak_memory(device)
 
 
-def training_step(model_name: str, device: str, layout: torch.memory_format = torch.channels_last) -> Step:
-    """A training step with the model of configs/model/{model_name}.yaml."""
+def _matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in the product of two matrices."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / medians({"": lambda: a @ b}, repeats=5)[""]
+
+
+def trainer_config(mode: str) -> TrainerConfig:
+    """Raises ValueError where a mode is not of those that `run` takes."""
+    precision, *options = mode.split("+")
+    if precision not in DTYPES or not OPTIONS.keys() >= set(options):
+        raise ValueError(f"'{mode}' is not one of {', '.join(DTYPES)}, with any of +{', +'.join(OPTIONS)}.")
+    return TrainerConfig(precision=precision, **{k: v for name in options for k, v in OPTIONS[name].items()})
+
+
+def training_step(
+    model_name: str, device: str, mode: str = "fp32", size: tuple[int, int] = SIZE, batch: int = BATCH
+) -> Step:
+    """A training step with the model of configs/model/{model_name}.yaml, as train.py does it."""
     torch.manual_seed(0)
+    trainer = trainer_config(mode)
     config = compose([f"model={model_name}", "model.backbone.weights=null"])
-    model = build_model(config.model, num_classes=CLASSES).to(device, memory_format=layout)
-    batch, targets = _batch()
-    batch = replace(batch, images=batch.images.contiguous(memory_format=layout))
+    model = accelerated(build_model(config.model, num_classes=CLASSES).to(device), trainer)
     step = TrainingStep(
         model=model.train(),
         criterion=build_criterion(config.criterion, num_classes=CLASSES).to(device),
         optimizer=build(config.optimizer, path="optimizer", model=model),
-        config=TrainerConfig(),
+        config=trainer,
         seed=0,
     )
-    return partial(step, [(batch, targets)], 0)
+    return partial(step, [_batch(size, batch)], 0)
 
 
-def _published_step(checkout: Path, device: str) -> Step:
+def _published_step(checkout: Path, device: str, size: tuple[int, int], count: int) -> Step:
     """One epoch of its own training loop, over a loader with one batch."""
     torch.manual_seed(0)
     main, engine, misc = load(checkout, "main", "engine", "util.misc")
@@ -82,7 +111,7 @@ def _published_step(checkout: Path, device: str) -> Step:
     others = [p for name, p in model.named_parameters() if "backbone" not in name]
     groups = [{"params": others}, {"params": backbone, "lr": options.lr_backbone}]
     optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
-    batch, targets = _batch()
+    batch, targets = _batch(size, count)
     batch = batch.normalized()
     samples = misc.NestedTensor(batch.images.contiguous(), batch.mask)
     objects = [{"labels": target.labels, "boxes": target.boxes} for target in targets]
@@ -104,13 +133,15 @@ def _untrained_resnet50(*, pretrained: bool, **options: Any) -> torch.nn.Module:
     return _resnet50(weights=None, **options)
 
 
-def _batch() -> tuple[ImageBatch, list[Target]]:
+def _batch(size: tuple[int, int], count: int) -> tuple[ImageBatch, list[Target]]:
+    """Every second image is padded, as nearly all batches of real data are."""
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator) for size in SIZES]
+    sizes = [(size[0] - index % 2 * size[0] // 16, size[1]) for index in range(count)]
+    images = [torch.randint(256, (3, *of_image), dtype=torch.uint8, generator=generator) for of_image in sizes]
 
     def target(image: int) -> Target:
         boxes: Tensor = 0.3 + 0.3 * torch.rand((OBJECTS, 4), generator=generator)
         labels = torch.randint(CLASSES, (OBJECTS,), generator=generator)
-        return Target(labels=labels, boxes=boxes, image_id=image, original_size=SIZES[image])
+        return Target(labels=labels, boxes=boxes, image_id=image, original_size=sizes[image])
 
-    return pad_to_batch(images), [target(image) for image in range(len(SIZES))]
+    return pad_to_batch(images), [target(image) for image in range(count)]
