@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from detr import distributed
 from detr.engine.options import TrainerConfig
@@ -155,6 +156,12 @@ class TrainingStep:
                     f"{sum(map(len, targets))} objects. Lower data.batch_size (trainer.accumulate makes up for it), "
                     "data.max_size and the sizes of data.transforms, or set trainer.precision=bf16 or "
                     "trainer.activation_checkpointing=true."
+                ) from None
+            if isinstance(error, TorchDynamoException):
+                cause = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
+                raise UserError(
+                    f"trainer.compile=true cannot be done here: {cause}. It needs a C++ "
+                    "compiler, and on a GPU Python's header files. Install them, or set trainer.compile=false."
                 ) from None
             if "deterministic" in text:
                 raise UserError(

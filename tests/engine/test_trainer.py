@@ -258,6 +258,19 @@ def test_memory_that_runs_out_is_explained(make: Make) -> None:
         trainer.fit()
 
 
+def test_a_model_that_cannot_be_compiled_is_explained(make: Make) -> None:
+    trainer = make(max_steps=1)
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found")
+
+    trainer.model.forward = torch.compile(lambda *batch: torch.ones(1) + 1, backend=compiler)
+    with pytest.raises(
+        UserError, match=r"trainer\.compile=true cannot be done here: .*No working C\+\+ compiler found\."
+    ):
+        trainer.fit()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_and_resumes(make: Make, precision: str) -> None:
     straight = make("straight", precision=precision, epochs=1)
