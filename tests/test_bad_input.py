@@ -507,6 +507,19 @@ CASES = [
         )
         for block in ("se", "non_local", "criss_cross", "dual")
     ),
+    Case(
+        "hidden features of 0",
+        TRAIN,
+        ("model/attention=spatial_transformer", "model.attention.spatial_transformer.block.hidden=0"),
+        ("model.attention.spatial_transformer.block", "hidden of at least 1"),
+    ),
+    Case("dropout of 2", TRAIN, ("model.transformer.dropout=2.0",), ("dropout", "probability", "2.0")),
+    Case(
+        "batch norm of a single value",
+        TRAIN,
+        ("model/attention=residual", "data.batch_size=1"),
+        ("single value", "data.batch_size"),
+    ),
     Case("nhead of 0", TRAIN, ("model.transformer.nhead=0",), ("nhead", "at least 1")),
     Case("unknown norm", TRAIN, ("model.backbone.norm=layer",), ("norm", "frozen", "layer")),
     Case("unknown stage", TRAIN, ("model.backbone.freeze=[layer9]",), ("freeze", "layer9", "layer4")),

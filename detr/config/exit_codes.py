@@ -16,14 +16,15 @@ from detr.errors import Interrupted, UserError
 
 logger = logging.getLogger(__name__)
 
-USER_ERROR, STOPPED, INTERRUPTED = 2, 75, 130
+FAILED, USER_ERROR, STOPPED, INTERRUPTED = 1, 2, 75, 130
 _WORKER_PREFIX = "Caught "  # torch's data loader puts the worker's traceback in front of its error message
 
 
 class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as contextlib's own are
     """Turns what a user can cause into one message and exit code 2, and a stop by signal into exit code 75.
 
-    A decorator of a command's function and a context manager around its call, where configurations are composed.
+    Any other error is shown with its traceback, exit code 1. A decorator of a command's function and a context manager
+    around its call, where configurations are composed.
     With debug=true on the command line the traceback is shown too.
     """
 
@@ -39,11 +40,13 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
             _end(error, STOPPED)
         if isinstance(error, KeyboardInterrupt):
             _end(error, INTERRUPTED)
-        message = _message(error)
-        if error is None or message is None:
+        if not isinstance(error, Exception):  # nothing happened, or it is an exit already
             return
-        if "debug=true" in map(str.lower, sys.argv):
+        message = _message(error)
+        if message is None or "debug=true" in map(str.lower, sys.argv):
             traceback.print_exception(error)
+        if message is None:
+            _end(error, FAILED)
         logger.error("%s", message) if logging.getLogger().handlers else print(f"Error: {message}", file=sys.stderr)
         _end(error, USER_ERROR)
 

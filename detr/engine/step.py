@@ -146,6 +146,13 @@ class TrainingStep:
         """Turns errors that the batch or an option causes into messages that say what to change."""
         try:
             yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "Batch norm has a single value to take statistics of: a map of one cell of one image. Raise "
+                "data.batch_size or data.size, or choose another norm or place for an attention block."
+            ) from None
         except RuntimeError as error:
             text = str(error)
             images, targets = batch

@@ -20,6 +20,8 @@ class MultiHead(nn.Module):
     def __init__(self, *, d_model: int, nhead: int, dropout: float) -> None:
         super().__init__()
         check_heads(self, d_model, nhead)
+        if not 0 <= dropout <= 1:
+            raise UserError(f"{type(self).__name__}: wanted dropout as a probability, got {dropout}.")
         self.nhead, self.dropout = nhead, dropout
 
     def heads(self, x: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch heads tokens features"]:

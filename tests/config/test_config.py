@@ -1,5 +1,6 @@
 """Every shipped configuration composes and binds; wrong ones are refused with a message that helps."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,18 @@ def test_users_own_packages_can_be_allowed(tmp_path: Path, monkeypatch: pytest.M
         build({"_target_": "my_parts.Other"}, path="criterion", allow=("my_parts",))
     config = compose(["criterion.matcher._target_=my_parts.Matcher", "allow_targets=[my_parts]"])
     assert type(build_criterion(config.criterion, num_classes=3).matcher).__name__ == "Matcher"
+
+
+def test_options_that_the_readme_names_compose() -> None:
+    text = (CONFIGS.parent / "README.md").read_text()
+    codes = re.findall(r"`([^`\n]+)`", text)
+    value = r"(?:\{[^}|]*\}|\[[^]|]*\]|[^\s,|'{\[]+)"
+    options = {
+        option
+        for code in codes
+        for option in re.findall(rf"(?<!\S)'?((?:trainer|optimizer|data|model)\.[\w.]+={value})'?(?!\S)", code)
+    }
+    own = {option for option in options if not re.search("DIR|NAME|PATH|FILE|SAME", option)}
+    assert {"trainer.ema=0.9997", "optimizer.lr_factors={sampling_offsets:0.1}", "data.pad_to=128"} <= own
+    for option in own:
+        compose([option])

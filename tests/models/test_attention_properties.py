@@ -23,6 +23,8 @@ from detr.models.attention import (
     SpatialTransformer,
     SqueezeExcitation,
 )
+from detr.models.attention.masked import masked_mean
+from detr.models.attention.non_local import MaskedGroupNorm
 from detr.models.attention.residual import _enlarge
 from detr.models.attention.spatial_transformer import warp
 
@@ -172,7 +174,10 @@ def test_bfloat16_is_finite_and_close(name: str) -> None:
         (partial(CrissCross, 8, recurrence=0), "wanted recurrence of at least 1, got 0"),
         (partial(Dual, 8, position=False, channel=False), "wanted position, channel, or both, got neither"),
         (partial(Residual, 8, depth=0), "wanted depth of at least 1, got 0"),
-        (partial(Hard, 8, keep=0.3), "wanted keep between 0.5 and 1 and temperature above 0, got 0.3 and 1.0"),
+        (partial(Hard, 8, keep=0.3), "wanted keep between 0.5 and 1, .* got 0.3, 1.0 and 0.01"),
+        (partial(Hard, 8, weight=-1.0), "weight of at least 0, got 0.98, 1.0 and -1.0"),
+        (partial(SpatialTransformer, 8, hidden=0), "wanted hidden of at least 1, got 0"),
+        (partial(SelfAttention, 8, dropout=2.0), "wanted dropout as a probability, got 2.0"),
         (partial(NonLocal, 24, norm="group"), "a multiple of 32 channels, got 24. Set norm=batch"),
         (partial(SelfAttention, 24, nhead=5), "d_model as a multiple of nhead, got 24 and 5"),
     ],
@@ -180,6 +185,85 @@ def test_bfloat16_is_finite_and_close(name: str) -> None:
 def test_bad_options_are_named(block: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(UserError, match=message):
         block()
+
+
+def test_options_do_what_their_formulas_say() -> None:
+    """Each against the formula itself, over a map of 12 cells without padding."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 32, 3, 4, dtype=torch.float64)
+    rows, nothing = x.flatten(2), no_mask(x)
+
+    non_local = NonLocal(32, scale=True, norm="none").double()
+    torch.nn.init.normal_(non_local.out.weight)
+    theta, phi, g = (part(x).flatten(2).transpose(1, 2) for part in (non_local.theta, non_local.phi, non_local.g))
+    seen = (theta @ phi.transpose(1, 2) / 16**0.5).softmax(-1) @ g
+    torch.testing.assert_close(non_local(x, nothing), x + non_local.out(seen).transpose(1, 2).view_as(x))
+
+    for favours, sign in (("similar", 1.0), ("dissimilar", -1.0)):
+        dual = Dual(32, position=False, favours=favours).double()
+        torch.nn.init.ones_(dual.channel.gamma)
+        energy = rows @ rows.transpose(1, 2)
+        torch.testing.assert_close(dual(x, nothing), x + ((sign * energy).softmax(-1) @ rows).view_as(x))
+
+    norm = MaskedGroupNorm(64).double()
+    wide = 0.01 * torch.randn(2, 64, 3, 4, dtype=torch.float64)  # so small that eps matters
+    torch.testing.assert_close(norm(wide, no_mask(wide)), torch.nn.functional.group_norm(wide, 32))
+
+    def sizes(bias: bool) -> int:
+        return sum(p.numel() for p in SqueezeExcitation(32, reduction=4, bias=bias).parameters())
+
+    assert sizes(True) - sizes(False) == 8 + 32
+
+    block = SelfAttention(32, nhead=4).double().eval()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    judge = nn.MultiheadAttention(32, 4, batch_first=True).double()
+    own = dict(block.named_parameters())
+    names = {"in_proj_weight": "in_proj.weight", "in_proj_bias": "in_proj.bias", "out_proj.weight": "out_proj.weight"}
+    names["out_proj.bias"] = "out_proj.bias"
+    judge.load_state_dict({name: next(p for n, p in own.items() if n.endswith(end)) for name, end in names.items()})
+    position = block.position(nothing).flatten(2).transpose(1, 2).double()
+    features = rows.transpose(1, 2)
+    seen = judge(features + position, features + position, features, need_weights=False)[0]
+    torch.testing.assert_close(block(x, nothing), x + seen.transpose(1, 2).view_as(x), atol=1e-6, rtol=1e-6)
+
+
+def test_large_maps_do_not_overflow_float16() -> None:
+    x = torch.full((1, 2, 256, 256), 2.0).half()
+    torch.testing.assert_close(masked_mean(x, no_mask(x)), torch.full((1, 2), 2.0).half())
+    torch.manual_seed(0)
+    block, features = NonLocal(8, mode="dot_product", norm="none").eval(), 20 * torch.rand(1, 8, 64, 64)
+    torch.nn.init.normal_(block.out.weight)
+    with torch.no_grad():
+        expected = block(features, no_mask(features))
+        with torch.autocast("cpu", torch.float16):
+            found = block(features, no_mask(features))
+    torch.testing.assert_close(found, expected, atol=0.01 * float(expected.abs().max()), rtol=0)
+
+
+def test_an_image_that_is_all_padding_harms_no_other() -> None:
+    block, x = make("spatial_transformer"), torch.randn(2, CHANNELS, 5, 7)
+    mask = no_mask(x)
+    mask[0] = True
+    block(x, mask)[1].sum().backward()
+    assert all(p.grad.isfinite().all() for p in block.parameters() if p.grad is not None)
+
+
+def test_a_map_comes_back_from_where_it_was_transformed_to() -> None:
+    """What is found at a place in the transformed map goes to where that came from."""
+    torch.manual_seed(0)
+    block, x = SpatialTransformer(1).double().eval(), torch.zeros(1, 1, 41, 41, dtype=torch.float64)
+    x[..., 12:15, 24:27] = 1.0
+    for convolution, middle in ((block.process, (0, 0, 1, 1)), (block.out, (0, 0, 0, 0))):
+        torch.nn.init.zeros_(convolution.weight), torch.nn.init.zeros_(convolution.bias)
+        convolution.weight.data[middle] = 1.0
+    block.locate.bias.data = torch.tensor([0.3, -0.4, 0.5, 0.4, -0.2, -0.3], dtype=torch.float64)
+    with torch.no_grad():
+        assert (block.transform(x, no_mask(x)) - torch.eye(2, 3)).abs().min() > 0.05, "no identity"
+        added = (block(x, no_mask(x)) - x)[0, 0]
+    places = torch.arange(41.0, dtype=torch.float64)
+    assert float((added.sum(0) * places).sum() / added.sum()) == pytest.approx(25.0, abs=0.3)
+    assert float((added.sum(1) * places).sum() / added.sum()) == pytest.approx(13.0, abs=0.3)
 
 
 def test_places_in_a_wide_map_stay_exact_in_bfloat16() -> None:

@@ -38,9 +38,10 @@ class Hard(nn.Module):
         weight: float = 0.01,
     ) -> None:
         super().__init__()
-        if not 0.5 < keep < 1 or temperature <= 0:
+        if not 0.5 < keep < 1 or temperature <= 0 or weight < 0:
             raise UserError(
-                f"Hard: wanted keep between 0.5 and 1 and temperature above 0, got {keep} and {temperature}."
+                "Hard: wanted keep between 0.5 and 1, temperature above 0 and weight of at least 0, got "
+                f"{keep}, {temperature} and {weight}."
             )
         self.estimator, self.temperature, self.weight = estimator, temperature, weight
         self.score = nn.Conv2d(channels, 1, kernel_size=1)
@@ -79,7 +80,8 @@ class Hard(nn.Module):
         if self._policy is None:
             return cost.new_zeros(())
         (log_probability, expected), self._policy = self._policy, None
-        reward = -cost.detach() - self.average
-        self.average += 0.1 * reward.mean()
-        advantage = reward - expected.detach()
-        return -self.weight * (log_probability * advantage).mean() + F.mse_loss(expected, reward)
+        reward = -cost.detach()
+        advantage = reward - self.average - expected.detach()
+        # The first reward is the average so far: far from it, learning the baseline would drown all other gradients.
+        self.average += torch.where(self.average == 0, 1.0, 0.1) * (reward.mean() - self.average)
+        return -self.weight * (log_probability * advantage).mean() + F.mse_loss(expected, reward - self.average)

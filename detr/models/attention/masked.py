@@ -12,8 +12,8 @@ def masked_mean(
     x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
 ) -> Float[Tensor, "batch channels"]:
     """Mean of each channel over what is not padding."""
-    valid = (~mask)[:, None].to(x.dtype)
-    return torch.where(mask[:, None], 0.0, x).sum((2, 3)) / valid.sum((2, 3)).clamp(min=1)
+    count = (~mask).sum((1, 2)).clamp(min=1)
+    return (precise(x).masked_fill(mask[:, None], 0.0).sum((2, 3)) / count[:, None]).to(x.dtype)
 
 
 def tokens(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens channels"]:

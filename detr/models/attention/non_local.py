@@ -93,10 +93,10 @@ class NonLocal(nn.Module):
         if self.mode in ("gaussian", "embedded_gaussian"):
             return attend(theta, phi, g, valid, scale=self.scale)
         count = valid.sum(1)[:, None, None]
-        g = torch.where(valid[..., None], g, 0.0)
+        g = torch.where(valid[..., None], g / count, 0.0)  # sums over a whole map would be too large for float16
         if self.mode == "dot_product":
-            return theta @ (torch.where(valid[..., None], phi, 0.0).transpose(1, 2) @ g) / count
-        return _relu_sum(*self._terms(theta, phi), g) / count
+            return theta @ (torch.where(valid[..., None], phi, 0.0).transpose(1, 2) @ g)
+        return _relu_sum(*self._terms(theta, phi), g)
 
     def _weights(self, theta: Tensor, phi: Tensor, valid: Tensor) -> Float[Tensor, "batch targets sources"]:
         """Those of g in `_sum`, which never makes them."""

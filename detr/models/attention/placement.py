@@ -1,5 +1,6 @@
 """Where attention blocks go: into the backbone's stages, into their residual blocks, or between neck and encoder."""
 
+import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,21 +51,36 @@ class Blocks(nn.ModuleDict):
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """mask: True = padding."""
-        for block in self.values():
+        for name, block in self.items():
+            shape = x.shape
             x = block(x, mask)
+            if x.shape != shape:
+                raise UserError(
+                    f"model.attention.{name}: its block made {tuple(x.shape)} of a map of shape {tuple(shape)}. "
+                    "Return a map of the same shape."
+                )
         return x
 
 
 def blocks_for(placements: Mapping[str, Placement], stage: str, where: str, channels: int) -> Blocks:
-    """New blocks for one place, of all placements that name it."""
+    """New blocks for one place, of all placements that name it. Raises UserError where one cannot be made."""
     named = {stage} if stage == "neck" else {stage, "backbone"}
     return Blocks(
         {
-            name: placement.block(channels)
+            name: _made(name, placement, channels)
             for name, placement in placements.items()
             if named & set(placement.stages) and placement.where == where
         }
     )
+
+
+def _made(name: str, placement: Placement, channels: int) -> nn.Module:
+    try:
+        block = placement.block(channels)
+        inspect.signature(block.forward).bind("x", "mask")
+    except (UserError, TypeError) as error:
+        raise UserError(f"model.attention.{name}.block, for {channels} channels: {error}") from None
+    return block
 
 
 def plugged_in(module: nn.Module) -> Iterator[Blocks]:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detr.errors import UserError
 from detr.models.attention.masked import masked_mean, precise
 from detr.models.attention.views import Transform
 from detr.models.memory import extents
@@ -24,6 +25,8 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, *, hidden: int = 32) -> None:
         super().__init__()
+        if hidden < 1:
+            raise UserError(f"SpatialTransformer: wanted hidden of at least 1, got {hidden}.")
         self.features = nn.Conv2d(channels, hidden, kernel_size=1)
         self.locate = nn.Linear(3 * hidden, 6)
         self.process = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
@@ -77,6 +80,6 @@ def inverse(theta: Float[Tensor, "batch 2 3"]) -> Float[Tensor, "batch 2 3"]:
 
 def _places(mask: Tensor, dtype: torch.dtype) -> tuple[Float[Tensor, "batch 1 width"], Float[Tensor, "batch height 1"]]:
     """x of each column's centre and y of each row's, in [-1, 1] of what is not padding."""
-    extent = extents(mask).to(dtype)
+    extent = extents(mask).clamp(min=1).to(dtype)
     down, across = (2 * torch.arange(size, device=mask.device) + 1 for size in mask.shape[1:])
     return (across / extent[:, :1] - 1)[:, None], (down / extent[:, 1:] - 1)[:, :, None]
