@@ -19,6 +19,7 @@ from detr.engine.checkpoint import load_weights, save, to_published
 from detr.engine.optim import adamw
 from detr.errors import UserError
 from detr.models.attention import Blocks, CrissCross, Hard, NonLocal, Placement, SqueezeExcitation, plugged_in
+from detr.models.attention.placement import blocks_for
 from detr.models.backbone import Backbone, run_with_attention
 from detr.types import Category
 from tests.conftest import REPOSITORY, TINY_MODEL
@@ -237,3 +238,46 @@ def test_a_block_of_ones_own_as_the_readme_has_it(tiny_options: list[str], tmp_p
     assert weights["backbone.attention.layer2.custom.conv.weight"].shape == (128, 1, 3, 3)
     with pytest.raises(UserError, match=r"my_blocks\.Mine' is refused.*allow_targets"):
         Detector.from_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+
+
+def test_an_error_in_a_block_of_ones_own_is_shown_with_its_traceback(tiny_options: list[str], tmp_path: Path) -> None:
+    code = "from torch import nn\nclass Fails(nn.Conv2d):\n    def __init__(self, channels): super().__init__(channels, 8, 1)\n"
+    code += "    def forward(self, x, mask): return super().forward(x) + [][x.ndim]\n"
+    (tmp_path / "my_blocks.py").write_text(code)
+    own = ["model/attention=custom", "model.attention.custom.block._target_=my_blocks.Fails"]
+    command = [sys.executable, "train.py", *tiny_options, *own, "allow_targets=[my_blocks]", f"run_dir={tmp_path}/run"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "IndexError: list index out of range" in done.stderr, done.stderr
+    assert "terminate called" not in done.stderr
+
+
+class Halves(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels // 2, kernel_size=1)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.convolution(x)
+
+
+class WithoutMask(Halves):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class WithMore(Halves):
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__(channels)
+
+
+@pytest.mark.parametrize("kind, message", [(WithoutMask, "too many positional arguments"), (WithMore, "'size'")])
+def test_a_block_of_ones_own_that_does_not_fit_is_named(kind: Any, message: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.attention\.mine\.block, for 8 channels: .*{message}"):
+        blocks_for({"mine": Placement(block=kind, stages=["neck"])}, "neck", "after", 8)
+
+
+def test_a_block_of_ones_own_that_changes_the_shape_is_named() -> None:
+    blocks = blocks_for({"mine": Placement(block=Halves, stages=["neck"])}, "neck", "after", 8)
+    with pytest.raises(UserError, match=r"model\.attention\.mine: its block made \(2, 4, 3, 5\) of .* \(2, 8, 3, 5\)"):
+        blocks(torch.randn(2, 8, 3, 5), torch.zeros(2, 3, 5, dtype=torch.bool))

@@ -21,7 +21,7 @@ class NonLocal(nn.Module):
     reduction: projections have channels / reduction features.
     sub_sample: sum over a map pooled to a half: `after` the projections, `before` them (the paper's code), or `none`.
     scale: divide products by the root of their features before the softmax (the paper's code).
-    norm: of W(y): `none`, `batch` or `group`.
+    norm: of W(y): `none`; `batch`, whose statistics in training count padding as zeros; `group`, which leaves it out.
     """
 
     def __init__(

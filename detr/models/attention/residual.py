@@ -19,7 +19,8 @@ class Residual(nn.Module):
     """A trunk times 1 + a soft mask, which comes from a branch that goes down in scale and up again.
 
     One unit before, two in the trunk, one for each step of the mask branch and two at its bottom, one after: p = 1,
-    t = 2 and r = 1 of the paper. Units are pre-activation bottlenecks (He et al., ECCV 2016).
+    t = 2 and r = 1 of the paper. Units are pre-activation bottlenecks (He et al., ECCV 2016); in training the
+    statistics of their batch norms count padding as zeros.
 
     depth: how often the mask branch halves the map: 3, 2 and 1 in the paper's three stages.
     activation: of the mask: `mixed` sigmoid; `channel` each position's features divided by their norm; `spatial` each
