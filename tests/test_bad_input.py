@@ -565,6 +565,20 @@ CASES = [
     Case("unknown metric to monitor", TRAIN, ("trainer.monitor=mAP",), ("trainer.monitor", "'mAP'", "AP50")),
     Case("more to accumulate than there is", TRAIN, ("trainer.accumulate=99",), ("trainer.accumulate=99", "2 batches")),
     Case("weight decay of no part", TRAIN, ("optimizer.weight_decays={nrom:0.0}",), ("weight_decays", "'nrom'")),
+    *(
+        Case(f"{name}={value}", TRAIN, (f"trainer.{name}={value}",), (f"trainer.{name}", "at least", f"got {value}"))
+        for name, value in (
+            ("accumulate", "0"),
+            ("keep", "0"),
+            ("limit_epoch_steps", "0"),
+            ("limit_evaluation_images", "0"),
+            ("max_skips", "-1"),
+            ("overfit_batches", "0"),
+            ("patience", "0"),
+            ("save_every_minutes", "-1.0"),
+            ("timeout", "0.0"),
+        )
+    ),
     Case("log_every of 0", TRAIN, ("log_every=0",), ("log_every", "0")),
     Case("negative learning rate", TRAIN, ("optimizer.lr=-1.0",), ("optimizer", "learning rate", "-1")),
     # Devices and folders
