@@ -13,21 +13,7 @@ from detr.models.detr import DETR
 from detr.models.position import SinePosition
 from detr.models.transformer import Transformer
 from tests.helpers import TinyBackbone
-
-REPOSITORY = Path(__file__).parents[1]
-TINY_MODEL = (
-    "model/backbone=resnet18",
-    "model.backbone.weights=null",
-    "model.backbone.norm=batch",
-    "model.backbone.freeze=[]",
-    "model.num_queries=7",
-    "model.transformer.d_model=32",
-    "model.transformer.nhead=4",
-    "model.transformer.num_encoder_layers=1",
-    "model.transformer.num_decoder_layers=2",
-    "model.transformer.dim_feedforward=32",
-)
-
+from tests.helpers.commands import REPOSITORY, TINY_MODEL
 
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for one another
 

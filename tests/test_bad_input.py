@@ -3,22 +3,14 @@
 `python tests/test_bad_input.py` prints all cases as a table.
 """
 
-import contextlib
-import io
 import json
-import logging
 import math
 import os
 import pickle
-import re
-import runpy
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
-import traceback
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,14 +21,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from datasets.shapes import generate  # noqa: E402
+from tests.helpers.commands import Outcome, run, run_process  # noqa: E402
 
 SIZE = 48
 TRAIN, EVALUATE, PREDICT = "train.py", "evaluate.py", "predict.py"
@@ -93,19 +84,6 @@ class Case:
     code: int = 2
     environment: dict[str, str] = field(default_factory=dict)
     needs_no_cuda: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    output: str
-
-    @property
-    def message(self) -> str:
-        """The error message alone, or the last warning where there is no error."""
-        found = re.findall(r"^(?:Error:|\[.*\]\[HYDRA\]|.*\[ERROR\] -) (.*)$", self.output, re.M)
-        found = found or re.findall(r"^.*\[WARNING\] - (.*)$", self.output, re.M)
-        return found[-1] if found else (self.output.strip().splitlines() or [""])[-1]
 
 
 # Ways to spoil the data of a case.
@@ -813,49 +791,6 @@ def arguments(case: Case, tmp: Path) -> list[str]:
         if override.partition("=")[0] not in replaced and not override.startswith(case.without or "\0")
     ]
     return [override.replace("{tmp}", str(tmp)) for override in (*base, *case.overrides)]
-
-
-def run(script: str, *overrides: str) -> Outcome:
-    """Run a command in this process, with nothing left behind in it."""
-    output = io.StringIO()
-    root, hydra = logging.getLogger(), HydraConfig.instance()
-    handlers, level, composed, folder = root.handlers[:], root.level, hydra.cfg, Path.cwd()
-    root.handlers.clear()
-    GlobalHydra.instance().clear()
-    os.chdir(REPOSITORY)
-    with (
-        mock.patch.dict(os.environ),
-        mock.patch.object(sys, "argv", [script, *overrides]),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(output),
-        warnings.catch_warnings(),
-        torch.random.fork_rng(devices=[]),
-    ):
-        try:
-            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except BaseException:  # noqa: BLE001 - as the interpreter would
-            traceback.print_exc()
-            code = 1
-        finally:
-            for handler in root.handlers:
-                handler.close()
-            root.handlers[:] = handlers
-            root.setLevel(level)
-            GlobalHydra.instance().clear()
-            hydra.cfg = composed
-            os.chdir(folder)
-    return Outcome(code, output.getvalue())
-
-
-def run_process(script: str, *overrides: str) -> Outcome:
-    """Run a command as a user does."""
-    done = subprocess.run(
-        [sys.executable, script, *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
-    )
-    return Outcome(done.returncode, done.stdout + done.stderr)
 
 
 def make_template(folder: Path) -> Path:

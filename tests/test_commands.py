@@ -1,6 +1,5 @@
 """The commands as a user runs them: train, evaluate, predict; stopping and going on."""
 
-import hashlib
 import json
 import math
 import signal
@@ -16,22 +15,14 @@ from PIL import Image
 from detr import Detector
 from detr.config import build_model, compose, plain
 from detr.engine import checkpoint
-from tests.conftest import REPOSITORY, TINY_MODEL
-from tests.test_bad_input import run as run_inside
+from tests.helpers.commands import REPOSITORY, TINY_MODEL, checksum
+from tests.helpers.commands import run as run_inside
 
 
 def run(*command: str, expect: int = 0) -> str:
     done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def checksum(path: Path) -> str:
-    """Of the weights in a checkpoint."""
-    digest = hashlib.sha256()
-    for name, tensor in checkpoint.load(path)["model"].items():
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from detr.images import pad_to_batch
 from detr.models.detr import DETR
 from detr.reporting.attention import overlay
 from detr.types import Category
-from tests.conftest import TINY_MODEL
+from tests.helpers.commands import TINY_MODEL
 
 CATEGORIES = [Category(id, name) for id, name in ((4, "cat"), (9, "dog"), (40, "gnu"))]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from detr.engine import checkpoint
-from tests.conftest import REPOSITORY
 from tests.helpers import with_small_disk
+from tests.helpers.commands import REPOSITORY
 
 pytestmark = pytest.mark.slow
 

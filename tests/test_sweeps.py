@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY
 from tests.helpers import torchrun
+from tests.helpers.commands import REPOSITORY
 
 pytest.importorskip("submitit", reason="needs the extra `sweep`")
 pytestmark = pytest.mark.slow

@@ -21,8 +21,8 @@ from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
 from detr import distributed
 from detr.errors import UserError
 from detr.types import ImageBatch, Target
-from tests.conftest import REPOSITORY
 from tests.helpers import with_small_disk
+from tests.helpers.commands import REPOSITORY
 
 RECIPE = transforms.train(sizes=[40, 48, 56], max_size=80, crop_from=[50, 60], crop_min=30, crop_max=50)
 

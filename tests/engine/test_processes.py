@@ -22,9 +22,8 @@ from detr.losses.classification import ClassificationLoss, CrossEntropy, Sigmoid
 from detr.models.detr import DETR
 from detr.models.position import SinePosition
 from detr.models.transformer import Transformer
-from tests.conftest import REPOSITORY
 from tests.helpers import TinyBackbone, make_batch, random_targets, torchrun
-from tests.test_commands import checksum
+from tests.helpers.commands import REPOSITORY, checksum
 
 STEPS = 20
 COUNTS = [3, 0, 0, 0, 1, 11, 2, 5]  # objects in the images of a step; the second process has none in the first batch

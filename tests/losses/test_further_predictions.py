@@ -17,7 +17,7 @@ from detr.losses.classification import (
     SigmoidFocal,
     Varifocal,
 )
-from detr.types import Denoised, Matches, Predictions, Target
+from detr.types import DenoisingPredictions, Matches, Predictions, Target
 from tests.helpers import make_target, random_targets
 
 LAYERS, QUERIES, CLASSES, COUNTS = 2, 7, 5, [2, 0, 3]
@@ -126,7 +126,7 @@ def test_denoising_takes_the_matches_it_is_given(kind: type[ClassificationLoss])
         target=torch.tensor([int(t) for t in target]).expand(LAYERS, -1),
     )
     criterion = criterion_of(kind)
-    denoising = Denoised(predictions=noisy, matches=matches, copies=copies)
+    denoising = DenoisingPredictions(predictions=noisy, matches=matches, copies=copies)
     together, alone = criterion(replace(main, denoising=denoising), targets), criterion(main, targets)
 
     class Given(HungarianMatcher):
@@ -155,7 +155,7 @@ def everything(kind: type[ClassificationLoss], targets: list[Target], queries: i
         predictions_of(kind, queries=queries, batch=batch),
         proposals=predictions_of(kind, 1, 11, 1, batch=batch),
         groups=predictions_of(kind, 3 * LAYERS, queries, batch=batch),
-        denoising=Denoised(predictions_of(kind, queries=noisy, batch=batch), nothing, copies=0),
+        denoising=DenoisingPredictions(predictions_of(kind, queries=noisy, batch=batch), nothing, copies=0),
     )
 
 

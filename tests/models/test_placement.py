@@ -22,8 +22,8 @@ from detr.models.attention import Blocks, CrissCross, Hard, NonLocal, Placement,
 from detr.models.attention.placement import blocks_for
 from detr.models.backbone import Backbone, run_with_attention
 from detr.types import Category
-from tests.conftest import REPOSITORY, TINY_MODEL
 from tests.helpers import make_batch, random_targets
+from tests.helpers.commands import REPOSITORY, TINY_MODEL
 
 KINDS = ("se", "non_local", "criss_cross", "dual", "residual", "spatial_transformer", "hard", "self_attention")
 RECIPES = ("detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr", "dino", "small")

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from detr.config import build_model, compose
 from detr.errors import UserError
 from detr.models.transformer import MultiHeadAttention, Transformer
-from tests.conftest import REPOSITORY, TINY_MODEL
+from tests.helpers.commands import REPOSITORY, TINY_MODEL
 from tools import compare
 from tools.comparison import charts, cost, judge
 from tools.comparison.runs import Group, Run, find_runs, group_runs

@@ -1,0 +1,100 @@
+"""The commands, run as a user runs them."""
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import re
+import runpy
+import subprocess
+import sys
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from detr.engine import checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY_MODEL = (
+    "model/backbone=resnet18",
+    "model.backbone.weights=null",
+    "model.backbone.norm=batch",
+    "model.backbone.freeze=[]",
+    "model.num_queries=7",
+    "model.transformer.d_model=32",
+    "model.transformer.nhead=4",
+    "model.transformer.num_encoder_layers=1",
+    "model.transformer.num_decoder_layers=2",
+    "model.transformer.dim_feedforward=32",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    output: str
+
+    @property
+    def message(self) -> str:
+        """The error message alone, or the last warning where there is no error."""
+        found = re.findall(r"^(?:Error:|\[.*\]\[HYDRA\]|.*\[ERROR\] -) (.*)$", self.output, re.M)
+        found = found or re.findall(r"^.*\[WARNING\] - (.*)$", self.output, re.M)
+        return found[-1] if found else (self.output.strip().splitlines() or [""])[-1]
+
+
+def run(script: str, *overrides: str) -> Outcome:
+    """Run a command in this process, with nothing left behind in it."""
+    output = io.StringIO()
+    root, hydra = logging.getLogger(), HydraConfig.instance()
+    handlers, level, composed, folder = root.handlers[:], root.level, hydra.cfg, Path.cwd()
+    root.handlers.clear()
+    GlobalHydra.instance().clear()
+    os.chdir(REPOSITORY)
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch.object(sys, "argv", [script, *overrides]),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+    ):
+        try:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:  # noqa: BLE001 - as the interpreter would
+            traceback.print_exc()
+            code = 1
+        finally:
+            for handler in root.handlers:
+                handler.close()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            GlobalHydra.instance().clear()
+            hydra.cfg = composed
+            os.chdir(folder)
+    return Outcome(code, output.getvalue())
+
+
+def run_process(script: str, *overrides: str) -> Outcome:
+    """Run a command as a user does."""
+    done = subprocess.run(
+        [sys.executable, script, *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
+    return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def checksum(path: Path) -> str:
+    """Of the weights in a checkpoint."""
+    digest = hashlib.sha256()
+    for name, tensor in checkpoint.load(path)["model"].items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
