@@ -1,10 +1,15 @@
 """Every value that crosses a floor: what goes into the detector, what comes out, what it is compared with."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+
+Container = TypeVar("Container", bound="TensorContainer")
+Index = slice | Int64[Tensor, " chosen"]
 
 # Statistics of ImageNet in RGB order and [0, 1], which torchvision's pre-trained backbones expect.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -19,8 +24,30 @@ class Category:
     name: str
 
 
+class TensorContainer:
+    """A frozen dataclass with tensors among its fields. What is done to one of them is done to all, new ones included.
+
+    A field that is None is not there.
+    """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by the names of their fields."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def map(self: Container, function: Callable[[Tensor], Tensor]) -> Container:
+        """The same with a function applied to each tensor."""
+        return replace(self, **{name: function(value) for name, value in self.tensors().items()})  # type: ignore[type-var]
+
+    def to(self: Container, device: torch.device | str) -> Container:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: Container) -> Container:
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
 @dataclass(frozen=True)
-class ImageBatch:
+class ImageBatch(TensorContainer):
     """Images of different sizes, padded at the right and bottom to the largest.
 
     images: (B, 3, H, W); uint8 as they come from the loader, float after `normalized`.
@@ -39,14 +66,6 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device | str) -> "ImageBatch":
-        return replace(
-            self, images=self.images.to(device, non_blocking=True), mask=self.mask.to(device, non_blocking=True)
-        )
-
-    def pin_memory(self) -> "ImageBatch":
-        return replace(self, images=self.images.pin_memory(), mask=self.mask.pin_memory())
-
     def normalized(self) -> "ImageBatch":
         """uint8 images as float with ImageNet's mean and deviation taken out, padding exactly 0.
 
@@ -61,11 +80,11 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
-class Target:
-    """What is in one image.
+class Target(TensorContainer):
+    """What is in one image. The first dimension of every tensor is that of the objects.
 
     labels: (n,) contiguous, 0..K-1.
-    boxes: (n, 4) as centre x, centre y, width, height in [0, 1] of the image.
+    boxes: (n, 4) as center x, center y, width, height in [0, 1] of the image.
     image_id: as in the annotation file.
     original_size: (height, width) in pixels that detections are reported in.
     """
@@ -78,17 +97,13 @@ class Target:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str) -> "Target":
-        return replace(
-            self, labels=self.labels.to(device, non_blocking=True), boxes=self.boxes.to(device, non_blocking=True)
-        )
-
-    def pin_memory(self) -> "Target":
-        return replace(self, labels=self.labels.pin_memory(), boxes=self.boxes.pin_memory())
+    def select(self, objects: Index) -> "Target":
+        """Some of the objects, or some of them several times."""
+        return self.map(lambda tensor: tensor[objects])
 
 
 @dataclass(frozen=True)
-class Matches:
+class Matches(TensorContainer):
     """Pairs of one query and one target, the same number M in each of the L decoder layers.
 
     image: (M,) index in the batch; query: (L, M) index of the query; target: (L, M) index in the targets of the whole
@@ -101,28 +116,54 @@ class Matches:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Predictions(TensorContainer):
     """Outputs of the decoder layers, the last layer last (one layer only without auxiliary losses).
 
-    logits: (L, B, Q, C); for sigmoid losses C = K classes, for the softmax loss C = K + 1 and the last means no object.
-    boxes: (L, B, Q, 4) as centre x, centre y, width, height in [0, 1] of each image without its padding.
+    The first dimensions of every tensor are layer, image and query.
 
-    The rest is there in training only, from models that have such parts:
+    logits: (L, B, Q, C); for sigmoid losses C = K classes, for the softmax loss C = K + 1 and the last means no object.
+    boxes: (L, B, Q, 4) as center x, center y, width, height in [0, 1] of each image without its padding.
+
+    Further predictions are there in training only, from models that have such parts. `map`, `layers` and `select`
+    leave them as they are:
+
     proposals: what the encoder proposed and the queries started from, as one layer. Where C = 1 < K the proposals tell
         objects from background only.
     groups: further groups of queries, each to be matched on its own: (G * L, B, Q, C), a group's layers in a row.
-    denoising: what became of the disturbed targets.
+    denoising: what became of the denoising queries.
     """
 
     logits: Float[Tensor, "layers batch queries classes"]
     boxes: Float[Tensor, "layers batch queries 4"]
     proposals: "Predictions | None" = None
     groups: "Predictions | None" = None
-    denoising: "Denoised | None" = None
+    denoising: "DenoisingPredictions | None" = None
+
+    @classmethod
+    def stack(cls, layers: Sequence[dict[str, Tensor]]) -> "Predictions":
+        """From the tensors of each layer, by field: logits (B, Q, C), boxes (B, Q, 4)."""
+        stacked: dict[str, Any] = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+        return cls(**stacked)
+
+    def layers(self, chosen: slice) -> "Predictions":
+        """Some of the layers, such as `slice(-1, None)` for the last."""
+        return self.map(lambda tensor: tensor[chosen])
+
+    def select(self, *, images: slice = slice(None), queries: slice = slice(None)) -> "Predictions":
+        """Some of the images or queries."""
+        return self.map(lambda tensor: tensor[:, images, queries])
+
+    def everything(self) -> Iterator[Tensor]:
+        """All tensors, those of further predictions included."""
+        yield from self.tensors().values()
+        denoised = None if self.denoising is None else self.denoising.predictions
+        for further in (self.proposals, self.groups, denoised):
+            if further is not None:
+                yield from further.everything()
 
 
 @dataclass(frozen=True)
-class Denoised:
+class DenoisingPredictions:
     """Predictions of denoising queries, each made from a target or, for contrast, from its surroundings.
 
     predictions: (L, 1, V, C), those of the whole batch in a row, as if of one image.
@@ -136,8 +177,8 @@ class Denoised:
 
 
 @dataclass(frozen=True)
-class Detections:
-    """What was found in one image, best score first.
+class Detections(TensorContainer):
+    """What was found in one image, best score first. The first dimension of every tensor is that of the detections.
 
     boxes: (n, 4) as x1, y1, x2, y2 in pixels of the original image.
     scores: (n,) in [0, 1].
@@ -156,13 +197,9 @@ class Detections:
 
     def above(self, threshold: float) -> "Detections":
         """Those with a score of at least `threshold`."""
-        return self[(self.scores >= threshold).nonzero()[:, 0]]
+        return self.select((self.scores >= threshold).nonzero()[:, 0])
 
-    def __getitem__(self, indices: Int64[Tensor, " chosen"]) -> "Detections":
-        return Detections(
-            boxes=self.boxes[indices],
-            scores=self.scores[indices],
-            labels=self.labels[indices],
-            names=[self.names[index] for index in indices.tolist()],
-            queries=self.queries[indices],
-        )
+    def select(self, chosen: Int64[Tensor, " chosen"]) -> "Detections":
+        """Some of the detections."""
+        names = [self.names[index] for index in chosen.tolist()]
+        return replace(self.map(lambda tensor: tensor[chosen]), names=names)

@@ -180,7 +180,4 @@ class TrainingStep:
 
 def _sum(predictions: Predictions) -> Tensor:
     """Of everything in them, so that every parameter gets a gradient."""
-    parts = [predictions.logits.sum(), predictions.boxes.sum()]
-    further = [predictions.proposals, predictions.groups]
-    further += [predictions.denoising.predictions] if predictions.denoising else []
-    return torch.stack([*parts, *(_sum(part) for part in further if part is not None)]).sum()
+    return torch.stack([tensor.sum() for tensor in predictions.everything()]).sum()

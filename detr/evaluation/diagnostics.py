@@ -42,7 +42,7 @@ class MatchingDiagnostics:
         Raises NonFiniteError where predictions are NaN or infinite.
         """
         step = max(len(predictions.boxes) - 1, 1)  # the first and the last layer are enough
-        ends = Predictions(logits=predictions.logits[::step], boxes=predictions.boxes[::step])
+        ends = predictions.layers(slice(None, None, step))
         placed = [target.to(ends.boxes.device) for target in targets]
         matches = self.match(ends, placed)
         wanted = torch.cat([target.boxes for target in placed])

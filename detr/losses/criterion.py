@@ -100,7 +100,7 @@ class SetCriterion(nn.Module):
             yield "proposals", self._losses(proposals, matches, objects, num_boxes, counts)
         if (groups := predictions.groups) is not None:
             times = self.group_repeats
-            objects = [replace(t, labels=t.labels.repeat(times), boxes=t.boxes.repeat(times, 1)) for t in targets]
+            objects = [target.select(torch.arange(len(target)).repeat(times)) for target in targets]
             matches = self.match(groups, objects)
             losses = self._losses(groups, matches, objects, num_boxes * times, counts * times)
             number = len(groups.boxes)
@@ -114,9 +114,7 @@ class SetCriterion(nn.Module):
         """The last decoder layer's weighted loss of each image as if it were alone, without a gradient."""
         costs = []
         for index, target in enumerate(targets):
-            alone = Predictions(
-                logits=predictions.logits[-1:, index : index + 1], boxes=predictions.boxes[-1:, index : index + 1]
-            )
+            alone = predictions.layers(slice(-1, None)).select(images=slice(index, index + 1))
             num_boxes = predictions.boxes.new_tensor(float(max(len(target), 1)))
             losses = self._losses(alone, self.match(alone, [target]), [target], num_boxes)
             costs.append(torch.stack([weight * losses[name].sum() for name, weight in self.weights.items()]).sum())

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from detr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detr.models.queries import Queries
-from detr.types import Denoised, Matches, Predictions, Target
+from detr.types import DenoisingPredictions, Matches, Predictions, Target
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,11 @@ class Noise:
     query: Int64[Tensor, " pairs"]
     target: Int64[Tensor, " pairs"]
 
-    def denoised(self, predictions: Predictions) -> Denoised:
+    def denoised(self, predictions: Predictions) -> DenoisingPredictions:
         """What the decoder made of them; predictions: of all places."""
         layers = len(predictions.logits)
-        return Denoised(
-            predictions=Predictions(
-                logits=predictions.logits[:, self.image, self.place].unsqueeze(1),
-                boxes=predictions.boxes[:, self.image, self.place].unsqueeze(1),
-            ),
+        return DenoisingPredictions(
+            predictions=predictions.map(lambda tensor: tensor[:, self.image, self.place].unsqueeze(1)),
             matches=Matches(
                 image=torch.zeros_like(self.target),
                 query=self.query.expand(layers, -1),

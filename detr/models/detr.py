@@ -136,12 +136,11 @@ class DETR(nn.Module):
         self, outputs: Float[Tensor, "layers batch queries d_model"], references: Sequence[Tensor | None]
     ) -> Predictions:
         layers = range(len(outputs)) if self.aux_loss else [len(outputs) - 1]
-        logits, boxes = [], []
+        of_layers = []
         for layer in layers:
-            scores, offsets = self._head(layer)(outputs[layer])
-            logits.append(scores)
-            boxes.append(_boxes(offsets, references[layer]))
-        return Predictions(logits=torch.stack(logits), boxes=torch.stack(boxes))
+            logits, offsets = self._head(layer)(outputs[layer])
+            of_layers.append({"logits": logits, "boxes": _boxes(offsets, references[layer])})
+        return Predictions.stack(of_layers)
 
     def _head(self, layer: int) -> Head:
         return cast(Head, self.heads[layer if len(self.heads) > 1 else 0])
@@ -188,22 +187,12 @@ def _split(predictions: Predictions, groups: int, noise: Noise | None) -> Predic
     """Take denoising queries and further groups out of the sequence of queries."""
     denoising = None
     if noise is not None:
-        first, predictions = _cut(predictions, noise.count)
-        denoising = noise.denoised(first)
+        denoising = noise.denoised(predictions.select(queries=slice(noise.count)))
+        predictions = predictions.select(queries=slice(noise.count, None))
     further = None
     if groups > 1:
-        predictions, rest = _cut(predictions, predictions.logits.shape[2] // groups)
-
-        def stacked(x: Tensor) -> Tensor:
-            return torch.cat(x.chunk(groups - 1, dim=2))
-
-        further = Predictions(logits=stacked(rest.logits), boxes=stacked(rest.boxes))
+        size = predictions.logits.shape[2] // groups
+        rest = predictions.select(queries=slice(size, None))
+        further = rest.map(lambda tensor: torch.cat(tensor.chunk(groups - 1, dim=2)))
+        predictions = predictions.select(queries=slice(size))
     return replace(predictions, groups=further, denoising=denoising)
-
-
-def _cut(predictions: Predictions, count: int) -> tuple[Predictions, Predictions]:
-    """The first `count` queries and the others."""
-    return (
-        Predictions(logits=predictions.logits[:, :, :count], boxes=predictions.boxes[:, :, :count]),
-        Predictions(logits=predictions.logits[:, :, count:], boxes=predictions.boxes[:, :, count:]),
-    )

@@ -45,7 +45,7 @@ def _panels(image: Image.Image, maps: AttentionMaps) -> Iterator[Panel]:
     number = f"{len(found)} detection{'' if len(found) == 1 else 's'}"
     yield Panel(draw_detections(image, found), number, f"the usual picture{beside}")
     for index in range(shown):
-        one = found[torch.tensor([index])]
+        one = found.select(torch.tensor([index]))
         heat = overlay(image, maps.decoder[index])
         title = f"{index + 1}. {one.names[0]} {float(one.scores):.2f}"
         text = "decoder, last layer: its query's weights"
