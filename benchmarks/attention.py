@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, extra_memory, in_new_process, medians
-from detr.models.attention import CrissCross, NonLocal, SelfAttention
+from detr.models.attention import CrissCrossAttention, MultiHeadSelfAttention, NonLocal
 from detr.models.attention.dual import PositionAttention
 
 CHANNELS, SIZES = 256, (32, 64, 96)
@@ -91,7 +91,7 @@ def _position(block: PositionAttention, x: Tensor) -> Tensor:
     return x + block.gamma * (weights @ value.transpose(1, 2)).transpose(1, 2).view_as(x)
 
 
-def _self_attention(block: SelfAttention, x: Tensor) -> Tensor:
+def _self_attention(block: MultiHeadSelfAttention, x: Tensor) -> Tensor:
     value = x.flatten(2).transpose(1, 2)
     position = block.position(torch.zeros(len(x), *x.shape[2:], dtype=torch.bool)).flatten(2).transpose(1, 2)
     weight, bias = block.attention.in_proj.weight.chunk(3), block.attention.in_proj.bias.chunk(3)
@@ -104,7 +104,7 @@ def _self_attention(block: SelfAttention, x: Tensor) -> Tensor:
     return x + seen.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def _criss_cross(block: CrissCross, x: Tensor) -> Tensor:
+def _criss_cross(block: CrissCrossAttention, x: Tensor) -> Tensor:
     """As the published code goes about it, with contiguous batches of all columns and of all rows."""
     batch, _, height, width = x.shape
 
@@ -134,6 +134,6 @@ CASES = {
     "non-local, dot product": Case(partial(NonLocal, mode="dot_product"), _non_local),
     "non-local, concatenation": Case(partial(NonLocal, mode="concatenation"), _non_local),
     "position attention": Case(PositionAttention, _position),
-    "self-attention": Case(SelfAttention, _self_attention),
-    "criss-cross": Case(CrissCross, _criss_cross, share=0.8),
+    "self-attention": Case(MultiHeadSelfAttention, _self_attention),
+    "criss-cross": Case(CrissCrossAttention, _criss_cross, share=0.8),
 }

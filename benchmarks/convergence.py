@@ -36,11 +36,11 @@ REDUCED = (
     "model.backbone.norm=batch",
     "model.backbone.freeze=[]",
     "model.num_queries=60",
-    "model.transformer.d_model=128",
-    "model.transformer.num_encoder_layers=2",
-    "model.transformer.num_decoder_layers=3",
-    "model.transformer.dim_feedforward=512",
-    "model.transformer.dropout=0.0",
+    "model.encoder.d_model=128",
+    "model.encoder.num_layers=2",
+    "model.decoder.num_layers=3",
+    "model.encoder.dim_feedforward=512",
+    "model.encoder.dropout=0.0",
 )
 TRAINING = ("scheduler=cosine", "scheduler.warmup=0.1", "optimizer.lr=5e-4", "optimizer.backbone_lr=5e-4")
 

@@ -125,7 +125,7 @@ class Detector:
                 "is not known. Leave attention=false."
             )
         place = float(point[0]), float(point[1])
-        with watch(self.model, self.model.transformer, place) as seen:
+        with watch(self.model, place) as seen:
             found = self._predict_batch([_to_tensor(image)])[0].above(threshold)
         assert seen.decoder is not None
         return AttentionMaps(

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from datasets import shapes
+from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
-from detr.models.position import SinePosition
-from detr.models.transformer import Transformer
+from detr.models.encoders.transformer import TransformerEncoder
+from detr.models.layers.positions import SinePosition
 from tests.helpers import TinyBackbone
 from tests.helpers.commands import REPOSITORY, TINY_MODEL
 
@@ -65,12 +66,11 @@ def tiny_detr() -> Callable[..., DETR]:
 
     def build(*, dropout: float = 0.0, **options: object) -> DETR:
         torch.manual_seed(0)
+        sizes = {"d_model": 32, "nhead": 4, "dim_feedforward": 48, "dropout": dropout}
         return DETR(
             backbone=TinyBackbone(),
-            position=SinePosition(d_model=32),
-            transformer=Transformer(
-                d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=3, dim_feedforward=48, dropout=dropout
-            ),
+            encoder=TransformerEncoder(position=SinePosition(d_model=32), num_layers=1, **sizes),
+            decoder=TransformerDecoder(num_layers=3, **sizes),
             **{"num_classes": 5, "num_queries": 11, **options},
         )
 

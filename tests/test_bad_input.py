@@ -52,11 +52,11 @@ BASE = {
         "model.backbone.weights=null",
         "model.backbone.norm=batch",
         "model.backbone.freeze=[]",
-        "model.transformer.d_model=16",
-        "model.transformer.nhead=2",
-        "model.transformer.num_encoder_layers=1",
-        "model.transformer.num_decoder_layers=1",
-        "model.transformer.dim_feedforward=16",
+        "model.encoder.d_model=16",
+        "model.encoder.nhead=2",
+        "model.encoder.num_layers=1",
+        "model.decoder.num_layers=1",
+        "model.encoder.dim_feedforward=16",
         "model.num_queries=5",
         "trainer.max_steps=1",
         "device=cpu",
@@ -464,11 +464,11 @@ CASES = [
     Case(
         "dropout is a list",
         TRAIN,
-        ("model.transformer.dropout=[1]",),
-        ("model.transformer.dropout", "float", "[1]"),
+        ("model.encoder.dropout=[1]",),
+        ("model.encoder.dropout", "float", "[1]"),
     ),
-    Case("dropout above 1", TRAIN, ("model.transformer.dropout=1.5",), ("dropout", "1.5")),
-    Case("nhead does not divide d_model", TRAIN, ("model.transformer.nhead=3",), ("nhead", "16", "3")),
+    Case("dropout above 1", TRAIN, ("model.encoder.dropout=1.5",), ("dropout", "1.5")),
+    Case("nhead does not divide d_model", TRAIN, ("model.encoder.nhead=3",), ("nhead", "16", "3")),
     Case("loss that does not fit the head", TRAIN, ("criterion=focal",), ("class head", "model.background=false")),
     Case("denoising without anchors", TRAIN, ("model/denoising=cdn",), ("denoising", "anchors", "model/queries=")),
     Case("refinement without anchors", TRAIN, ("model.refine=true",), ("refine", "anchors", "model/queries=")),
@@ -491,14 +491,14 @@ CASES = [
         ("model/attention=spatial_transformer", "model.attention.spatial_transformer.block.hidden=0"),
         ("model.attention.spatial_transformer.block", "hidden of at least 1"),
     ),
-    Case("dropout of 2", TRAIN, ("model.transformer.dropout=2.0",), ("dropout", "probability", "2.0")),
+    Case("dropout of 2", TRAIN, ("model.encoder.dropout=2.0",), ("dropout", "probability", "2.0")),
     Case(
         "batch norm of a single value",
         TRAIN,
         ("model/attention=residual", "data.batch_size=1"),
         ("single value", "data.batch_size"),
     ),
-    Case("nhead of 0", TRAIN, ("model.transformer.nhead=0",), ("nhead", "at least 1")),
+    Case("nhead of 0", TRAIN, ("model.encoder.nhead=0",), ("nhead", "at least 1")),
     Case("unknown norm", TRAIN, ("model.backbone.norm=layer",), ("norm", "frozen", "layer")),
     Case("unknown stage", TRAIN, ("model.backbone.freeze=[layer9]",), ("freeze", "layer9", "layer4")),
     Case("unknown group choice", TRAIN, ("model/backbone=resnet99",), ("model/backbone", "resnet99", "resnet50")),
@@ -537,9 +537,7 @@ CASES = [
     Case("moving average that never moves", TRAIN, ("trainer.ema=1",), ("trainer.ema", "below 1")),
     Case("unknown part to freeze", TRAIN, ("trainer.freeze={bakbone:1}",), ("trainer.freeze", "bakbone", "backbone")),
     Case("part to freeze without an epoch", TRAIN, ("trainer.freeze=backbone",), ("trainer.freeze", "{backbone: 5}")),
-    Case(
-        "part of a block that does not exist", TRAIN, ("trainer.freeze={transformer.x:1}",), ("freeze", "transformer.x")
-    ),
+    Case("part of a block that does not exist", TRAIN, ("trainer.freeze={encoder.x:1}",), ("freeze", "encoder.x")),
     Case("unknown metric to monitor", TRAIN, ("trainer.monitor=mAP",), ("trainer.monitor", "'mAP'", "AP50")),
     Case("more to accumulate than there is", TRAIN, ("trainer.accumulate=99",), ("trainer.accumulate=99", "2 batches")),
     Case("weight decay of no part", TRAIN, ("optimizer.weight_decays={nrom:0.0}",), ("weight_decays", "'nrom'")),
@@ -701,7 +699,7 @@ CASES = [
         "hostile configuration from a resolver, in a dict",
         PREDICT,
         BAD,
-        ("model.position.d_model.x", "refused"),
+        ("model.encoder.position.d_model.x", "refused"),
         hostile_model(
             {"x": "${oc.create:{_target_:logging.FileHandler,filename:'{tmp}/marker'}}"}, "position", "d_model"
         ),
@@ -726,7 +724,7 @@ CASES = [
     Case(
         "resume with a model of another width",
         TRAIN,
-        ("trainer.resume={tmp}/valid.pt", "model.transformer.d_model=32"),
+        ("trainer.resume={tmp}/valid.pt", "model.encoder.d_model=32"),
         ("valid.pt", "not of the model", "model options"),
     ),
     Case(
@@ -740,7 +738,7 @@ CASES = [
     Case(
         "weights of another width",
         TRAIN,
-        ("weights={tmp}/valid.pt", "model.transformer.d_model=32"),
+        ("weights={tmp}/valid.pt", "model.encoder.d_model=32"),
         ("valid.pt", "not of the model", "[48, 16], wanted [96, 32]", "model options"),
     ),
     # Prediction

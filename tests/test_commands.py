@@ -142,7 +142,7 @@ def test_a_compiled_model_trains_as_others_do(tiny_options: list[str], tmp_path:
     for compiled in ("false", "true"):
         folder = tmp_path / compiled
         options = [f"trainer.compile={compiled}", "trainer.max_steps=8", "log_every=1", f"run_dir={folder}"]
-        run("train.py", *tiny_options, "model.transformer.dropout=0.0", *options)
+        run("train.py", *tiny_options, "model.encoder.dropout=0.0", *options)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses[compiled] = [record["loss"] for record in records if record["group"] == "train"]
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)

@@ -109,7 +109,7 @@ def test_attention_that_is_forced_to_a_cell_is_drawn_there(
     model = tiny_detr(num_classes=3).eval()
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     detector = Detector(model=model, categories=CATEGORIES, size=64, max_size=96)
-    attention = model.transformer.decoder.layers[-1].cross_attn
+    attention = model.decoder.layers[-1].cross_attn
     attention.nhead = 1
     with torch.no_grad():
         key = model.encode(pad_to_batch([image]).normalized()).key[0]

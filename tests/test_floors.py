@@ -15,6 +15,7 @@ FLOORS = (
     ("detr.images", 0),
     ("detr.files", 0),
     ("detr.models.detr", 2),
+    ("detr.models.attention_maps", 2),
     ("detr.models", 1),
     ("detr.losses", 1),
     ("detr.postprocess", 1),

@@ -46,7 +46,6 @@ _LEAST = {
     "evaluation.max_dets": 11,  # AR10 is reported too
     "log_every": 1,
     "seed": 0,
-    "model.transformer.nhead": 1,
     "batch_size": 1,
     "size": 1,
     "max_size": 1,

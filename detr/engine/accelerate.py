@@ -6,11 +6,9 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from detr.engine.options import TrainerConfig
 from detr.errors import UserError
-from detr.models.transformer import DecoderLayer, EncoderLayer
 
 
 def accelerated(model: nn.Module, config: TrainerConfig) -> nn.Module:
@@ -39,10 +37,9 @@ def compilations() -> int:
 
 
 def _repeated(model: nn.Module) -> list[nn.Module]:
-    """The layers of encoder and decoder, and residual blocks, which make up nearly all activations.
+    """The layers of the model's parts, which make up nearly all activations.
 
     Not what counts statistics of batches: computed twice, they would count twice.
     """
-    kinds = (EncoderLayer, DecoderLayer, BasicBlock, Bottleneck)
-    found = [module for module in model.modules() if isinstance(module, kinds)]
+    found = [layer for part in model.children() for layer in getattr(part, "layers", ())]
     return [layer for layer in found if not any(isinstance(part, nn.BatchNorm2d) for part in layer.modules())]

@@ -37,7 +37,7 @@ def adamw(
     if backbone_lr == 0:
         model.backbone.freeze()
     factors, decays = lr_factors or {}, weight_decays or {}
-    backbone = {id(p) for part in (model.backbone, model.position) for p in part.parameters()}
+    backbone = {id(p) for part in (model.backbone, model.get_submodule("encoder.position")) for p in part.parameters()}
     backbone -= {id(p) for blocks in plugged_in(model) for p in blocks.parameters()}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: dict[str, dict[str, Any]] = {}

@@ -46,8 +46,7 @@ class TrainingStep:
         self.policies = [module for module in model.modules() if isinstance(module, Policy)]
         self.parts: dict[str, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
-            depth = 2 if name.startswith("transformer.") else 1
-            self.parts.setdefault(".".join(name.split(".")[:depth]), []).append(parameter)
+            self.parts.setdefault(name.partition(".")[0], []).append(parameter)
         self.parallelize()
 
     def parallelize(self) -> None:

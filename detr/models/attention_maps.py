@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from detr.models.attention.placement import Blocks
 from detr.models.attention.views import View, Viewable
-from detr.models.transformer import Transformer
+from detr.models.detr import DETR
 from detr.types import Detections
 
 
@@ -48,10 +48,10 @@ class Seen:
 
 
 @contextmanager
-def watch(model: nn.Module, transformer: Transformer, point: tuple[float, float]) -> Iterator[Seen]:
+def watch(model: DETR, point: tuple[float, float]) -> Iterator[Seen]:
     """Within it, a run of the model on one image is watched: each attention is asked for the weights of what it gets.
 
-    transformer: the model's. point: (x, y) in [0, 1] of the image.
+    point: (x, y) in [0, 1] of the image.
     """
     seen = Seen()
 
@@ -73,8 +73,8 @@ def watch(model: nn.Module, transformer: Transformer, point: tuple[float, float]
 
         return note
 
-    watched: list[tuple[Any, Callable[[Any, Any], None]]] = [(transformer.decoder.layers[-1].cross_attn, decoder)]
-    watched += [(layer.self_attn, encoder) for layer in transformer.encoder.layers[-1:]]
+    watched: list[tuple[Any, Callable[[Any, Any], None]]] = [(model.decoder.layers[-1].cross_attn, decoder)]
+    watched += [(layer.self_attn, encoder) for layer in model.encoder.layers[-1:]]
     for place, blocks in model.named_modules():
         if isinstance(blocks, Blocks):
             watched += [(b, block(f"{place}.{name}")) for name, b in blocks.items() if isinstance(b, Viewable)]

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from detr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detr.models.queries import Queries
+from detr.models.values import Queries
 from detr.types import DenoisingPredictions, Matches, Predictions, Target
 
 
 @dataclass(frozen=True)
-class Noise:
-    """The denoising queries of a batch, V in all, and which of them restores which target.
+class DenoisingLayout:
+    """Where the denoising queries of a batch are, V in all, and which of them restores which target.
 
     count: places for them in each image's sequence; images with fewer targets than others leave some empty.
     copies: how many times each target was disturbed.
@@ -31,7 +31,7 @@ class Noise:
     target: Int64[Tensor, " pairs"]
 
     def denoised(self, predictions: Predictions) -> DenoisingPredictions:
-        """What the decoder made of them; predictions: of all places."""
+        """What the decoder made of the denoising queries. predictions: of all places."""
         layers = len(predictions.logits)
         return DenoisingPredictions(
             predictions=predictions.map(lambda tensor: tensor[:, self.image, self.place].unsqueeze(1)),
@@ -44,7 +44,7 @@ class Noise:
         )
 
 
-class Denoising(nn.Module):
+class DenoisingQueries(nn.Module):
     """Queries from disturbed targets (DN-DETR: Li et al., CVPR 2022; contrastive, DINO: Zhang et al., ICLR 2023).
 
     Noise is made as in DINO, with or without contrast.
@@ -71,7 +71,7 @@ class Denoising(nn.Module):
         self.labels = nn.Embedding(num_classes, d_model)
 
     @torch.compiler.disable  # the numbers of targets decide its shapes
-    def forward(self, queries: Queries, targets: Sequence[Target], num_groups: int) -> tuple[Queries, Noise]:
+    def forward(self, queries: Queries, targets: Sequence[Target], num_groups: int) -> tuple[Queries, DenoisingLayout]:
         """Put the denoising queries before the others.
 
         queries: of `num_groups` groups, with anchors. targets: of each image.
@@ -93,7 +93,7 @@ class Denoising(nn.Module):
         image, place = valid.nonzero(as_tuple=True)
         target = torch.arange(int(counts.sum())).split(counts.tolist())
         positive = ~negative.repeat_interleave(most)[place]
-        noise = Noise(
+        layout = DenoisingLayout(
             count=valid.shape[1],
             copies=copies,
             image=image.to(device),
@@ -108,9 +108,9 @@ class Denoising(nn.Module):
             queries,
             content=torch.cat((self.labels(labels), queries.content), dim=1),
             anchors=torch.cat((boxes, queries.anchors), dim=1),
-            keep=who_sees_whom(group, copy=copy, valid=valid.to(device)),
+            keep=self_attention_mask(group, copy=copy, valid=valid.to(device)),
         )
-        return extended, noise
+        return extended, layout
 
     def _disturb(self, labels: Tensor, boxes: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         redrawn = torch.rand(labels.shape, device=labels.device) < self.label_noise
@@ -122,7 +122,7 @@ class Denoising(nn.Module):
         return labels, xyxy_to_cxcywh(torch.cat((torch.minimum(low, high), torch.maximum(low, high)), dim=-1))
 
 
-def who_sees_whom(
+def self_attention_mask(
     group: Int64[Tensor, " queries"],
     *,
     copy: Int64[Tensor, " noise"] | None = None,

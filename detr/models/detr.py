@@ -10,25 +10,26 @@ from torch import Tensor, nn
 
 from detr.errors import UserError
 from detr.models.attention.placement import Placement, blocks_for
-from detr.models.backbone import Backbone
-from detr.models.denoising import Denoising, Noise, who_sees_whom
+from detr.models.backbones.base import Backbone
+from detr.models.decoders.base import Decoder
+from detr.models.denoising import DenoisingLayout, DenoisingQueries, self_attention_mask
+from detr.models.encoders.base import Encoder
 from detr.models.heads import Head
-from detr.models.memory import Memory
-from detr.models.neck import ChannelMapper, masks_for
+from detr.models.neck import ChannelMapper
 from detr.models.queries import LearnedQueries, ObjectQueries
-from detr.models.transformer import Transformer
+from detr.models.values import Memory, masks_for
 from detr.types import ImageBatch, Predictions, Target
 
 
 class DETR(nn.Module):
-    """Backbone, transformer and heads that turn every object query into a class and a box.
+    """Backbone, neck, encoder, queries, decoder and heads: every object query becomes a class and a box.
 
     backbone: images to one or several feature maps, largest first.
-    position: padding mask (B, h, w) to encodings (B, d_model, h, w).
-    transformer: encoder and decoder.
+    encoder: the neck's maps to the memory.
+    decoder: queries and memory to the outputs of its layers.
     num_classes: K.
     num_queries: Q, the most objects that can be found in one image.
-    neck: makes the transformer's maps of the backbone's; called with `in_channels` and `d_model`.
+    neck: makes the encoder's maps of the backbone's; called with `in_channels` and `d_model`.
     queries: the kind of object queries; called with `num_queries` and `d_model`.
     attention: further attention blocks by name: what they are, and where in the backbone or after the neck they go.
     denoising: queries made from disturbed targets in training; called with `d_model` and `num_classes`.
@@ -44,14 +45,14 @@ class DETR(nn.Module):
         self,
         *,
         backbone: Backbone,
-        position: nn.Module,
-        transformer: Transformer,
+        encoder: Encoder,
+        decoder: Decoder,
         num_classes: int,
         num_queries: int = 100,
         neck: Callable[..., nn.Module] = ChannelMapper,
         queries: Callable[..., ObjectQueries] = LearnedQueries,
         attention: Mapping[str, Placement] | None = None,
-        denoising: Callable[..., Denoising] | None = None,
+        denoising: Callable[..., DenoisingQueries] | None = None,
         background: bool = True,
         refine: bool = False,
         look_forward_twice: bool = False,
@@ -64,61 +65,59 @@ class DETR(nn.Module):
                 f"DETR: wanted at least one query and one class, got num_queries={num_queries} and "
                 f"num_classes={num_classes}."
             )
-        self.backbone, self.position, self.transformer = backbone, position, transformer
+        self.backbone, self.encoder, self.decoder = backbone, encoder, decoder
         self.num_classes, self.num_queries, self.aux_loss = num_classes, num_queries, aux_loss
         self.refine, self.look_forward_twice = refine, look_forward_twice
-        d_model = transformer.d_model
+        d_model = encoder.d_model
         self.neck = neck(in_channels=backbone.channels, d_model=d_model)
-        backbone.plug(attention or {})
-        at_neck = [blocks_for(attention or {}, "neck", "after", d_model) for _ in range(transformer.num_levels)]
-        self.attention = nn.ModuleList(at_neck if any(at_neck) else [])
+        self._plug(attention or {})
         self.queries = queries(num_queries=num_queries, d_model=d_model)
         self.denoising = None if denoising is None else denoising(d_model=d_model, num_classes=num_classes)
         self._check_parts()
-
-        def head(num_classes: int) -> Head:
-            return Head(d_model=d_model, num_classes=num_classes, background=background)
-
-        number = 1 if shared_heads or not (aux_loss or refine) else len(transformer.decoder.layers)
-        self.heads = nn.ModuleList(head(num_classes) for _ in range(number))
-        if self.queries.anchor_dims:
-            for index in range(number):
-                # Where anchors are refined, only the first of them have no size yet.
-                self._head(index).start_at_anchors(self.queries.start_size if index == 0 or not refine else 0.0)
+        number = 1 if shared_heads or not (aux_loss or refine) else len(decoder.layers)
+        self.heads = nn.ModuleList(
+            Head(d_model=d_model, num_classes=num_classes, background=background) for _ in range(number)
+        )
+        self._start_at_anchors()
         self.proposal_head = None
         if self.queries.two_stage:
-            self.proposal_head = head(1 if self.queries.class_agnostic else num_classes)
+            classes = 1 if self.queries.class_agnostic else num_classes
+            self.proposal_head = Head(d_model=d_model, num_classes=classes, background=background)
             self.proposal_head.start_at_anchors(0.0)
 
     def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Predictions:
         """L layers of class logits (B, Q, C) and boxes (B, Q, 4).
 
-        batch: normalised images. targets: what is in them; denoising needs it in training.
+        batch: normalized images. targets: what is in them; denoising needs it in training.
         """
         return self.decode(self.encode(batch), targets)
 
     def encode(self, batch: ImageBatch) -> Memory:
-        """What the encoder makes of normalised images."""
+        """What the encoder makes of normalized images."""
         maps = self.neck(self.backbone(batch.images, batch.mask))
+        if len(maps) != self.encoder.num_levels:
+            raise UserError(
+                f"{type(self.encoder).__name__}: wanted num_levels={len(maps)}, the number of maps that come in, got "
+                f"{self.encoder.num_levels}. Leave model.encoder.num_levels to follow model.neck.num_levels."
+            )
         masks = masks_for(batch.mask, maps)
-        for level, blocks in enumerate(self.attention[: len(maps)]):
+        for level, blocks in enumerate(self.attention):
             maps[level] = blocks(maps[level], masks[level])
-        positions = [self.position(mask) for mask in masks]
-        return self.transformer.encode(maps, positions, masks, padded=bool(batch.padded))
+        return self.encoder(maps, masks, padded=bool(batch.padded))
 
     def decode(self, memory: Memory, targets: Sequence[Target] | None = None) -> Predictions:
         """What the decoder finds in the encoder's memory."""
         queries, proposals = self.queries(memory, self.proposal_head)
-        groups, noise = self.queries.groups, None
+        groups, layout = self.queries.groups, None
         if self.training and self.denoising is not None:
             if targets is None:
                 raise UserError("DETR: denoising needs targets in training; call model(images, targets).")
-            queries, noise = self.denoising(queries, targets, groups)
+            queries, layout = self.denoising(queries, targets, groups)
         elif groups > 1:
             number = queries.content.shape[1] // groups
             group = torch.arange(groups, device=queries.content.device).repeat_interleave(number)
-            queries = replace(queries, keep=who_sees_whom(group))
-        outputs, references = self.transformer.decoder(
+            queries = replace(queries, keep=self_attention_mask(group))
+        outputs, references = self.decoder(
             queries,
             memory,
             self._next_anchors if self.refine else None,
@@ -127,7 +126,7 @@ class DETR(nn.Module):
         predictions = self._predict(outputs, references)
         if not self.training:
             return predictions
-        return replace(_split(predictions, groups, noise), proposals=proposals)
+        return replace(_split(predictions, groups, layout), proposals=proposals)
 
     def _next_anchors(self, layer: int, x: Tensor, anchors: Tensor | None) -> Tensor:
         return _boxes(self._head(layer).box_head(x), anchors)
@@ -145,15 +144,37 @@ class DETR(nn.Module):
     def _head(self, layer: int) -> Head:
         return cast(Head, self.heads[layer if len(self.heads) > 1 else 0])
 
+    def _plug(self, attention: Mapping[str, Placement]) -> None:
+        """Add attention blocks to the backbone and after the neck."""
+        self.backbone.plug(attention)
+        d_model, levels = self.encoder.d_model, self.encoder.num_levels
+        at_neck = [blocks_for(attention, "neck", "after", d_model) for _ in range(levels)]
+        self.attention = nn.ModuleList(at_neck if any(at_neck) else [])
+
+    def _start_at_anchors(self) -> None:
+        if not self.queries.anchor_dims:
+            return
+        for index in range(len(self.heads)):
+            # Where anchors are refined, only the first of them have no size yet.
+            self._head(index).start_at_anchors(self.queries.start_size if index == 0 or not self.refine else 0.0)
+
     def _check_parts(self) -> None:
         """Raises UserError where the parts do not fit together."""
-        attention, dims = self.transformer.cross_attention, self.queries.anchor_dims
+        dims = self.queries.anchor_dims
         boxes = "model/queries=anchors or model/queries=two_stage"
         points = f"model/queries=points or learned_points, {boxes}"
+        decoder, kind = self.decoder, type(self.decoder).__name__
+        width = self.encoder.d_model
         needs = [
-            (attention != "standard", dims >= 2, f"{attention} cross-attention needs queries with anchors", points),
+            (True, decoder.d_model == width, f"{kind} needs the encoder's d_model", f"model.decoder.d_model={width}"),
+            (decoder.anchor_dims == 2, dims >= 2, f"{kind} needs queries with anchors", points),
+            (
+                decoder.anchor_dims == 4,
+                dims == 4,
+                f"{kind} needs queries with boxes as anchors",
+                boxes,
+            ),
             (self.refine, dims >= 2, "refine needs queries with anchors", points),
-            (self.transformer.decoder.modulates, dims == 4, "modulate needs queries with boxes as anchors", boxes),
             (
                 self.denoising is not None,
                 dims == 4 and self.queries.follows_anchors,
@@ -183,12 +204,12 @@ def _boxes(offsets: Tensor, reference: Tensor | None) -> Tensor:
     return torch.cat((moved, offsets[..., dims:]), dim=-1).sigmoid()
 
 
-def _split(predictions: Predictions, groups: int, noise: Noise | None) -> Predictions:
+def _split(predictions: Predictions, groups: int, layout: DenoisingLayout | None) -> Predictions:
     """Take denoising queries and further groups out of the sequence of queries."""
     denoising = None
-    if noise is not None:
-        denoising = noise.denoised(predictions.select(queries=slice(noise.count)))
-        predictions = predictions.select(queries=slice(noise.count, None))
+    if layout is not None:
+        denoising = layout.denoised(predictions.select(queries=slice(layout.count)))
+        predictions = predictions.select(queries=slice(layout.count, None))
     further = None
     if groups > 1:
         size = predictions.logits.shape[2] // groups

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detr.models.mlp import MLP
+from detr.models.layers.mlp import MLP
 
 _PRIOR = 0.01  # probability of each class at the start (Lin et al., ICCV 2017)
 

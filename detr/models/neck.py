@@ -1,9 +1,8 @@
-"""From the backbone's feature maps to the transformer's."""
+"""From the backbone's feature maps to the encoder's."""
 
 from collections.abc import Sequence
 from typing import cast
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ class ChannelMapper(nn.Module):
             for convolution in convolutions
         )
         if norm:
-            self.apply(_initialise)
+            self.apply(_initialize)
 
     def forward(self, maps: Sequence[Float[Tensor, "batch _ _ _"]]) -> list[Float[Tensor, "batch d_model _ _"]]:
         """maps: largest first. Returns num_levels maps, largest first."""
@@ -48,13 +47,7 @@ class ChannelMapper(nn.Module):
         return mapped
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(cast(Tensor, module.bias))
-
-
-def masks_for(mask: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-    """An image mask (B, H, W) brought to the size of each map, by the nearest pixel."""
-    image = mask[:, None].float()
-    return [F.interpolate(image, size=level.shape[-2:])[:, 0].bool() for level in maps]

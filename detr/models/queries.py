@@ -1,8 +1,6 @@
 """Object queries: where the decoder starts from."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,35 +9,10 @@ from torch import Tensor, nn
 
 from detr.errors import UserError
 from detr.models.heads import Head
-from detr.models.memory import Memory
-from detr.models.mlp import MLP
-from detr.models.position import anchor_embedding, sine_embedding
+from detr.models.layers.mlp import MLP
+from detr.models.layers.positions import anchor_embedding, sine_embedding
+from detr.models.values import Memory, Queries
 from detr.types import Predictions
-
-
-@dataclass(frozen=True)
-class Queries:
-    """What the decoder starts from.
-
-    content: (B, Q, d_model) what is known of the objects.
-    anchors: (B, Q, 2 or 4) where they are expected, points (x, y) or boxes (cxcywh) in [0, 1]; None: nowhere.
-    position: positional embeddings (B, Q, d_model) of the queries, given their anchors before each layer.
-    keep: True where a query (row) may attend to another in self-attention; None where all may.
-    """
-
-    content: Float[Tensor, "batch queries d_model"]
-    anchors: Float[Tensor, "batch queries dims"] | None
-    position: Callable[[Tensor | None], Tensor]
-    keep: Bool[Tensor, "#batch 1 queries queries"] | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the queries are before a layer: their positional embeddings, anchors, and spatial queries."""
-
-    position: Float[Tensor, "batch queries d_model"]
-    anchors: Float[Tensor, "batch queries dims"] | None
-    spatial: Float[Tensor, "batch queries d_model"] | None
 
 
 class ObjectQueries(nn.Module):
@@ -219,7 +192,7 @@ class TwoStageQueries(ObjectQueries):
             for level, (height, width) in enumerate(memory.shapes)
         ]
         size = torch.cat(sizes)[:, None].expand(len(memory.tokens), -1, 2)
-        cells = torch.cat((memory.centres, size), dim=-1)
+        cells = torch.cat((memory.centers, size), dim=-1)
         usable = ((cells > 0.01) & (cells < 0.99)).all(-1)
         if memory.mask is not None:
             usable = usable & ~memory.mask

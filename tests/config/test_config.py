@@ -29,7 +29,7 @@ def test_every_option_composes_and_binds(option: Path) -> None:
     if "root: ???" in text or "override /data: coco" in text:
         overrides.append("data.root=x")
     if "_target_: ???" in text:
-        overrides.append(f"model.attention.{option.name}.block._target_=detr.models.attention.CrissCross")
+        overrides.append(f"model.attention.{option.name}.block._target_=detr.models.attention.CrissCrossAttention")
     check_config(compose([*overrides, *FILLED_IN]))
 
 
@@ -55,11 +55,11 @@ def test_experiments_open_with_command_and_hardware() -> None:
 
 
 def test_models_build_from_their_configuration() -> None:
-    small = ["model/backbone=resnet18", "model.backbone.weights=null", "model.transformer.num_encoder_layers=1"]
-    config = compose([*small, "model/position=learned", "model.transformer.d_model=64", "model.num_queries=9"])
+    small = ["model/backbone=resnet18", "model.backbone.weights=null", "model.encoder.num_layers=1"]
+    config = compose([*small, "model/encoder/position=learned", "model.encoder.d_model=64", "model.num_queries=9"])
     model = build_model(config.model, num_classes=3)
     assert model.heads[0].class_head.out_features == 4 and model.queries.position.num_embeddings == 9
-    assert model.position.row_embed.embedding_dim == 32
+    assert model.encoder.position.row_embed.embedding_dim == 32
     criterion = build_criterion(compose(["criterion.classification.no_object_weight=0.5"]).criterion, num_classes=3)
     assert criterion.classification.no_object_weight == 0.5
 
@@ -85,9 +85,9 @@ def test_bad_options_are_named_with_their_place(options: dict[str, object], mess
 
 def test_nested_options_are_checked_before_anything_is_built() -> None:
     with pytest.raises(
-        UserError, match=r"model\.transformer\.activation: wanted Literal\['relu', 'gelu', 'glu', 'prelu'\], got 'tanh'"
+        UserError, match=r"model\.encoder\.activation: wanted Literal\['relu', 'gelu', 'glu', 'prelu'\], got 'tanh'"
     ):
-        check_config(compose(["model.transformer.activation=tanh"]))
+        check_config(compose(["model.encoder.activation=tanh"]))
     model = OmegaConf.to_container(compose().model, resolve=True)
     del model["position"]["d_model"]
     with pytest.raises(

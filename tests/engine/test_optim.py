@@ -8,7 +8,7 @@ import torch
 
 from detr.engine.optim import Cosine, StepDecay, adamw
 from detr.errors import UserError
-from detr.models.backbone import Backbone
+from detr.models.backbones.resnet import ResNet
 from detr.models.detr import DETR
 
 
@@ -23,7 +23,7 @@ def test_groups_partition_the_trainable_parameters(tiny_detr: Callable[..., DETR
 
 def test_no_backbone_learning_rate_freezes_it(tiny_detr: Callable[..., DETR]) -> None:
     model = tiny_detr()
-    model.backbone = Backbone(name="resnet18", norm="batch", freeze=[])
+    model.backbone = ResNet(name="resnet18", norm="batch", freeze=[])
     assert [group["name"] for group in adamw(model, backbone_lr=0.0).param_groups] == ["lr"]
     assert not any(p.requires_grad for p in model.backbone.parameters())
 

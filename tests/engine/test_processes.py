@@ -19,9 +19,10 @@ from detr.engine import TrainerConfig, TrainingStep, checkpoint
 from detr.errors import NonFiniteError, UserError
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.losses.classification import ClassificationLoss, CrossEntropy, SigmoidFocal
+from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
-from detr.models.position import SinePosition
-from detr.models.transformer import Transformer
+from detr.models.encoders.transformer import TransformerEncoder
+from detr.models.layers.positions import SinePosition
 from tests.helpers import TinyBackbone, make_batch, random_targets, torchrun
 from tests.helpers.commands import REPOSITORY, checksum
 
@@ -31,12 +32,11 @@ COUNTS = [3, 0, 0, 0, 1, 11, 2, 5]  # objects in the images of a step; the secon
 
 def build(loss: ClassificationLoss, **options: Any) -> TrainingStep:
     torch.manual_seed(0)
+    sizes = {"d_model": 32, "nhead": 4, "dim_feedforward": 48, "dropout": 0.0}
     model = DETR(
         backbone=TinyBackbone(),
-        position=SinePosition(d_model=32),
-        transformer=Transformer(
-            d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=2, dim_feedforward=48, dropout=0.0
-        ),
+        encoder=TransformerEncoder(position=SinePosition(d_model=32), num_layers=1, **sizes),
+        decoder=TransformerDecoder(num_layers=2, **sizes),
         num_classes=5,
         num_queries=7,
         background=loss.background,

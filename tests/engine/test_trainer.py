@@ -12,12 +12,12 @@ import torch
 from datasets import TrainLoader
 from detr.engine import Trainer, TrainerConfig, accelerated, checkpoint, failures
 from detr.errors import Interrupted, NonFiniteError, UserError
-from detr.models.attention import Hard, Placement
+from detr.models.attention import HardAttention, Placement
 from tests.engine.runs import Make, StopsAt, assert_same_state, last
 
 
 def test_a_block_that_decides_by_chance_learns_from_the_loss_of_each_image(make: Make) -> None:
-    trainer = make("chance", attention={"hard": Placement(block=Hard, stages=["neck"])}, max_steps=3)
+    trainer = make("chance", attention={"hard": Placement(block=HardAttention, stages=["neck"])}, max_steps=3)
     block = trainer.model.attention[0]["hard"]
     asked: list[torch.Tensor] = []
     policy_loss = block.policy_loss
@@ -45,8 +45,7 @@ def test_diagnostics_are_logged_and_a_resumed_run_compares_from_its_second_evalu
 
 
 def part_of(name: str) -> str:
-    first, second = name.split(".")[:2]
-    return f"transformer.{second}" if first == "transformer" else first
+    return name.partition(".")[0]
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1e-3])
@@ -66,10 +65,7 @@ def test_the_norm_of_the_gradient_is_told_by_part(make: Make, clip_norm: float) 
     trainer.fit()
     (record,) = records(trainer, "train")
     assert {name for name in record if name.startswith("grad_norm/")} == parts.keys()
-    assert (
-        parts.keys() >= {"grad_norm/backbone", "grad_norm/transformer.encoder", "grad_norm/transformer.decoder"}
-        and len(parts) > 3
-    )
+    assert parts.keys() >= {"grad_norm/backbone", "grad_norm/encoder", "grad_norm/decoder"} and len(parts) > 3
     for name, gradients in parts.items():
         assert record[name] == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5), name
     assert record["grad_norm"] == pytest.approx(torch.cat(whole).norm().item(), rel=1e-5)
@@ -82,7 +78,7 @@ def test_parts_without_gradients_have_a_norm_of_zero(make: Make) -> None:
     trainer.model.backbone.requires_grad_(False)
     trainer.fit()
     (record,) = records(trainer, "train")
-    assert record["grad_norm/backbone"] == 0 < record["grad_norm/transformer.decoder"] < record["grad_norm"]
+    assert record["grad_norm/backbone"] == 0 < record["grad_norm/decoder"] < record["grad_norm"]
 
 
 def test_the_model_sees_the_targets_in_training_only(make: Make) -> None:
@@ -200,7 +196,7 @@ def test_the_average_is_that_of_the_weights(make: Make) -> None:
 
 
 def test_frozen_parts_train_from_their_epoch_on(make: Make) -> None:
-    trainer = make(freeze={"backbone": 1, "transformer.encoder": None}, epochs=2)
+    trainer = make(freeze={"backbone": 1, "encoder": None}, epochs=2)
     start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.total_steps = trainer.epoch_steps
     trainer.fit()
@@ -209,7 +205,7 @@ def test_frozen_parts_train_from_their_epoch_on(make: Make) -> None:
     trainer.fit()
     second = trainer.model.state_dict()
     for name, tensor in start.items():
-        if name.startswith("transformer.encoder."):
+        if name.startswith("encoder."):
             assert torch.equal(tensor, second[name]), name
         elif name.startswith("backbone."):
             assert torch.equal(tensor, first[name]) and not torch.equal(tensor, second[name]), name

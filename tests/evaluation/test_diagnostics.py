@@ -93,8 +93,8 @@ def by_loops(
             count = 0
             for box, score, other in zip(found[image].boxes, found[image].scores, found[image].labels, strict=True):
                 x1, y1, x2, y2 = (box / 100).tolist()
-                centred = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
-                count += bool(score >= 0.3 and other == label and overlap(centred, wanted) >= 0.7)
+                centered = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+                count += bool(score >= 0.3 and other == label and overlap(centered, wanted) >= 0.7)
             if count:
                 values["duplicates"].append(count - 1)
             number += 1

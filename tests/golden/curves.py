@@ -31,14 +31,19 @@ CURVES = Path(__file__).with_name("curves.json")
 STEPS = 5
 SMALL = (
     "model.num_queries=7",
-    "model.transformer.d_model=32",
-    "model.transformer.nhead=4",
-    "model.transformer.num_encoder_layers=1",
-    "model.transformer.num_decoder_layers=2",
-    "model.transformer.dim_feedforward=32",
+    "model.encoder.d_model=32",
+    "model.encoder.nhead=4",
+    "model.encoder.num_layers=1",
+    "model.decoder.num_layers=2",
+    "model.encoder.dim_feedforward=32",
 )
 # Names of today and those under which the values of weights are drawn.
-RENAMED: tuple[tuple[str, str], ...] = ()
+RENAMED = (
+    (r"^encoder\.position\.", "position."),
+    (r"^encoder\.", "transformer.encoder."),
+    (r"^transformer\.encoder\.level_embed", "transformer.level_embed"),
+    (r"^decoder\.", "transformer.decoder."),
+)
 ATTENTION = ("se", "non_local", "criss_cross", "dual", "residual", "spatial_transformer", "hard", "self_attention")
 SIGMOID_LOSSES = ("focal", "focal_dab", "iou_aware", "matchability_aware", "position_supervised", "varifocal")
 CASES: dict[str, tuple[str, ...]] = {
@@ -50,8 +55,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "frozen norms and stages": ("model=detr", *TINY_MODEL, "model.backbone.norm=frozen",
         "model.backbone.freeze=[stem,layer1]"),
     "group norms, normalizing first": ("model=detr", *TINY_MODEL, "model.backbone.norm=group",
-        "model.transformer.norm_first=true", "model.transformer.activation=glu"),
-    "learned positions": ("model=detr", *TINY_MODEL, "model/position=learned"),
+        "model.encoder.norm_first=true", "model.encoder.activation=glu"),
+    "learned positions": ("model=detr", *TINY_MODEL, "model/encoder/position=learned"),
     "groups of queries": ("model=dab_detr", *TINY_MODEL, "model.queries.num_groups=3", "criterion.group_repeats=2"),
     "last layer only": ("model=detr", *TINY_MODEL, "model.aux_loss=false"),
     **{f"criterion {name}": ("model=conditional_detr", *TINY_MODEL, f"criterion={name}") for name in SIGMOID_LOSSES},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from detr.models.backbone import Backbone
+from detr.models.backbones.base import Backbone
 from detr.types import ImageBatch, Target
 
 
@@ -17,8 +17,8 @@ class TinyBackbone(Backbone):
     """Stride 16, batch norm, 24 channels."""
 
     def __init__(self) -> None:
-        nn.Module.__init__(self)
-        self.channels, self._frozen = [24], []
+        super().__init__()
+        self.channels, self.strides, self.stages = [24], [16], ("body",)
         self.body = nn.Sequential(
             nn.Conv2d(3, 12, 4, stride=4),
             nn.BatchNorm2d(12),
@@ -26,6 +26,12 @@ class TinyBackbone(Backbone):
             nn.Conv2d(12, 24, 4, stride=4),
             nn.BatchNorm2d(24),
         )
+
+    def modules_of(self, stage: str) -> list[nn.Module]:
+        return [self.body]
+
+    def plug(self, placements: object) -> None:
+        """Attention blocks go to the neck only."""
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> list[torch.Tensor]:
         return [self.body(images)]

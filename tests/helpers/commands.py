@@ -28,11 +28,11 @@ TINY_MODEL = (
     "model.backbone.norm=batch",
     "model.backbone.freeze=[]",
     "model.num_queries=7",
-    "model.transformer.d_model=32",
-    "model.transformer.nhead=4",
-    "model.transformer.num_encoder_layers=1",
-    "model.transformer.num_decoder_layers=2",
-    "model.transformer.dim_feedforward=32",
+    "model.encoder.d_model=32",
+    "model.encoder.nhead=4",
+    "model.encoder.num_layers=1",
+    "model.decoder.num_layers=2",
+    "model.encoder.dim_feedforward=32",
 )
 
 

@@ -1,9 +1,9 @@
 """Attention blocks against the published implementations' fixtures: outputs and all gradients, in float64.
 
 Squeeze-and-excitation inside residual blocks is in test_placement.py. Left out, as no block here is like them:
-hard_ram's `retina` and `ram_T3`, a recurrent model that moves a crop over the image, where Hard keeps positions of a map;
-the straight-through gradient of `categorical_hard`, one choice of six, where Hard tosses a coin for each position (two
-choices are compared with torch's); ran's `preact_unit_8_16_s2`, a unit that halves the map, where Residual keeps its size.
+hard_ram's `retina` and `ram_T3`, a recurrent model that moves a crop over the image, where HardAttention keeps positions of a map;
+the straight-through gradient of `categorical_hard`, one choice of six, where HardAttention tosses a coin for each position (two
+choices are compared with torch's); ran's `preact_unit_8_16_s2`, a unit that halves the map, where ResidualAttention keeps its size.
 """
 
 import copy
@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr.models.attention import CrissCross, Hard, NonLocal, Residual, SqueezeExcitation
+from detr.models.attention import CrissCrossAttention, HardAttention, NonLocal, ResidualAttention, SqueezeExcitation
 from detr.models.attention.dual import ChannelAttention, PositionAttention
 from detr.models.attention.residual import Unit, activate
 from detr.models.attention.spatial_transformer import inverse, warp
-from detr.models.memory import Memory
-from detr.models.queries import Queries
-from detr.models.transformer import EncoderLayer, MultiHeadAttention, Transformer
+from detr.models.decoders.transformer import TransformerDecoder
+from detr.models.encoders.transformer import TransformerEncoder
+from detr.models.layers.multihead import MultiHeadAttention
+from detr.models.layers.transformer import EncoderLayer
+from detr.models.values import Memory, Queries
 
 DEPTHS = {"A": 3, "B": 2, "C": 1}
 RENAMED = {
@@ -75,9 +77,9 @@ def build(block: str, case: Mapping[str, Any]) -> nn.Module:
         if case["name"].startswith("preact"):
             return Unit(config["i"])
         depth = DEPTHS[config["module"]]
-        return Residual(config["in_channels"], depth=depth, variant=config["variant"], identity_start=False)
+        return ResidualAttention(config["in_channels"], depth=depth, variant=config["variant"], identity_start=False)
     if block == "ccnet":
-        return CrissCross(config["in_dim"], recurrence=config["R"])
+        return CrissCrossAttention(config["in_dim"], recurrence=config["R"])
     if block == "se":
         return SqueezeExcitation(config["channel"], reduction=config["reduction"], identity_start=False)
     if block == "danet":
@@ -206,16 +208,16 @@ def of_transformer(name: str) -> str:
 def test_attention_and_encoder_layer_of_the_published_transformer(shared: Path, name: str) -> None:
     case = load(shared, "detr_transformer")[name]
     config, mask = case["config"], case["input"]["mask"]
-    model = Transformer(
+    model = TransformerEncoder(
+        position=nn.Identity(),
         d_model=config["d"],
         nhead=config["heads"],
-        num_encoder_layers=1,
-        num_decoder_layers=1,
+        num_layers=1,
         dim_feedforward=config.get("ff", 1),
         dropout=0.0,
         norm_first=config.get("pre_norm", False),
     )
-    layer = model.encoder.layers[0]
+    layer = model.layers[0]
     module: EncoderLayer | MultiHeadAttention = (layer.self_attn if name == "mhsa" else layer).double()
     module.load_state_dict({of_transformer(name): tensor for name, tensor in case["state_dict"].items()})
     leaves = {name: case["input"][name].clone().requires_grad_() for name in ("x", "pos")}  # (tokens, batch, d_model)
@@ -226,25 +228,38 @@ def test_attention_and_encoder_layer_of_the_published_transformer(shared: Path, 
     compare(case, output.transpose(0, 1), leaves, mine)
 
 
+class Given(nn.Module):
+    """Positional encodings of the fixture."""
+
+    def __init__(self, encoding: Tensor) -> None:
+        super().__init__()
+        self.encoding = encoding
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return self.encoding
+
+
 @pytest.mark.parametrize("name", ["transformer_pre0", "transformer_pre1"])
 def test_published_transformer(shared: Path, name: str) -> None:
     case = load(shared, "detr_transformer")[name]
     config, mask = case["config"], case["input"]["mask"]
-    model = Transformer(
-        d_model=config["d"],
-        nhead=config["heads"],
-        num_encoder_layers=config["enc"],
-        num_decoder_layers=config["dec"],
-        dim_feedforward=config["ff"],
-        dropout=0.0,
-        norm_first=config["pre_norm"],
+    options = {
+        "d_model": config["d"],
+        "nhead": config["heads"],
+        "dim_feedforward": config["ff"],
+        "dropout": 0.0,
+        "norm_first": config["pre_norm"],
+    }
+    leaves = {name: case["input"][name].clone().requires_grad_() for name in ("x", "pos", "q")}
+    encoder = TransformerEncoder(position=Given(leaves["pos"]), num_layers=config["enc"], **options)
+    model = nn.ModuleDict(
+        {"encoder": encoder, "decoder": TransformerDecoder(num_layers=config["dec"], **options)}
     ).double()
     model.load_state_dict({of_transformer(name): tensor for name, tensor in case["state_dict"].items()})
-    leaves = {name: case["input"][name].clone().requires_grad_() for name in ("x", "pos", "q")}
-    memory = model.encode([leaves["x"]], [leaves["pos"]], [mask])
+    memory = encoder([leaves["x"]], [mask])
     position = leaves["q"].expand(len(mask), -1, -1)
     queries = Queries(content=torch.zeros_like(position), anchors=None, position=lambda anchors: position)
-    output, _ = model.decoder(queries, memory)
+    output, _ = model["decoder"](queries, memory)
     parameters = dict(model.named_parameters())
     mine = {name: parameters[of_transformer(name)] for name in case["grad_params"]}
     compare(case, output, leaves, mine)
@@ -252,7 +267,7 @@ def test_published_transformer(shared: Path, name: str) -> None:
 
 def test_mean_of_reinforce_over_all_masks_is_the_exact_policy_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    block, x = Hard(3, weight=1.0).double().train(), torch.randn(1, 3, 2, 2).double()
+    block, x = HardAttention(3, weight=1.0).double().train(), torch.randn(1, 3, 2, 2).double()
     nn.init.normal_(block.score.weight)
     mask, costs = torch.zeros(1, 2, 2, dtype=torch.bool), torch.randn(16).double()
     choices = [torch.tensor(c).double().view(1, 2, 2) for c in itertools.product((0.0, 1.0), repeat=4)]
@@ -277,7 +292,7 @@ def test_policy_gradient_of_a_categorical_choice(shared: Path) -> None:
     images, choices = logits.shape
     mean = torch.zeros_like(logits)
     for choice in range(choices):
-        block = Hard(3, weight=1.0)
+        block = HardAttention(3, weight=1.0)
         block._policy = logits.log_softmax(1)[:, choice], case["input"]["baseline"]
         loss = block.policy_loss(-case["input"]["reward"][:, choice])
         mean += images * logits.detach().softmax(1)[:, choice, None] * torch.autograd.grad(loss, logits)[0]
@@ -286,7 +301,7 @@ def test_policy_gradient_of_a_categorical_choice(shared: Path) -> None:
 
 def test_straight_through_gradient_equals_torch_gumbel_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coin is a choice of two, whose noises differ by what the coin draws."""
-    block, x = Hard(3, estimator="gumbel", temperature=0.7).double().train(), torch.randn(2, 3, 5, 7).double()
+    block, x = HardAttention(3, estimator="gumbel", temperature=0.7).double().train(), torch.randn(2, 3, 5, 7).double()
     nn.init.normal_(block.score.weight)
     logits = torch.cat((block.score(x), torch.zeros(2, 1, 5, 7)), dim=1)
     torch.manual_seed(0)
@@ -304,18 +319,18 @@ def test_hard_attention_tosses_in_training_and_decides_in_evaluation() -> None:
     torch.manual_seed(0)
     x, mask = torch.randn(4, 8, 16, 16), torch.zeros(4, 16, 16, dtype=torch.bool)
     for estimator in ("reinforce", "gumbel"):
-        block = Hard(8, estimator=estimator, keep=0.9)
+        block = HardAttention(8, estimator=estimator, keep=0.9)
         kept = (block.train()(x, mask) != 0).float().mean().item()
         assert kept == pytest.approx(0.9, abs=0.05)
         assert torch.equal(block.eval()(x, mask), x)
-    block = Hard(8, estimator="gumbel").train()
+    block = HardAttention(8, estimator="gumbel").train()
     block(x, mask).square().sum().backward()
     assert block.score.weight.grad.abs().sum() > 0 and block.policy_loss(torch.ones(4)) == 0
 
 
 def test_baseline_learns_the_reward_and_steadies_the_policy() -> None:
     torch.manual_seed(0)
-    block, x = Hard(8).train(), torch.randn(4, 8, 5, 5)
+    block, x = HardAttention(8).train(), torch.randn(4, 8, 5, 5)
     mask = torch.zeros(4, 5, 5, dtype=torch.bool)
     optimizer = torch.optim.Adam(block.baseline.parameters(), lr=0.1)
     for _ in range(200):
@@ -327,10 +342,10 @@ def test_baseline_learns_the_reward_and_steadies_the_policy() -> None:
     torch.testing.assert_close(block._policy[1] + block.average, torch.full((4,), -3.0), atol=0.05, rtol=0)
 
 
-def of_centres(height: int, width: int) -> Tensor:
-    """x and y of the outermost cells' centres, (2, 1), where 1 is the edge of the map, as it is for `warp`.
+def of_centers(height: int, width: int) -> Tensor:
+    """x and y of the outermost cells' centers, (2, 1), where 1 is the edge of the map, as it is for `warp`.
 
-    With align_corners=True the centres are at 1, so that places have to be scaled by this.
+    With align_corners=True the centers are at 1, so that places have to be scaled by this.
     """
     return 1 - 1 / torch.tensor([[width], [height]]).double()
 
@@ -347,7 +362,7 @@ def test_warp_equals_the_published_spatial_transformer(shared: Path, align_corne
     hidden = F.linear(features.flatten(1), state["fc_loc.0.weight"], state["fc_loc.0.bias"]).relu()
     theta = F.linear(hidden, state["fc_loc.2.weight"], state["fc_loc.2.bias"]).view(-1, 2, 3)
     if align_corners:
-        scale = of_centres(*x.shape[2:])
+        scale = of_centers(*x.shape[2:])
         theta = scale * torch.cat((theta[..., :2] / scale.T, theta[..., 2:]), dim=-1)
     compare(case, warp(x, theta, no_mask(x)), {"x": x}, state)
 
@@ -360,8 +375,8 @@ def test_warp_equals_the_first_port_of_the_spatial_transformer(shared: Path, nam
     batch, height, width, _ = x.shape
     theta = given.flip(1)[..., [1, 0, 2]]
     matrix, shift = theta[..., :2], theta[..., 2:]
-    start = 1 / torch.tensor([[width], [height]]).double()  # from the edge to the centre of the first cell
-    theta = of_centres(height, width) * torch.cat((matrix, shift - matrix @ start), dim=-1)
+    start = 1 / torch.tensor([[width], [height]]).double()  # from the edge to the center of the first cell
+    theta = of_centers(height, width) * torch.cat((matrix, shift - matrix @ start), dim=-1)
     output = warp(x.permute(0, 3, 1, 2), theta, torch.zeros(batch, height, width, dtype=torch.bool))
     output = output.permute(0, 2, 3, 1)
     (output * case["weight"]).sum().backward()
@@ -380,17 +395,17 @@ def test_features_return_to_their_boxes() -> None:
     mask = torch.zeros(1, 60, 80, dtype=torch.bool)
     mask[:, 50:], mask[:, :, 70:] = True, True
     x = torch.zeros(1, 1, 60, 80).double()
-    x[..., 20:26, 30:40] = 1.0  # the box: centre (35, 23) of 70 x 50
+    x[..., 20:26, 30:40] = 1.0  # the box: center (35, 23) of 70 x 50
 
-    def centre(map_: Tensor) -> Tensor:
+    def center(map_: Tensor) -> Tensor:
         rows, columns = torch.meshgrid(torch.arange(60) + 0.5, torch.arange(80) + 0.5, indexing="ij")
         return torch.stack([(map_[0, 0] * axis).sum() / map_.sum() for axis in (columns, rows)])
 
     seen = warp(x, theta, mask)
     place = torch.tensor([35 / 70 * 2 - 1, 23 / 50 * 2 - 1, 1.0]).double()
     expected = (inverse(theta)[0] @ place + 1) / 2 * torch.tensor([70.0, 50.0])
-    torch.testing.assert_close(centre(seen), expected, atol=0.1, rtol=0)
-    assert (centre(seen) - torch.tensor([35.0, 23.0])).abs().max() > 2
+    torch.testing.assert_close(center(seen), expected, atol=0.1, rtol=0)
+    assert (center(seen) - torch.tensor([35.0, 23.0])).abs().max() > 2
     torch.testing.assert_close(
-        centre(warp(seen, inverse(theta), mask)), torch.tensor([35.0, 23.0]).double(), atol=0.1, rtol=0
+        center(warp(seen, inverse(theta), mask)), torch.tensor([35.0, 23.0]).double(), atol=0.1, rtol=0
     )

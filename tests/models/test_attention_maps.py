@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from detr.errors import UserError
 from detr.models.attention import (
     Blocks,
-    CrissCross,
-    Dual,
-    Hard,
+    CrissCrossAttention,
+    DualAttention,
+    HardAttention,
+    MultiHeadSelfAttention,
     NonLocal,
-    Residual,
-    SelfAttention,
+    ResidualAttention,
     SpatialTransformer,
     SqueezeExcitation,
 )
@@ -25,13 +25,12 @@ from detr.models.attention.dual import PositionAttention
 from detr.models.attention.spatial_transformer import warp
 from detr.models.attention.views import Viewable
 from detr.models.attention_maps import on_largest, token_at, watch
-from detr.models.conditional import ConditionalCrossAttention, ConditionalSelfAttention
-from detr.models.deformable import DeformableCrossAttention, DeformableEncoderAttention, spread
 from detr.models.detr import DETR
-from detr.models.memory import Memory
-from detr.models.multihead import MultiHead
-from detr.models.queries import Place
-from detr.models.transformer import CrossAttention, EncoderAttention
+from detr.models.layers.conditional import ConditionalCrossAttention, ConditionalSelfAttention
+from detr.models.layers.deformable import DeformableCrossAttention, DeformableSelfAttention, spread
+from detr.models.layers.multihead import MultiHead
+from detr.models.layers.transformer import DecoderCrossAttention, EncoderSelfAttention
+from detr.models.values import Memory, QueryPositions
 from tests.helpers import make_batch
 
 D_MODEL, QUERIES, SHAPES = 12, 7, ((5, 3), (3, 2))
@@ -47,10 +46,10 @@ def make_memory(shapes: tuple[tuple[int, int], ...], padded: bool) -> Memory:
     return Memory.from_maps(maps, positions, masks, padded=padded)
 
 
-def make_place(dims: int) -> Place:
+def make_positions(dims: int) -> QueryPositions:
     anchors = torch.rand(2, QUERIES, dims).double() * 1.4 - 0.2  # some beyond the image
     position, spatial = torch.randn(2, 2, QUERIES, D_MODEL).double().unbind()
-    return Place(position=position, anchors=anchors, spatial=spatial)
+    return QueryPositions(position=position, anchors=anchors, spatial=spatial)
 
 
 def shaken(module: nn.Module) -> nn.Module:
@@ -78,14 +77,14 @@ def project(attention: nn.Module, x: Tensor) -> Tensor:
 
 
 CROSS = {
-    "standard": lambda nhead: CrossAttention(d_model=D_MODEL, nhead=nhead),
+    "standard": lambda nhead: DecoderCrossAttention(d_model=D_MODEL, nhead=nhead),
     "conditional_first": lambda nhead: ConditionalCrossAttention(d_model=D_MODEL, nhead=nhead, dropout=0.0, first=True),
     "conditional": lambda nhead: ConditionalCrossAttention(d_model=D_MODEL, nhead=nhead, dropout=0.0, first=False),
     "deformable": lambda nhead: DeformableCrossAttention(d_model=D_MODEL, nhead=nhead, num_levels=2, num_points=3),
 }
 ENCODER = {
-    "standard": lambda nhead: EncoderAttention(d_model=D_MODEL, nhead=nhead),
-    "deformable": lambda nhead: DeformableEncoderAttention(d_model=D_MODEL, nhead=nhead, num_levels=2, num_points=3),
+    "standard": lambda nhead: EncoderSelfAttention(d_model=D_MODEL, nhead=nhead),
+    "deformable": lambda nhead: DeformableSelfAttention(d_model=D_MODEL, nhead=nhead, num_levels=2, num_points=3),
 }
 
 
@@ -94,7 +93,7 @@ ENCODER = {
 @pytest.mark.parametrize("kind", CROSS)
 def test_cross_attention_is_its_weights_times_values(kind: str, dims: int, padded: bool) -> None:
     torch.manual_seed(0)
-    attention, memory, place = shaken(CROSS[kind](1)), make_memory(SHAPES, padded), make_place(dims)
+    attention, memory, place = shaken(CROSS[kind](1)), make_memory(SHAPES, padded), make_positions(dims)
     x = torch.randn(2, QUERIES, D_MODEL).double()
     weights = attention.weights(x, place, memory)
     equal(project(attention, weights @ values(attention, memory)), attention(x, place, memory))
@@ -120,7 +119,7 @@ def test_encoder_attention_is_its_weights_times_values(kind: str, padded: bool) 
 def test_weights_of_several_heads_are_their_mean(kind: str) -> None:
     """Token by token: with values of 1 there and 0 elsewhere, each head puts out its weight of that token."""
     torch.manual_seed(0)
-    attention, memory, place = shaken(CROSS[kind](4)), make_memory(SHAPES, True), make_place(4)
+    attention, memory, place = shaken(CROSS[kind](4)), make_memory(SHAPES, True), make_positions(4)
     projection = attention.output_proj if kind == "deformable" else attention.out_proj
     nn.init.eye_(projection.weight)
     nn.init.zeros_(projection.bias)
@@ -174,10 +173,10 @@ def test_corners_lie_in_the_corner_cells() -> None:
 
 C = 8
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
-    "self_attention": lambda: SelfAttention(C, nhead=1),
+    "self_attention": lambda: MultiHeadSelfAttention(C, nhead=1),
     "position": lambda: PositionAttention(C, reduction=2),
-    "dual": lambda: Dual(C, channel=False),
-    "criss_cross": lambda: CrissCross(C, reduction=2),
+    "dual": lambda: DualAttention(C, channel=False),
+    "criss_cross": lambda: CrissCrossAttention(C, reduction=2),
     **{
         f"{mode}-{sub}-{scale}": lambda mode=mode, sub=sub, scale=scale: NonLocal(
             C, mode=mode, sub_sample=sub, scale=scale, norm="none"
@@ -206,7 +205,7 @@ def test_a_block_adds_its_weights_times_values(name: str) -> None:
 
 
 def added(block: nn.Module, x: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    if isinstance(block, SelfAttention):
+    if isinstance(block, MultiHeadSelfAttention):
         weight, bias = block.attention.in_proj.weight, block.attention.in_proj.bias
         seen = torch.einsum("bhw,bchw->bc", weights, x)
         return block.attention.out_proj(F.linear(seen, weight[2 * C :], bias[2 * C :]))
@@ -217,20 +216,20 @@ def added(block: nn.Module, x: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
         if block.sub_sample != "none":
             weights = F.avg_pool2d(weights[:, None], 2)[:, 0] * 4
         return block.out(torch.einsum("bhw,bchw->bc", weights, g))
-    if isinstance(block, CrissCross):
-        once = CrissCross(C, recurrence=1, reduction=2).double()
+    if isinstance(block, CrissCrossAttention):
+        once = CrissCrossAttention(C, recurrence=1, reduction=2).double()
         once.load_state_dict(block.state_dict())
         last = once(x, mask)
         seen = torch.einsum("bhw,bchw->bc", weights, block.value(last))
         before = (last - x).flatten(2)
         return block.gamma * seen + torch.stack([before[0, :, 2 * 7 + 3], before[1, :, 4 * 7 + 6]])
-    position = block.position if isinstance(block, Dual) else block
+    position = block.position if isinstance(block, DualAttention) else block
     return position.gamma * torch.einsum("bhw,bchw->bc", weights, position.value(x))
 
 
 def test_criss_cross_shows_its_column_and_row_only() -> None:
     torch.manual_seed(0)
-    block, x = shaken(CrissCross(C)), torch.randn(1, C, 5, 7).double()
+    block, x = shaken(CrissCrossAttention(C)), torch.randn(1, C, 5, 7).double()
     weights = block.view(x, torch.zeros(1, 5, 7, dtype=torch.bool), torch.tensor([2 * 7 + 3])).values[0]
     assert (weights[2] > 0).all() and (weights[:, 3] > 0).all()
     weights[2], weights[:, 3] = 0.0, 0.0
@@ -242,20 +241,29 @@ def test_what_other_blocks_show_is_what_they_do() -> None:
     x, mask, token = torch.randn(2, C, 6, 7), torch.zeros(2, 6, 7, dtype=torch.bool), torch.tensor([0, 1])
     gates = shaken(SqueezeExcitation(C)).float()
     torch.testing.assert_close(gates(x, mask), x * gates.view(x, mask, token).values[..., None, None])
-    hard = shaken(Hard(C)).float()
+    hard = shaken(HardAttention(C)).float()
     kept = hard.view(x, mask, token).values > 0.5
     torch.testing.assert_close(hard(x, mask), x * kept[:, None])
     transformer = shaken(SpatialTransformer(C)).float()
     theta = transformer.view(x, mask, token).theta
     assert (theta - torch.eye(2, 3)).abs().max() > 0.1 and warp(x, theta, mask).isfinite().all()
-    residual = Residual(C).eval()
+    residual = ResidualAttention(C).eval()
     soft = residual.view(x, mask, token).values
     assert soft.shape == (2, 6, 7) and ((soft > 0) & (soft < 1)).all()
-    assert Dual(C, position=False).view(x, mask, token) is None
+    assert DualAttention(C, position=False).view(x, mask, token) is None
 
 
 def test_all_blocks_have_something_to_show() -> None:
-    kinds = (CrissCross, Dual, Hard, NonLocal, Residual, SelfAttention, SpatialTransformer, SqueezeExcitation)
+    kinds = (
+        CrissCrossAttention,
+        DualAttention,
+        HardAttention,
+        NonLocal,
+        ResidualAttention,
+        MultiHeadSelfAttention,
+        SpatialTransformer,
+        SqueezeExcitation,
+    )
     assert all(isinstance(kind(C), Viewable) for kind in kinds) and not isinstance(nn.Identity(), Viewable)
 
 
@@ -269,7 +277,7 @@ def test_a_watched_model_computes_the_same_and_is_left_alone(tiny_detr: Callable
     model.attention = nn.ModuleList([Blocks({"mine": Silent(), "se": SqueezeExcitation(32)})])
     batch = make_batch([torch.randn(3, 64, 96)])
     before = model(batch)
-    with watch(model, model.transformer, (0.5, 0.5)) as seen:
+    with watch(model, (0.5, 0.5)) as seen:
         during = model(batch)
     assert torch.equal(before.logits, during.logits) and torch.equal(before.boxes, during.boxes)
     assert seen.decoder.shape == (11, 4, 6) and seen.encoder.shape == (4, 6) and [*seen.blocks] == ["attention.0.se"]

@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr.errors import UserError
 from detr.models.attention import (
-    CrissCross,
-    Dual,
-    Hard,
+    CrissCrossAttention,
+    DualAttention,
+    HardAttention,
+    MultiHeadSelfAttention,
     NonLocal,
-    Residual,
-    SelfAttention,
+    ResidualAttention,
     SpatialTransformer,
     SqueezeExcitation,
 )
@@ -32,17 +32,17 @@ CHANNELS = 32
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "se": partial(SqueezeExcitation, CHANNELS, reduction=4),
     "se_bias": partial(SqueezeExcitation, CHANNELS, reduction=4, bias=True),
-    "self_attention": partial(SelfAttention, CHANNELS),
-    "criss_cross": partial(CrissCross, CHANNELS),
-    "dual": partial(Dual, CHANNELS),
-    "dual_position": partial(Dual, CHANNELS, channel=False),
-    "dual_similar": partial(Dual, CHANNELS, position=False, favours="similar"),
-    "residual": partial(Residual, CHANNELS),
-    "residual_channel": partial(Residual, CHANNELS, depth=3, activation="channel"),
-    "residual_spatial": partial(Residual, CHANNELS, depth=1, activation="spatial", variant="port"),
+    "self_attention": partial(MultiHeadSelfAttention, CHANNELS),
+    "criss_cross": partial(CrissCrossAttention, CHANNELS),
+    "dual": partial(DualAttention, CHANNELS),
+    "dual_position": partial(DualAttention, CHANNELS, channel=False),
+    "dual_similar": partial(DualAttention, CHANNELS, position=False, favors="similar"),
+    "residual": partial(ResidualAttention, CHANNELS),
+    "residual_channel": partial(ResidualAttention, CHANNELS, depth=3, activation="channel"),
+    "residual_spatial": partial(ResidualAttention, CHANNELS, depth=1, activation="spatial", variant="port"),
     "spatial_transformer": partial(SpatialTransformer, CHANNELS),
-    "hard": partial(Hard, CHANNELS),
-    "hard_gumbel": partial(Hard, CHANNELS, estimator="gumbel"),
+    "hard": partial(HardAttention, CHANNELS),
+    "hard_gumbel": partial(HardAttention, CHANNELS, estimator="gumbel"),
     "non_local_scaled": partial(NonLocal, CHANNELS, scale=True),
     **{
         f"{mode}-{sub_sample}-{norm}": partial(NonLocal, CHANNELS, mode=mode, sub_sample=sub_sample, norm=norm)
@@ -81,7 +81,7 @@ def padded_batch() -> tuple[Tensor, Tensor]:
 def loss_of(block: nn.Module, output: Tensor) -> Tensor:
     """Some loss, with that of the policy where the block has one."""
     loss = output.square().mean()
-    return loss + block.policy_loss(torch.arange(len(output)).to(loss)) if isinstance(block, Hard) else loss
+    return loss + block.policy_loss(torch.arange(len(output)).to(loss)) if isinstance(block, HardAttention) else loss
 
 
 @every_block
@@ -152,7 +152,7 @@ def test_bfloat16_is_finite_and_close(name: str) -> None:
         low = convolution(x)
         found = {torch.bfloat16: block(low, mask), torch.float32: block(low.float(), mask)}
     expected = block(low.float(), mask)
-    if isinstance(block, Hard):
+    if isinstance(block, HardAttention):
         valid = valid & (block.score(low.float()).abs() > 0.05)  # where it is even, rounding may decide
     assert low.dtype == torch.bfloat16
     for dtype, output in found.items():
@@ -171,15 +171,15 @@ def test_bfloat16_is_finite_and_close(name: str) -> None:
 @pytest.mark.parametrize(
     "block, message",
     [
-        (partial(CrissCross, 8, recurrence=0), "wanted recurrence of at least 1, got 0"),
-        (partial(Dual, 8, position=False, channel=False), "wanted position, channel, or both, got neither"),
-        (partial(Residual, 8, depth=0), "wanted depth of at least 1, got 0"),
-        (partial(Hard, 8, keep=0.3), "wanted keep between 0.5 and 1, .* got 0.3, 1.0 and 0.01"),
-        (partial(Hard, 8, weight=-1.0), "weight of at least 0, got 0.98, 1.0 and -1.0"),
+        (partial(CrissCrossAttention, 8, recurrence=0), "wanted recurrence of at least 1, got 0"),
+        (partial(DualAttention, 8, position=False, channel=False), "wanted position, channel, or both, got neither"),
+        (partial(ResidualAttention, 8, depth=0), "wanted depth of at least 1, got 0"),
+        (partial(HardAttention, 8, keep=0.3), "wanted keep between 0.5 and 1, .* got 0.3, 1.0 and 0.01"),
+        (partial(HardAttention, 8, weight=-1.0), "weight of at least 0, got 0.98, 1.0 and -1.0"),
         (partial(SpatialTransformer, 8, hidden=0), "wanted hidden of at least 1, got 0"),
-        (partial(SelfAttention, 8, dropout=2.0), "wanted dropout as a probability, got 2.0"),
+        (partial(MultiHeadSelfAttention, 8, dropout=2.0), "wanted dropout as a probability, got 2.0"),
         (partial(NonLocal, 24, norm="group"), "a multiple of 32 channels, got 24. Set norm=batch"),
-        (partial(SelfAttention, 24, nhead=5), "d_model as a multiple of nhead, got 24 and 5"),
+        (partial(MultiHeadSelfAttention, 24, nhead=5), "d_model as a multiple of nhead, got 24 and 5"),
     ],
 )
 def test_bad_options_are_named(block: Callable[[], nn.Module], message: str) -> None:
@@ -199,8 +199,8 @@ def test_options_do_what_their_formulas_say() -> None:
     seen = (theta @ phi.transpose(1, 2) / 16**0.5).softmax(-1) @ g
     torch.testing.assert_close(non_local(x, nothing), x + non_local.out(seen).transpose(1, 2).view_as(x))
 
-    for favours, sign in (("similar", 1.0), ("dissimilar", -1.0)):
-        dual = Dual(32, position=False, favours=favours).double()
+    for favors, sign in (("similar", 1.0), ("dissimilar", -1.0)):
+        dual = DualAttention(32, position=False, favors=favors).double()
         torch.nn.init.ones_(dual.channel.gamma)
         energy = rows @ rows.transpose(1, 2)
         torch.testing.assert_close(dual(x, nothing), x + ((sign * energy).softmax(-1) @ rows).view_as(x))
@@ -214,7 +214,7 @@ def test_options_do_what_their_formulas_say() -> None:
 
     assert sizes(True) - sizes(False) == 8 + 32
 
-    block = SelfAttention(32, nhead=4).double().eval()
+    block = MultiHeadSelfAttention(32, nhead=4).double().eval()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     judge = nn.MultiheadAttention(32, 4, batch_first=True).double()

@@ -13,10 +13,10 @@ from detr import boxes as box_ops
 from detr.config import build_criterion, build_model, compose
 from detr.config.compose import CONFIGS
 from detr.errors import UserError
-from detr.models.denoising import Denoising, Noise, who_sees_whom
+from detr.models.denoising import DenoisingLayout, DenoisingQueries, self_attention_mask
 from detr.models.detr import DETR
-from detr.models.memory import Memory
 from detr.models.queries import AnchorQueries, LearnedQueries, Queries, TwoStageQueries
+from detr.models.values import Memory
 from detr.types import ImageBatch, Predictions, Target
 from tests.helpers import make_batch, random_targets
 
@@ -27,12 +27,12 @@ TINY = (
     "model.backbone.norm=group",
     "model.backbone.freeze=[]",
     "model.num_queries=7",
-    "model.transformer.d_model=32",
-    "model.transformer.nhead=4",
-    "model.transformer.num_encoder_layers=2",
-    "model.transformer.num_decoder_layers=3",
-    "model.transformer.dim_feedforward=24",
-    "model.transformer.dropout=0.0",
+    "model.encoder.d_model=32",
+    "model.encoder.nhead=4",
+    "model.encoder.num_layers=2",
+    "model.decoder.num_layers=3",
+    "model.encoder.dim_feedforward=24",
+    "model.encoder.dropout=0.0",
 )
 CLASSES = 5
 
@@ -53,8 +53,7 @@ def batch_of(*sizes: tuple[int, int]) -> ImageBatch:
 
 
 def decode(model: DETR, maps: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -> Predictions:
-    positions = [model.position(mask) for mask in masks]
-    memory = model.transformer.encode(maps, positions, masks, padded=any(bool(mask.any()) for mask in masks))
+    memory = model.encoder(maps, masks, padded=any(bool(mask.any()) for mask in masks))
     return model.decode(memory)
 
 
@@ -75,7 +74,7 @@ def test_every_parameter_learns_whatever_the_images_hold(name: str, counts: list
 def test_maps_alone_equal_the_same_maps_in_a_padded_batch(name: str) -> None:
     model, _ = build(name)
     model.eval()
-    levels = model.transformer.num_levels
+    levels = model.encoder.num_levels
     small = [torch.randn(1, 32, 6 // 2**level + 1, 8 // 2**level + 1) for level in range(levels)]
     large = [torch.randn(2, 32, 14 // 2**level + 1, 16 // 2**level + 1) for level in range(levels)]
     masks = [torch.zeros(2, *level.shape[-2:], dtype=torch.bool) for level in large]
@@ -95,7 +94,7 @@ def test_every_backbone_fits_every_recipe(name: str, backbone: str) -> None:
     config = compose([f"model={name}", f"model/backbone={backbone}", "model.backbone.weights=null"])
     with torch.device("meta"):
         model = build_model(config.model, CLASSES)
-    assert len(model.backbone.channels) == len(config.model.backbone.features) <= model.transformer.num_levels
+    assert len(model.backbone.channels) == len(config.model.backbone.features) <= model.encoder.num_levels
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def compile_for_sizes(_: int, name: str) -> None:
         torch.testing.assert_close(outputs[0].logits, outputs[1].logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(outputs[0].boxes, outputs[1].boxes, atol=1e-4, rtol=1e-4)
         compiled.append(counter.frame_count)
-    assert all("Denoising.forward" in broken for broken in counters["graph_break"]), counters["graph_break"]
+    assert all("DenoisingQueries.forward" in broken for broken in counters["graph_break"]), counters["graph_break"]
     assert compiled[-1] == compiled[3], f"{name}: compiled {compiled} times"
     assert model.denoising is not None or compiled[-1] <= 3, f"{name}: compiled {compiled} times"
 
@@ -134,7 +133,7 @@ def test_denoising_does_not_leak(name: str) -> None:
     model, _ = build(name, "model.denoising.num_queries=8")
     model.train()
     batch, targets = batch_of((96, 128), (64, 96)), random_targets([4, 2], CLASSES)
-    noises: list[Noise] = []
+    noises: list[DenoisingLayout] = []
 
     def run(disturb: bool) -> Predictions:
         torch.manual_seed(1)
@@ -174,7 +173,7 @@ def test_denoising_does_not_leak(name: str) -> None:
 @pytest.mark.parametrize("contrastive", [True, False])
 def test_denoising_queries_restore_their_targets(counts: list[int], contrastive: bool) -> None:
     torch.manual_seed(0)
-    denoising = Denoising(
+    denoising = DenoisingQueries(
         d_model=8, num_classes=CLASSES, num_queries=20, label_noise=0.0, box_noise=0.4, contrastive=contrastive
     )
     targets = random_targets(counts, CLASSES)
@@ -202,7 +201,7 @@ def test_denoising_queries_restore_their_targets(counts: list[int], contrastive:
 
 def test_label_noise_has_the_stated_rate() -> None:
     torch.manual_seed(0)
-    denoising = Denoising(d_model=8, num_classes=1000, num_queries=4000, label_noise=0.25, contrastive=False)
+    denoising = DenoisingQueries(d_model=8, num_classes=1000, num_queries=4000, label_noise=0.25, contrastive=False)
     targets = random_targets([40], 1000)
     labels, _ = denoising._disturb(
         targets[0].labels.repeat(100)[None], targets[0].boxes.repeat(100, 1)[None], torch.zeros(4000, 1)
@@ -210,12 +209,12 @@ def test_label_noise_has_the_stated_rate() -> None:
     assert (labels[0] != targets[0].labels.repeat(100)).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
-def test_who_sees_whom_by_its_rules() -> None:
+def test_self_attention_mask_by_its_rules() -> None:
     copies, size, groups, number = 3, 5, 2, 4
     valid = torch.tensor([[True] * 5, [True, True, False, True, False]]).repeat(1, copies)
     copy = torch.arange(copies).repeat_interleave(size)
     group = torch.arange(groups).repeat_interleave(number)
-    keep = who_sees_whom(group, copy=copy, valid=valid)
+    keep = self_attention_mask(group, copy=copy, valid=valid)
     noise = copies * size
     for image in range(2):
         for i in range(noise + groups * number):
@@ -270,8 +269,8 @@ def test_two_stage_takes_the_best_proposals_and_never_padding() -> None:
         valid_height, valid_width = (2, 3) if image == 0 else (5, 7)
         for rank, cell in enumerate(best):
             row, column = divmod(cell, 7)
-            centre = torch.tensor([(column + 0.5) / valid_width, (row + 0.5) / valid_height, 0.05, 0.05])
-            box = (offsets[image, cell] + (centre / (1 - centre)).log()).sigmoid()
+            center = torch.tensor([(column + 0.5) / valid_width, (row + 0.5) / valid_height, 0.05, 0.05])
+            box = (offsets[image, cell] + (center / (1 - center)).log()).sigmoid()
             torch.testing.assert_close(proposals.boxes[0, image, rank], box, atol=1e-5, rtol=0)
             torch.testing.assert_close(start.anchors[image, rank], box, atol=1e-5, rtol=0)
             torch.testing.assert_close(proposals.logits[0, image, rank], scores[image, cell])
@@ -307,8 +306,7 @@ def test_denoising_of_images_together_equals_that_of_each_alone() -> None:
     def losses(images: list[int], queries: int) -> dict[str, torch.Tensor]:
         model.denoising.num_queries = queries  # as many copies, 2, in each case
         chosen = [level[images] for level in maps]
-        positions = [model.position(mask[images]) for mask in masks]
-        memory = model.transformer.encode(chosen, positions, [mask[images] for mask in masks], padded=False)
+        memory = model.encoder(chosen, [mask[images] for mask in masks], padded=False)
         return criterion(model.decode(memory, [targets[i] for i in images]), [targets[i] for i in images])
 
     together, first, second = losses([0, 1], 10), losses([0], 10), losses([1], 4)
@@ -338,16 +336,19 @@ def test_look_forward_twice_trains_the_layer_before() -> None:
     "options, message",
     [
         (
-            ["model=detr", "model.transformer.cross_attention=deformable"],
-            "deformable cross-attention needs queries with anchors",
+            ["model=detr", "model/decoder=deformable"],
+            "DeformableDecoder needs queries with anchors",
         ),
         (
             ["model=detr", "model.refine=true"],
             r"refine needs queries with anchors\. Set model/queries=points",
         ),
         (["model=conditional_detr", "model/denoising=cdn"], "denoising needs queries with boxes as anchors"),
-        (["model=conditional_detr", "model.transformer.modulate=true"], "modulate needs queries with boxes"),
-        (["model=detr", "model.transformer.modulate=true"], "modulate needs conditional cross-attention"),
+        (
+            ["model=conditional_detr", "model.decoder.modulate_sizes=true"],
+            "ConditionalDecoder needs queries with boxes",
+        ),
+        (["model=detr", "model.decoder.d_model=128"], r"needs the encoder's d_model\. Set model\.decoder\.d_model=256"),
         (["model=deformable_detr", "model.neck.num_levels=2"], r"num_levels of at least 3.*model\.neck\.num_levels"),
         (["model=detr", "model.backbone.features=[layer4,layer2]"], r"wanted features as some of.*in this order"),
         (["model=dino", "model.queries.selection=pure"], r"positions follow them.*selection mixed"),

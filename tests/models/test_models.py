@@ -9,11 +9,14 @@ import torch
 import torchvision
 
 from detr.errors import UserError
-from detr.models.backbone import Backbone
+from detr.models.backbones.resnet import ResNet
+from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
+from detr.models.encoders.transformer import TransformerEncoder
+from detr.models.layers.multihead import MultiHeadAttention
+from detr.models.layers.positions import LearnedPosition, SinePosition, anchor_embedding
+from detr.models.layers.transformer import FeedForward
 from detr.models.neck import ChannelMapper
-from detr.models.position import LearnedPosition, SinePosition, anchor_embedding
-from detr.models.transformer import FeedForward, MultiHeadAttention, Transformer
 from tests.helpers import make_batch
 
 
@@ -39,9 +42,8 @@ def test_attention_equals_torch_multihead_attention() -> None:
 
 
 def decode(model: DETR, maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    transformer = model.transformer
-    memory = transformer.encode([maps], [model.position(mask)], [mask], padded=bool(mask.any()))
-    return transformer.decoder(model.queries(memory)[0], memory)[0]
+    memory = model.encoder([maps], [mask], padded=bool(mask.any()))
+    return model.decoder(model.queries(memory)[0], memory)[0]
 
 
 def test_one_feature_map_alone_equals_the_same_map_in_a_padded_batch(tiny_detr: Callable[..., DETR]) -> None:
@@ -67,7 +69,7 @@ def test_content_of_padding_does_not_matter(tiny_detr: Callable[..., DETR]) -> N
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_backbone_norms(norm: str, channels_last: bool) -> None:
-    backbone = Backbone(name="resnet18", norm=norm, freeze=["stem", "layer1"])
+    backbone = ResNet(name="resnet18", norm=norm, freeze=["stem", "layer1"])
     if channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
     (features,) = backbone(torch.randn(2, 3, 65, 97))
@@ -81,7 +83,7 @@ def test_backbone_norms(norm: str, channels_last: bool) -> None:
 
 
 def test_frozen_stages_keep_their_statistics_in_training() -> None:
-    backbone = Backbone(name="resnet18", norm="batch", freeze=["stem", "layer1"]).train()
+    backbone = ResNet(name="resnet18", norm="batch", freeze=["stem", "layer1"]).train()
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone(torch.randn(2, 3, 64, 64))
     changed = {name for name, buffer in backbone.named_buffers() if not torch.equal(buffer, before[name])}
@@ -92,27 +94,27 @@ def test_frozen_norm_equals_torchvision(tmp_path: Path) -> None:
     reference = torchvision.ops.FrozenBatchNorm2d(6)
     for buffer in reference.buffers():
         buffer.copy_(torch.rand_like(buffer) + 0.5)
-    ours = Backbone(name="resnet18").body.bn1.__class__(6)
+    ours = ResNet(name="resnet18").body.bn1.__class__(6)
     ours.load_state_dict(reference.state_dict())
     x = torch.randn(2, 6, 3, 5)
     torch.testing.assert_close(ours(x), reference(x))
 
 
 def test_dilation_halves_the_stride() -> None:
-    assert Backbone(name="resnet50", dilation=True)(torch.randn(1, 3, 64, 96))[0].shape == (1, 2048, 4, 6)
+    assert ResNet(name="resnet50", dilation=True)(torch.randn(1, 3, 64, 96))[0].shape == (1, 2048, 4, 6)
     with pytest.raises(UserError, match=r"needs resnet50 or larger.*model\.backbone\.dilation=false"):
-        Backbone(name="resnet18", dilation=True)
+        ResNet(name="resnet18", dilation=True)
 
 
 def test_weights_of_torchvision_load_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(1)
     reference = torchvision.models.resnet18(weights=None)
     torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
-    backbone = Backbone(name="resnet18", weights=str(tmp_path / "resnet18.pth"), norm="frozen")
+    backbone = ResNet(name="resnet18", weights=str(tmp_path / "resnet18.pth"), norm="frozen")
     torch.testing.assert_close(backbone.body.layer4[1].conv2.weight, reference.layer4[1].conv2.weight)
     torch.testing.assert_close(backbone.body.bn1.running_var, reference.bn1.running_var)
     with pytest.raises(UserError, match="are not of a resnet34"):
-        Backbone(name="resnet34", weights=str(tmp_path / "resnet18.pth"))
+        ResNet(name="resnet34", weights=str(tmp_path / "resnet18.pth"))
 
 
 def test_pretrained_weights_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,17 +125,17 @@ def test_pretrained_weights_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UserError, match=r"could not download https://.*no route to host.*model\.backbone\.weights=PATH"
     ):
-        Backbone(name="resnet18", weights="IMAGENET1K_V1")
+        ResNet(name="resnet18", weights="IMAGENET1K_V1")
     with pytest.raises(UserError, match="neither a file nor one of torchvision's weights for resnet18: IMAGENET1K_V1"):
-        Backbone(name="resnet18", weights="IMAGENET22K")
+        ResNet(name="resnet18", weights="IMAGENET22K")
 
 
 def test_bad_options_are_named() -> None:
     with pytest.raises(UserError, match="wanted d_model as a multiple of nhead, got 10 and 3"):
-        Transformer(d_model=10, nhead=3)
+        TransformerDecoder(d_model=10, nhead=3)
     with pytest.raises(UserError, match="multiple of 4, got 6"):
         SinePosition(d_model=6)
-    with pytest.raises(UserError, match=r"at most 5 x 5 cells, got 3 x 7.*model/position=sine"):
+    with pytest.raises(UserError, match=r"at most 5 x 5 cells, got 3 x 7.*model/encoder/position=sine"):
         LearnedPosition(d_model=8, size=5)(torch.zeros(1, 3, 7, dtype=torch.bool))
 
 
@@ -151,12 +153,12 @@ def test_feed_forward_activations(activation: str) -> None:
 
 
 def test_every_layer_starts_with_its_own_values() -> None:
-    encoder = Transformer(d_model=16, nhead=2, dim_feedforward=16).encoder
+    encoder = TransformerEncoder(position=SinePosition(d_model=16), d_model=16, nhead=2, dim_feedforward=16)
     assert not torch.equal(encoder.layers[0].ffn.linear1.weight, encoder.layers[1].ffn.linear1.weight)
 
 
 def test_backbone_gives_several_maps_and_builds_no_more() -> None:
-    backbone = Backbone(name="resnet50", features=["layer2", "layer3"])
+    backbone = ResNet(name="resnet50", features=["layer2", "layer3"])
     maps = backbone(torch.randn(1, 3, 65, 97))
     assert [tuple(level.shape) for level in maps] == [(1, 512, 9, 13), (1, 1024, 5, 7)]
     assert backbone.channels == [512, 1024] and not hasattr(backbone.body, "layer4")
@@ -165,7 +167,7 @@ def test_backbone_gives_several_maps_and_builds_no_more() -> None:
 def test_truncated_backbone_loads_whole_weights(tmp_path: Path) -> None:
     reference = torchvision.models.resnet18(weights=None)
     torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
-    backbone = Backbone(name="resnet18", weights=str(tmp_path / "resnet18.pth"), features=["layer2"])
+    backbone = ResNet(name="resnet18", weights=str(tmp_path / "resnet18.pth"), features=["layer2"])
     torch.testing.assert_close(backbone.body.layer2[1].conv2.weight, reference.layer2[1].conv2.weight)
 
 
@@ -181,7 +183,7 @@ def test_channel_mapper_makes_smaller_maps_of_the_last_one() -> None:
 def test_sine_position_counts_valid_cells_only_and_from_their_middle() -> None:
     mask = torch.zeros(1, 5, 7, dtype=torch.bool)
     mask[:, 3:], mask[:, :, 4:] = True, True
-    edge, middle = SinePosition(d_model=8), SinePosition(d_model=8, centre=True)
+    edge, middle = SinePosition(d_model=8), SinePosition(d_model=8, center=True)
     for row, column in ((0, 0), (2, 3), (1, 2)):
         for encoding, offset in ((edge, 1.0), (middle, 0.5)):
             y, x = ((at + offset) / count * 2 * math.pi for at, count in ((row, 3), (column, 4)))

@@ -18,9 +18,17 @@ from detr.engine import checkpoint
 from detr.engine.checkpoint import load_weights, save, to_published
 from detr.engine.optim import adamw
 from detr.errors import UserError
-from detr.models.attention import Blocks, CrissCross, Hard, NonLocal, Placement, SqueezeExcitation, plugged_in
+from detr.models.attention import (
+    Blocks,
+    CrissCrossAttention,
+    HardAttention,
+    NonLocal,
+    Placement,
+    SqueezeExcitation,
+    plugged_in,
+)
 from detr.models.attention.placement import blocks_for
-from detr.models.backbone import Backbone, run_with_attention
+from detr.models.backbones.resnet import ResNet, run_with_attention
 from detr.types import Category
 from tests.helpers import make_batch, random_targets
 from tests.helpers.commands import REPOSITORY, TINY_MODEL
@@ -83,12 +91,12 @@ def test_squeeze_and_excitation_in_residual_blocks(shared: Path) -> None:
 
 
 def test_blocks_go_where_they_are_told() -> None:
-    backbone = Backbone(name="resnet18", norm="batch", freeze=[], features=["layer2", "layer3"])
+    backbone = ResNet(name="resnet18", norm="batch", freeze=[], features=["layer2", "layer3"])
     backbone.plug(
         {
             "se": Placement(block=SqueezeExcitation, stages=["backbone"], where="standard"),
-            "first": Placement(block=CrissCross, stages=["layer2"], where="pre"),
-            "second": Placement(block=CrissCross, stages=["layer2", "layer3"]),
+            "first": Placement(block=CrissCrossAttention, stages=["layer2"], where="pre"),
+            "second": Placement(block=CrissCrossAttention, stages=["layer2", "layer3"]),
             "other": Placement(block=NonLocal, stages=["layer3"]),
         }
     )
@@ -115,7 +123,7 @@ def test_every_block_trains_in_every_recipe(recipe: str) -> None:
     criterion = build_criterion(config.criterion, num_classes=5)
     targets = random_targets([3, 0], num_classes=5)
     predictions = model(make_batch(IMAGES), targets)
-    policies = [block for blocks in plugged_in(model) for block in blocks.values() if isinstance(block, Hard)]
+    policies = [block for blocks in plugged_in(model) for block in blocks.values() if isinstance(block, HardAttention)]
     cost = criterion.per_image(predictions, targets)
     loss = criterion(predictions, targets)["loss"] + sum(block.policy_loss(cost) for block in policies)
     loss.backward()
@@ -196,7 +204,7 @@ def test_impossible_places_are_refused(options: list[str], message: str) -> None
 def test_one_block_alone_from_the_configuration() -> None:
     config = compose(["model/attention=criss_cross", "model.attention.criss_cross.block.recurrence=3"])
     block = build_block(config, "criss_cross", 16)
-    assert isinstance(block, CrissCross) and block.recurrence == 3 and block.value.in_channels == 16
+    assert isinstance(block, CrissCrossAttention) and block.recurrence == 3 and block.value.in_channels == 16
     with pytest.raises(UserError, match=r"no block 'se', only: criss_cross\. .*model/attention=se"):
         build_block(config, "se", 16)
 

@@ -16,20 +16,20 @@ from detr.config import build_criterion, build_model, compose
 from detr.engine import convert as families
 from detr.engine.checkpoint import load_weights
 from detr.engine.convert import Converted, Family, Renaming, convert
-from detr.models.deformable import DeformableAttention
 from detr.models.detr import DETR
-from detr.models.memory import Memory
+from detr.models.layers.deformable import DeformableAttention
+from detr.models.values import Memory
 from detr.types import Category, Predictions
 from tests.helpers import make_batch, random_targets
 
 NUM_CLASSES, QUERIES, D_MODEL, ENCODER_LAYERS, DECODER_LAYERS = 5, 11, 64, 2, 3
 SIZES = (
     f"model.num_queries={QUERIES}",
-    f"model.transformer.d_model={D_MODEL}",
-    "model.transformer.nhead=4",
-    f"model.transformer.num_encoder_layers={ENCODER_LAYERS}",
-    f"model.transformer.num_decoder_layers={DECODER_LAYERS}",
-    "model.transformer.dim_feedforward=48",
+    f"model.encoder.d_model={D_MODEL}",
+    "model.encoder.nhead=4",
+    f"model.encoder.num_layers={ENCODER_LAYERS}",
+    f"model.decoder.num_layers={DECODER_LAYERS}",
+    "model.encoder.dim_feedforward=48",
 )
 FAMILIES = {
     "conditional": families.CONDITIONAL_DETR,
@@ -236,7 +236,7 @@ def test_parameter_counts(name: str, millions: float) -> None:
 
 
 def bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """A sample of an image (height, width, features) at a point in pixels, whose centres are whole numbers."""
+    """A sample of an image (height, width, features) at a point in pixels, whose centers are whole numbers."""
     total = image.new_zeros(image.shape[-1])
     for row, column in itertools.product((0, 1), (0, 1)):
         i, j = math.floor(y) + row, math.floor(x) + column
@@ -292,7 +292,7 @@ def test_deformable_attention_equals_loops(dims: int) -> None:
         mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
         shapes=shapes,
         sizes=torch.tensor([(width, height) for height, width in shapes]),
-        centres=torch.zeros(2, tokens.shape[1], 2, dtype=torch.float64),  # for the encoder only
+        centers=torch.zeros(2, tokens.shape[1], 2, dtype=torch.float64),  # for the encoder only
         valid_ratios=torch.tensor([[[1, 1], [1, 1]], [[4 / 7, 1], [3 / 4, 1]]], dtype=torch.float64),
     )
     found = attention.attend(query, anchors, memory)

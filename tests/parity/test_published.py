@@ -12,10 +12,11 @@ import torch
 from detr.engine.checkpoint import from_published, load_model_state, to_published
 from detr.engine.optim import adamw
 from detr.losses import HungarianMatcher, SetCriterion
-from detr.models.backbone import Backbone
+from detr.models.backbones.resnet import ResNet
+from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
-from detr.models.position import LearnedPosition, SinePosition
-from detr.models.transformer import Transformer
+from detr.models.encoders.transformer import TransformerEncoder
+from detr.models.layers.positions import LearnedPosition, SinePosition
 from detr.postprocess import postprocess
 from detr.types import Predictions, Target
 from tests.helpers import make_batch, make_target
@@ -45,17 +46,17 @@ def recipe(shared: Path) -> ModuleType:
 def build(config: dict[str, Any]) -> DETR:
     d_model = config["hidden_dim"]
     learned = config["position_embedding"] == "learned"
+    options = {
+        "d_model": d_model,
+        "nhead": config["nheads"],
+        "dim_feedforward": config["dim_feedforward"],
+        "norm_first": config["pre_norm"],
+    }
+    position = LearnedPosition(d_model=d_model) if learned else SinePosition(d_model=d_model)
     return DETR(
-        backbone=Backbone(name=config["backbone"], dilation=config["dilation"]),
-        position=LearnedPosition(d_model=d_model) if learned else SinePosition(d_model=d_model),
-        transformer=Transformer(
-            d_model=d_model,
-            nhead=config["nheads"],
-            num_encoder_layers=config["enc_layers"],
-            num_decoder_layers=config["dec_layers"],
-            dim_feedforward=config["dim_feedforward"],
-            norm_first=config["pre_norm"],
-        ),
+        backbone=ResNet(name=config["backbone"], dilation=config["dilation"]),
+        encoder=TransformerEncoder(position=position, num_layers=config["enc_layers"], **options),
+        decoder=TransformerDecoder(num_layers=config["dec_layers"], **options),
         num_classes=config["num_classes"],
         num_queries=config["num_queries"],
         aux_loss=config["aux_loss"],
@@ -94,10 +95,10 @@ def test_intermediate_values(fixtures: dict[str, Any], recipe: ModuleType) -> No
     (features,) = model.backbone(batch.images)
     torch.testing.assert_close(batch.mask, expected["pad_mask"])
     torch.testing.assert_close(features, expected["feat"], atol=1e-4, rtol=1e-5)
-    position = model.position(expected["feat_mask"])
+    position = model.encoder.position(expected["feat_mask"])
     torch.testing.assert_close(position, expected["pos"], atol=1e-5, rtol=0)
-    memory = model.transformer.encode(model.neck([features]), [position], [expected["feat_mask"]])
-    decoded, _ = model.transformer.decoder(model.queries(memory)[0], memory)
+    memory = model.encoder(model.neck([features]), [expected["feat_mask"]])
+    decoded, _ = model.decoder(model.queries(memory)[0], memory)
     torch.testing.assert_close(decoded, expected["hs"], atol=1e-4, rtol=0)
     torch.testing.assert_close(memory.tokens, expected["memory"].flatten(2).transpose(1, 2), atol=1e-4, rtol=0)
 
@@ -193,9 +194,9 @@ def test_positions(shared: Path) -> None:
 def test_parameter_counts(name: str, dilation: bool, parameters: int, trainable: int, keys: int) -> None:
     with torch.device("meta"):
         model = DETR(
-            backbone=Backbone(name=name, dilation=dilation),
-            position=SinePosition(d_model=256),
-            transformer=Transformer(),
+            backbone=ResNet(name=name, dilation=dilation),
+            encoder=TransformerEncoder(position=SinePosition(d_model=256)),
+            decoder=TransformerDecoder(),
             num_classes=91,
         )
     # The published count takes the affine parameters of frozen batch norms for buffers, as we do.
@@ -208,7 +209,8 @@ def test_every_published_key_converts_both_ways(shared: Path) -> None:
     keys = json.loads((shared / "fixtures" / "detr" / "state_dict_detr_resnet50.json").read_text())
     published = {name: torch.empty(shape, device="meta") for name, shape in keys}
     with torch.device("meta"):
-        model = DETR(backbone=Backbone(), position=SinePosition(d_model=256), transformer=Transformer(), num_classes=91)
+        encoder = TransformerEncoder(position=SinePosition(d_model=256))
+        model = DETR(backbone=ResNet(), encoder=encoder, decoder=TransformerDecoder(), num_classes=91)
     ours = from_published(published)
     assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in model.state_dict().items()}
     assert list(to_published(ours)) == list(published)

@@ -7,10 +7,11 @@ import torch
 
 from detr.engine.convert import convert
 from detr.losses import HungarianMatcher, SetCriterion
-from detr.models.backbone import Backbone
+from detr.models.backbones.resnet import ResNet
+from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
-from detr.models.position import SinePosition
-from detr.models.transformer import Transformer
+from detr.models.encoders.transformer import TransformerEncoder
+from detr.models.layers.positions import SinePosition
 from tests.helpers import make_batch, random_targets
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
@@ -47,10 +48,11 @@ def theirs() -> Any:
 
 @pytest.fixture
 def ours() -> DETR:
+    sizes = {"d_model": 32, "nhead": 4, "dim_feedforward": 48}
     return DETR(
-        backbone=Backbone(name="resnet18", norm="batch"),
-        position=SinePosition(d_model=32),
-        transformer=Transformer(d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=3, dim_feedforward=48),
+        backbone=ResNet(name="resnet18", norm="batch"),
+        encoder=TransformerEncoder(position=SinePosition(d_model=32), num_layers=1, **sizes),
+        decoder=TransformerDecoder(num_layers=3, **sizes),
         num_classes=5,
         num_queries=11,
     ).eval()

@@ -85,7 +85,7 @@ def panel_of(view: View) -> np.ndarray:
 
 
 def test_a_ring_marks_the_cell_whose_weights_are_drawn() -> None:
-    """The point (0.5, 0.5) lies in the third row and column of four, whose centre is at 400 of 640."""
+    """The point (0.5, 0.5) lies in the third row and column of four, whose center is at 400 of 640."""
     panel = panel_of(Weights(torch.zeros(1, 4, 4)))
     rows, columns = np.nonzero((panel == 255).all(-1))
     assert (rows.min() + rows.max()) / 2 == pytest.approx(400, abs=1) == (columns.min() + columns.max()) / 2

@@ -19,7 +19,9 @@ from omegaconf import OmegaConf
 
 from detr.config import build_model, compose
 from detr.errors import UserError
-from detr.models.transformer import MultiHeadAttention, Transformer
+from detr.models.encoders.transformer import TransformerEncoder
+from detr.models.layers.multihead import MultiHeadAttention
+from detr.models.layers.positions import SinePosition
 from tests.helpers.commands import REPOSITORY, TINY_MODEL
 from tools import compare
 from tools.comparison import charts, cost, judge
@@ -310,13 +312,13 @@ def test_curves_are_of_ap_where_all_runs_have_several(make_run: MakeRun, tmp_pat
 def test_operations_of_an_encoder_are_those_by_hand() -> None:
     height, width, d, feed, layers = 5, 7, 24, 44, 3
     n = height * width
-    transformer = Transformer(
-        d_model=d, nhead=3, num_encoder_layers=layers, num_decoder_layers=1, dim_feedforward=feed, dropout=0.0
+    encoder = TransformerEncoder(
+        position=SinePosition(d_model=d), d_model=d, nhead=3, num_layers=layers, dim_feedforward=feed, dropout=0.0
     ).requires_grad_(False)
     x, mask = torch.randn(1, d, height, width), torch.zeros(1, height, width, dtype=torch.bool)
     attention = 2 * (3 * n * d * d + n * n * d + n * n * d + n * d * d)  # projections, products, sums, projection
     for padded in (False, True):
-        counted = cost.count_flops(lambda padded=padded: transformer.encode([x], [x], [mask], padded=padded))
+        counted = cost.count_flops(lambda padded=padded: encoder([x], [mask], padded=padded))
         assert counted == layers * (attention + 2 * 2 * n * d * feed)
 
 

@@ -7,27 +7,27 @@ is the identity, so that pre-trained weights stay worth what they are.
 A `Placement` says where in the detector a kind of block goes. A block that decides by chance also has a `policy_loss`.
 """
 
-from detr.models.attention.criss_cross import CrissCross
-from detr.models.attention.dual import Dual
-from detr.models.attention.hard import Hard
+from detr.models.attention.criss_cross import CrissCrossAttention
+from detr.models.attention.dual import DualAttention
+from detr.models.attention.hard import HardAttention
 from detr.models.attention.non_local import NonLocal
 from detr.models.attention.placement import Blocks, Placement, plugged_in
 from detr.models.attention.policy import Policy
-from detr.models.attention.residual import Residual
-from detr.models.attention.self_attention import SelfAttention
+from detr.models.attention.residual import ResidualAttention
+from detr.models.attention.self_attention import MultiHeadSelfAttention
 from detr.models.attention.spatial_transformer import SpatialTransformer
 from detr.models.attention.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
     "Blocks",
-    "CrissCross",
-    "Dual",
-    "Hard",
+    "CrissCrossAttention",
+    "DualAttention",
+    "HardAttention",
+    "MultiHeadSelfAttention",
     "NonLocal",
     "Placement",
     "Policy",
-    "Residual",
-    "SelfAttention",
+    "ResidualAttention",
     "SpatialTransformer",
     "SqueezeExcitation",
     "plugged_in",

@@ -10,7 +10,7 @@ from detr.models.attention.masked import reduced
 from detr.models.attention.views import Weights
 
 
-class CrissCross(nn.Module):
+class CrissCrossAttention(nn.Module):
     """Every position looks at its column and its row; done twice, it has seen the whole map.
 
     recurrence: how often, with the same weights. reduction: queries and keys have channels / reduction features.
@@ -19,7 +19,7 @@ class CrissCross(nn.Module):
     def __init__(self, channels: int, *, recurrence: int = 2, reduction: int = 8) -> None:
         super().__init__()
         if recurrence < 1:
-            raise UserError(f"CrissCross: wanted recurrence of at least 1, got {recurrence}.")
+            raise UserError(f"CrissCrossAttention: wanted recurrence of at least 1, got {recurrence}.")
         self.recurrence = recurrence
         inner = reduced(channels, reduction)
         self.query, self.key = nn.Conv2d(channels, inner, kernel_size=1), nn.Conv2d(channels, inner, kernel_size=1)

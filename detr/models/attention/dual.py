@@ -36,30 +36,30 @@ class PositionAttention(nn.Module):
 class ChannelAttention(nn.Module):
     """gamma * (every channel looks at all channels) + x.
 
-    favours: `dissimilar` channels, as in the published code, or `similar` ones, as in the paper's formula.
+    favors: `dissimilar` channels, as in the published code, or `similar` ones, as in the paper's formula.
     """
 
-    def __init__(self, *, favours: Literal["dissimilar", "similar"] = "dissimilar") -> None:
+    def __init__(self, *, favors: Literal["dissimilar", "similar"] = "dissimilar") -> None:
         super().__init__()
-        self.sign = -1.0 if favours == "dissimilar" else 1.0
+        self.sign = -1.0 if favors == "dissimilar" else 1.0
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         values = torch.where(mask[:, None], 0.0, x).flatten(2)
-        # These products grow with the map: rounded to bfloat16 they would favour other channels.
+        # These products grow with the map: rounded to bfloat16 they would favor other channels.
         with torch.autocast(x.device.type, enabled=False):
             rows = precise(values)
             weights = (self.sign * (rows @ rows.transpose(1, 2))).softmax(-1).to(x.dtype)
         return x + self.gamma.to(x.dtype) * (weights @ values).unflatten(2, x.shape[2:])
 
 
-class Dual(nn.Module):
+class DualAttention(nn.Module):
     """Position and channel attention side by side, added to the map.
 
     position, channel: which of them to have. reduction: of the channels of queries and keys over positions.
-    favours: which channels a channel looks at: `dissimilar` (published code) or `similar` ones (the paper's formula).
+    favors: which channels a channel looks at: `dissimilar` (published code) or `similar` ones (the paper's formula).
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Dual(nn.Module):
         position: bool = True,
         channel: bool = True,
         reduction: int = 8,
-        favours: Literal["dissimilar", "similar"] = "dissimilar",
+        favors: Literal["dissimilar", "similar"] = "dissimilar",
     ) -> None:
         super().__init__()
         if not (position or channel):
-            raise UserError("Dual: wanted position, channel, or both, got neither.")
+            raise UserError("DualAttention: wanted position, channel, or both, got neither.")
         self.position = PositionAttention(channels, reduction=reduction) if position else None
-        self.channel = ChannelAttention(favours=favours) if channel else None
+        self.channel = ChannelAttention(favors=favors) if channel else None
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]

@@ -13,7 +13,7 @@ from detr.models.attention.masked import masked_mean, precise
 from detr.models.attention.views import SoftMask
 
 
-class Hard(nn.Module):
+class HardAttention(nn.Module):
     """Keeps or drops each position of the map, as a coin says whose probability is learned.
 
     In training the coins are tossed; in evaluation what is more likely than not is kept. Tossing has no gradient:
@@ -40,7 +40,7 @@ class Hard(nn.Module):
         super().__init__()
         if not 0.5 < keep < 1 or temperature <= 0 or weight < 0:
             raise UserError(
-                "Hard: wanted keep between 0.5 and 1, temperature above 0 and weight of at least 0, got "
+                "HardAttention: wanted keep between 0.5 and 1, temperature above 0 and weight of at least 0, got "
                 f"{keep}, {temperature} and {weight}."
             )
         self.estimator, self.temperature, self.weight = estimator, temperature, weight

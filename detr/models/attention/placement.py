@@ -1,7 +1,6 @@
 """Where attention blocks go: into the backbone's stages, into their residual blocks, or between neck and encoder."""
 
 import inspect
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from detr.errors import UserError
 
-Place = Literal["layer1", "layer2", "layer3", "layer4", "backbone", "neck"]
 Where = Literal["after", "standard", "pre", "post", "identity"]
 
 
@@ -20,27 +18,39 @@ class Placement:
     """A kind of attention block and the places that get one of it each.
 
     block: makes a block of the number of channels there.
-    stages: layer1 to layer4 of the backbone; `backbone` is all of them that are built, `neck` every map between the
-        input projection and the encoder.
+    stages: names of the backbone's stages, such as layer1 to layer4 of a ResNet; `backbone` is all of them that are
+        built, `neck` every map between the input projection and the encoder.
     where: `after` the stage, or in each of its residual blocks relu(F(x) + shortcut): `standard` on F(x), `pre` on what
         goes into F, `post` on the whole block's output, `identity` on the shortcut (Hu et al., CVPR 2018).
     """
 
     block: Callable[[int], nn.Module]
-    stages: Sequence[Place]
+    stages: Sequence[str]
     where: Where = "after"
 
     def __post_init__(self) -> None:
-        places = typing.get_args(Place)
-        if not self.stages or not set(self.stages) <= set(places):
-            raise UserError(
-                f"Placement: wanted stages as some of {', '.join(places)}, got {list(self.stages)}. Correct "
-                "model.attention.NAME.stages."
-            )
+        if not self.stages:
+            raise UserError("Placement: wanted stages of the backbone, backbone or neck, got none.")
         if "neck" in self.stages and self.where != "after":
             raise UserError(
                 f"Placement: where={self.where} is in residual blocks, of which the neck has none. Leave neck out of "
-                "model.attention.NAME.stages, or set where=after."
+                "stages, or set where=after."
+            )
+
+    def check(self, name: str, built: Sequence[str], known: Sequence[str]) -> None:
+        """Raise UserError where a stage is not among those that the backbone knows, or has built.
+
+        name: of the placement, for the message.
+        """
+        for stage in self.stages:
+            if stage in (*built, "backbone", "neck"):
+                continue
+            reason, remedy = "is no stage of the backbone", ""
+            if stage in known:
+                reason, remedy = "is not built, because no later map is used", ", or add to model.backbone.features"
+            raise UserError(
+                f"model.attention.{name}.stages: {stage} {reason}. Choose some of {', '.join(built)}, backbone and "
+                f"neck{remedy}."
             )
 
 

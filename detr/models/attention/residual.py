@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from detr.errors import UserError
 from detr.models.attention.masked import precise
 from detr.models.attention.views import SoftMask
-from detr.models.memory import extents
+from detr.models.values import extents
 
 Activation = Literal["mixed", "channel", "spatial"]
 
 
-class Residual(nn.Module):
+class ResidualAttention(nn.Module):
     """A trunk times 1 + a soft mask, which comes from a branch that goes down in scale and up again.
 
     One unit before, two in the trunk, one for each step of the mask branch and two at its bottom, one after: p = 1,
@@ -24,7 +24,7 @@ class Residual(nn.Module):
 
     depth: how often the mask branch halves the map: 3, 2 and 1 in the paper's three stages.
     activation: of the mask: `mixed` sigmoid; `channel` each position's features divided by their norm; `spatial` each
-        channel standardised over positions, then sigmoid.
+        channel standardized over positions, then sigmoid.
     variant: `authors`, their published graph, or `port`, which adds the map of each size again after interpolation.
     identity_start: the result is added to the map, times a factor that starts at 0; without it, it replaces the map.
     """
@@ -40,7 +40,7 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 1:
-            raise UserError(f"Residual: wanted depth of at least 1, got {depth}.")
+            raise UserError(f"ResidualAttention: wanted depth of at least 1, got {depth}.")
         self.activation, self.adds_again = activation, variant == "port"
 
         def units(number: int) -> nn.ModuleList:
@@ -135,7 +135,7 @@ def activate(x: Tensor, mask: Tensor, activation: Activation) -> Tensor:
         return F.normalize(x, dim=1)
     values, valid = precise(x), (~mask)[:, None]
     count = valid.sum((2, 3), keepdim=True).clamp(min=1)
-    centred = values - (values * valid).sum((2, 3), keepdim=True) / count
-    variance = (centred * valid).square().sum((2, 3), keepdim=True) / count
+    centered = values - (values * valid).sum((2, 3), keepdim=True) / count
+    variance = (centered * valid).square().sum((2, 3), keepdim=True) / count
     # Limited before the root, whose slope is infinite at 0, where only one position is valid.
-    return (centred / variance.clamp(min=1e-24).sqrt()).sigmoid().to(x.dtype)
+    return (centered / variance.clamp(min=1e-24).sqrt()).sigmoid().to(x.dtype)

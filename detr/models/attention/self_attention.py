@@ -4,11 +4,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.models.attention.views import Weights
-from detr.models.position import SinePosition
-from detr.models.transformer import MultiHeadAttention
+from detr.models.layers.multihead import MultiHeadAttention
+from detr.models.layers.positions import SinePosition
 
 
-class SelfAttention(nn.Module):
+class MultiHeadSelfAttention(nn.Module):
     """x + attention over all positions, with sine encodings added to queries and keys, as in DETR's encoder.
 
     nhead: heads, a divisor of the channels. dropout: on attention weights, in training.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detr.errors import UserError
 from detr.models.attention.masked import masked_mean, precise
 from detr.models.attention.views import Transform
-from detr.models.memory import extents
+from detr.models.values import extents
 
 
 class SpatialTransformer(nn.Module):
@@ -79,7 +79,7 @@ def inverse(theta: Float[Tensor, "batch 2 3"]) -> Float[Tensor, "batch 2 3"]:
 
 
 def _places(mask: Tensor, dtype: torch.dtype) -> tuple[Float[Tensor, "batch 1 width"], Float[Tensor, "batch height 1"]]:
-    """x of each column's centre and y of each row's, in [-1, 1] of what is not padding."""
+    """x of each column's center and y of each row's, in [-1, 1] of what is not padding."""
     extent = extents(mask).clamp(min=1).to(dtype)
     down, across = (2 * torch.arange(size, device=mask.device) + 1 for size in mask.shape[1:])
     return (across / extent[:, :1] - 1)[:, None], (down / extent[:, 1:] - 1)[:, :, None]

@@ -1,9 +1,10 @@
-"""Feature maps as a sequence of tokens, for the encoder to refine and the decoder to look at."""
+"""What passes between the parts of a detector: the memory of the encoder, and the queries of the decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class Memory:
     shapes: (height, width) of each level.
     sizes: (levels, 2) the same as a tensor, (width, height).
     valid_ratios: (B, levels, 2) which share of each map's width and height is not padding.
-    centres: (B, S, 2) centre (x, y) of each token's cell, in [0, 1] of its image without padding and beyond 1 in that.
+    centers: (B, S, 2) center (x, y) of each token's cell, in [0, 1] of its image without padding and beyond 1 in that.
     """
 
     tokens: Float[Tensor, "batch tokens d_model"]
@@ -32,7 +33,7 @@ class Memory:
     shapes: tuple[tuple[int, int], ...]
     sizes: Int64[Tensor, "levels 2"]
     valid_ratios: Float[Tensor, "batch levels 2"]
-    centres: Float[Tensor, "batch tokens 2"]
+    centers: Float[Tensor, "batch tokens 2"]
 
     @classmethod
     def from_maps(
@@ -54,7 +55,7 @@ class Memory:
             shapes=shapes,
             sizes=sizes,
             valid_ratios=valid / sizes,
-            centres=torch.cat([_centres(*shape, valid[:, i]) for i, shape in enumerate(shapes)], dim=1),
+            centers=torch.cat([_centers(*shape, valid[:, i]) for i, shape in enumerate(shapes)], dim=1),
         )
 
     @property
@@ -73,7 +74,37 @@ class Memory:
         return anchors[:, :, None] * ratios[:, None]
 
 
-def _centres(height: int, width: int, valid: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder starts from.
+
+    content: (B, Q, d_model) what is known of the objects.
+    anchors: (B, Q, 2 or 4) where they are expected, points (x, y) or boxes (cxcywh) in [0, 1]; None: nowhere.
+    position: positional embeddings (B, Q, d_model) of the queries, given their anchors before each layer.
+    keep: True where a query (row) may attend to another in self-attention; None where all may.
+    """
+
+    content: Float[Tensor, "batch queries d_model"]
+    anchors: Float[Tensor, "batch queries dims"] | None
+    position: Callable[[Tensor | None], Tensor]
+    keep: Bool[Tensor, "#batch 1 queries queries"] | None = None
+
+
+@dataclass(frozen=True)
+class QueryPositions:
+    """Where the queries are before a layer.
+
+    position: (B, Q, d_model) their positional embeddings.
+    anchors: (B, Q, 2 or 4) as in Queries.
+    spatial: (B, Q, d_model) their spatial queries, of conditional attention only.
+    """
+
+    position: Float[Tensor, "batch queries d_model"]
+    anchors: Float[Tensor, "batch queries dims"] | None
+    spatial: Float[Tensor, "batch queries d_model"] | None = None
+
+
+def _centers(height: int, width: int, valid: Tensor) -> Tensor:
     y, x = torch.meshgrid(
         torch.arange(height, device=valid.device) + 0.5, torch.arange(width, device=valid.device) + 0.5, indexing="ij"
     )
@@ -82,3 +113,9 @@ def _centres(height: int, width: int, valid: Tensor) -> Tensor:
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+
+
+def masks_for(mask: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """An image mask (B, H, W) brought to the size of each map, by the nearest pixel."""
+    image = mask[:, None].float()
+    return [F.interpolate(image, size=level.shape[-2:])[:, 0].bool() for level in maps]

@@ -33,21 +33,21 @@ class SinePosition(nn.Module):
     d_model: channels of the encoding, a multiple of 4.
     temperature: wave lengths grow from 2 pi to 2 pi * temperature.
     normalize: count cells in [0, 2 pi] over the image instead of in cells.
-    centre: encode the middle of a cell, as Deformable DETR does, instead of its far edge; needs normalize.
+    center: encode the middle of a cell, as Deformable DETR does, instead of its far edge; needs normalize.
     """
 
     _eps = 1e-6
 
     def __init__(
-        self, *, d_model: int, temperature: float = 10000.0, normalize: bool = True, centre: bool = False
+        self, *, d_model: int, temperature: float = 10000.0, normalize: bool = True, center: bool = False
     ) -> None:
         super().__init__()
         if d_model % 4:
             raise UserError(f"SinePosition: wanted d_model as a multiple of 4, got {d_model}.")
-        if centre and not normalize:
-            raise UserError("SinePosition: centre needs normalize. Set model.position.normalize=true.")
+        if center and not normalize:
+            raise UserError("SinePosition: center needs normalize. Set model.position.normalize=true.")
         self.d_model, self.temperature, self.normalize = d_model, temperature, normalize
-        self.offset = 0.5 if centre else 0.0
+        self.offset = 0.5 if center else 0.0
 
     def forward(self, mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
         """mask: True = padding."""

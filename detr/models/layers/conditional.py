@@ -4,11 +4,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detr.models.memory import Memory
-from detr.models.mlp import MLP
-from detr.models.multihead import MultiHead
-from detr.models.position import anchor_embedding
-from detr.models.queries import Place
+from detr.models.layers.mlp import MLP
+from detr.models.layers.multihead import MultiHead
+from detr.models.layers.positions import anchor_embedding
+from detr.models.values import Memory, QueryPositions
 
 
 class _Attention(MultiHead):
@@ -25,11 +24,11 @@ class ConditionalSelfAttention(_Attention):
     def forward(
         self,
         x: Float[Tensor, "batch queries d_model"],
-        place: Place,
+        positions: QueryPositions,
         keep: Bool[Tensor, "#batch 1 queries queries"] | None,
     ) -> Float[Tensor, "batch queries d_model"]:
-        query = self.query_content(x) + self.query_position(place.position)
-        key = self.key_content(x) + self.key_position(place.position)
+        query = self.query_content(x) + self.query_position(positions.position)
+        key = self.key_content(x) + self.key_position(positions.position)
         return self.mix(self.heads(query), self.heads(key), self.heads(self.value(x)), keep)
 
 
@@ -47,34 +46,34 @@ class ConditionalCrossAttention(_Attention):
             del self.query_position
 
     def forward(
-        self, x: Float[Tensor, "batch queries d_model"], place: Place, memory: Memory
+        self, x: Float[Tensor, "batch queries d_model"], positions: QueryPositions, memory: Memory
     ) -> Float[Tensor, "batch queries d_model"]:
-        return self.mix(*self._query_and_key(x, place, memory), self.heads(self.value(memory.tokens)), memory.keep)
+        return self.mix(*self._query_and_key(x, positions, memory), self.heads(self.value(memory.tokens)), memory.keep)
 
-    def weights(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
+    def weights(self, x: Tensor, positions: QueryPositions, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
         """How much each query takes from each token: mean over heads, 1 in sum."""
-        return self.weigh(*self._query_and_key(x, place, memory), memory.keep)
+        return self.weigh(*self._query_and_key(x, positions, memory), memory.keep)
 
-    def _query_and_key(self, x: Tensor, place: Place, memory: Memory) -> tuple[Tensor, Tensor]:
+    def _query_and_key(self, x: Tensor, positions: QueryPositions, memory: Memory) -> tuple[Tensor, Tensor]:
         query, key = self.query_content(x), self.key_content(memory.tokens)
         key_position = self.key_position(memory.position)
         if self.first:
-            query, key = query + self.query_position(place.position), key + key_position
-        query = torch.cat((self.heads(query), self.heads(self.query_spatial(place.spatial))), dim=-1)
+            query, key = query + self.query_position(positions.position), key + key_position
+        query = torch.cat((self.heads(query), self.heads(self.query_spatial(positions.spatial))), dim=-1)
         return query, torch.cat((self.heads(key), self.heads(key_position)), dim=-1)
 
 
 class SpatialQuery(nn.Module):
     """Where a query looks: its anchor's sine embedding, scaled feature by feature as the query's content says.
 
-    modulate_size: the query also foresees its object's width and height, and looks the wider the larger its anchor is
+    modulate_sizes: the query also foresees its object's width and height, and looks the wider the larger its anchor is
         in comparison (DAB-DETR: Liu et al., ICLR 2022); needs anchors with a size.
     """
 
-    def __init__(self, *, d_model: int, modulate_size: bool) -> None:
+    def __init__(self, *, d_model: int, modulate_sizes: bool) -> None:
         super().__init__()
         self.scale = MLP(d_model, d_model, d_model, layers=2)
-        self.size = MLP(d_model, d_model, 2, layers=2) if modulate_size else None
+        self.size = MLP(d_model, d_model, 2, layers=2) if modulate_sizes else None
 
     def forward(
         self, x: Float[Tensor, "batch queries d_model"], anchors: Float[Tensor, "batch queries dims"], *, first: bool

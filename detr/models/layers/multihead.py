@@ -1,4 +1,4 @@
-"""What all attention by dot products has in common."""
+"""Multi-head attention by dot products (Vaswani et al., NeurIPS 2017)."""
 
 import math
 
@@ -50,6 +50,49 @@ class MultiHead(nn.Module):
         if keep is not None:
             logits = logits.masked_fill(~keep, -math.inf)
         return logits.softmax(-1).mean(1)
+
+
+class MultiHeadAttention(MultiHead):
+    """Attention whose three input projections share one matrix, `in_proj`, rows in the order q, k, v."""
+
+    def __init__(self, *, d_model: int, nhead: int, dropout: float = 0.0) -> None:
+        super().__init__(d_model=d_model, nhead=nhead, dropout=dropout)
+        self.in_proj = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch targets d_model"],
+        key: Float[Tensor, "batch sources d_model"],
+        value: Float[Tensor, "batch sources d_model"],
+        keep: Bool[Tensor, "#batch 1 _ sources"] | None = None,
+    ) -> Float[Tensor, "batch targets d_model"]:
+        """keep: True where a key may be attended to; None where all may."""
+        d_model = query.shape[-1]
+        q, k = self._project(query, key)
+        v = F.linear(value, self.in_proj.weight[2 * d_model :], self.in_proj.bias[2 * d_model :])
+        return self.mix(q, k, self.heads(v), keep)
+
+    def token_weights(
+        self,
+        query: Float[Tensor, "batch targets d_model"],
+        key: Float[Tensor, "batch sources d_model"],
+        keep: Bool[Tensor, "#batch 1 _ sources"] | None = None,
+    ) -> Float[Tensor, "batch targets sources"]:
+        """What `attend` weighs the values with: mean over heads, 1 in sum."""
+        return self.weigh(*self._project(query, key), keep)
+
+    def _project(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        d_model = query.shape[-1]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        if query is key:
+            q, k = F.linear(query, weight[: 2 * d_model], bias[: 2 * d_model]).chunk(2, dim=-1)
+        else:
+            q = F.linear(query, weight[:d_model], bias[:d_model])
+            k = F.linear(key, weight[d_model : 2 * d_model], bias[d_model : 2 * d_model])
+        return self.heads(q), self.heads(k)
 
 
 def check_heads(part: nn.Module, d_model: int, nhead: int) -> None:

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from detr.models.memory import Memory
-from detr.models.multihead import check_heads
-from detr.models.queries import Place
+from detr.models.layers.multihead import check_heads
+from detr.models.values import Memory, QueryPositions
 
 
 class DeformableAttention(nn.Module):
@@ -80,29 +79,29 @@ class DeformableAttention(nn.Module):
         return locations, weights
 
 
-class DeformableEncoderAttention(DeformableAttention):
+class DeformableSelfAttention(DeformableAttention):
     """Every token looks at points around its cell, in all levels."""
 
     def forward(self, memory: Memory) -> Float[Tensor, "batch tokens d_model"]:
-        return self.attend(memory.key, memory.centres, memory)
+        return self.attend(memory.key, memory.centers, memory)
 
     def weights(self, memory: Memory, token: Int64[Tensor, " batch"]) -> Float[Tensor, "batch tokens"]:
         """How much one token of each image takes from each: mean over heads."""
-        query, centre = (x.take_along_dim(token[:, None, None], dim=1) for x in (memory.key, memory.centres))
-        return self.token_weights(query, centre, memory)[:, 0]
+        query, center = (x.take_along_dim(token[:, None, None], dim=1) for x in (memory.key, memory.centers))
+        return self.token_weights(query, center, memory)[:, 0]
 
 
 class DeformableCrossAttention(DeformableAttention):
     """Every query looks at points around its anchor, in all levels."""
 
-    def forward(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries d_model"]:
-        assert place.anchors is not None
-        return self.attend(x + place.position, place.anchors, memory)
+    def forward(self, x: Tensor, positions: QueryPositions, memory: Memory) -> Float[Tensor, "batch queries d_model"]:
+        assert positions.anchors is not None
+        return self.attend(x + positions.position, positions.anchors, memory)
 
-    def weights(self, x: Tensor, place: Place, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
+    def weights(self, x: Tensor, positions: QueryPositions, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
         """How much each query takes from each token: mean over heads."""
-        assert place.anchors is not None
-        return self.token_weights(x + place.position, place.anchors, memory)
+        assert positions.anchors is not None
+        return self.token_weights(x + positions.position, positions.anchors, memory)
 
 
 def sample(
@@ -134,12 +133,12 @@ def spread(
 ) -> Float[Tensor, "batch queries tokens"]:
     """What `sample` with the same arguments multiplies each token's value with, summed over heads.
 
-    A bilinear sample takes from each cell by a tent in x times one in y, 1 high at its centre and 0 at the next one's.
+    A bilinear sample takes from each cell by a tent in x times one in y, 1 high at its center and 0 at the next one's.
     """
 
     def tents(at: Tensor, size: int) -> Float[Tensor, "batch queries points cells"]:
-        centres = torch.arange(size, device=at.device) + 0.5
-        return (1 - (at[..., None] * size - centres).abs()).clamp(min=0).flatten(2, 3)
+        centers = torch.arange(size, device=at.device) + 0.5
+        return (1 - (at[..., None] * size - centers).abs()).clamp(min=0).flatten(2, 3)
 
     levels = []
     for level, (height, width) in enumerate(shapes):

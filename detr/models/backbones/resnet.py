@@ -1,7 +1,7 @@
 """ResNet backbones (He et al., CVPR 2016) from torchvision, cut before the classifier."""
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
@@ -15,12 +15,12 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from detr.errors import UserError
 from detr.files import read_tensors
-from detr.models.attention.placement import Blocks, Placement, blocks_for, plugged_in
-from detr.models.neck import masks_for
+from detr.models.attention.placement import Blocks, Placement, blocks_for
+from detr.models.backbones.base import Backbone
+from detr.models.values import masks_for
 
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
-STAGES: tuple[Stage, ...] = typing.get_args(Stage)
-LAYERS = ("layer1", "layer2", "layer3", "layer4")  # stages of residual blocks
+STAGES: tuple[Stage, ...] = typing.get_args(Stage)[1:]  # of residual blocks, with strides 4, 8, 16 and 32
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -52,7 +52,7 @@ def _group_norm(num_channels: int) -> nn.GroupNorm:
 NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": _group_norm}
 
 
-class Backbone(nn.Module):
+class ResNet(Backbone):
     """A ResNet that maps images to the features of its last stage, or of several stages.
 
     name: a ResNet of torchvision: resnet18, resnet34, resnet50, resnet101.
@@ -79,43 +79,52 @@ class Backbone(nn.Module):
         super().__init__()
         choices = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
         if name not in choices:
-            raise UserError(f"Backbone: wanted name as one of {', '.join(choices)}, got '{name}'.")
+            raise UserError(f"ResNet: wanted name as one of {', '.join(choices)}, got '{name}'.")
         if dilation and name in ("resnet18", "resnet34"):
             raise UserError(
-                f"Backbone: dilation needs resnet50 or larger, got {name}. Set model.backbone.dilation=false."
+                f"ResNet: dilation needs resnet50 or larger, got {name}. Set model.backbone.dilation=false."
             )
         self.body = torchvision.models.get_model(
             name, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
         )
-        if list(features) != [stage for stage in LAYERS if stage in features] or not features:
+        if list(features) != [stage for stage in STAGES if stage in features] or not features:
             raise UserError(
-                f"Backbone: wanted features as some of {', '.join(LAYERS)}, in this order, got {list(features)}. "
+                f"ResNet: wanted features as some of {', '.join(STAGES)}, in this order, got {list(features)}. "
                 "Correct model.backbone.features."
             )
-        self.features = list(features)
-        unused = LAYERS[LAYERS.index(self.features[-1]) + 1 :]
-        self.channels = [64 * 2 ** LAYERS.index(stage) * self.body.layer1[0].expansion for stage in self.features]
+        self.features, self.stages = list(features), typing.get_args(Stage)
+        self.strides = [min(4 * 2 ** STAGES.index(stage), 16 if dilation else 32) for stage in self.features]
+        unused = STAGES[STAGES.index(self.features[-1]) + 1 :]
+        self.channels = [64 * 2 ** STAGES.index(stage) * self.body.layer1[0].expansion for stage in self.features]
         for part in ("fc", "avgpool", *unused):
             delattr(self.body, part)
         if weights is not None:
             self._load(name, weights)
-        self._frozen: list[nn.Module] = []
-        self.freeze(freeze)
         self.attention = nn.ModuleDict()
+        self.freeze(freeze)
+
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        return [block for stage in self._built for block in getattr(self.body, stage)]
+
+    @property
+    def _built(self) -> list[str]:
+        return [stage for stage in STAGES if hasattr(self.body, stage)]
+
+    def modules_of(self, stage: str) -> Sequence[nn.Module]:
+        if stage == "stem":
+            return [self.body.conv1, self.body.bn1]
+        return [getattr(self.body, stage)] if stage in self._built else []
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], mask: Bool[Tensor, "batch height width"] | None = None
     ) -> list[Float[Tensor, "batch _ _ _"]]:
-        """Feature maps (B, channels, h, w) of the wanted stages.
-
-        mask: True = padding, which attention blocks must not look at; None where there is none.
-        """
         body = self.body
         if mask is None:
             mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
         x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
         maps = []
-        for stage in LAYERS[: LAYERS.index(self.features[-1]) + 1]:
+        for stage in self._built:
             for block in getattr(body, stage):
                 x = run_with_attention(block, x, mask) if hasattr(block, "attention") else block(x)
             if stage in self.attention:
@@ -125,16 +134,13 @@ class Backbone(nn.Module):
         return maps
 
     def plug(self, placements: Mapping[str, Placement]) -> None:
-        """Add attention blocks to stages and residual blocks; raises UserError for stages that are not built."""
-        built = [stage for stage in LAYERS if hasattr(self.body, stage)]
+        """Add attention blocks after stages and inside residual blocks.
+
+        Raises UserError for stages that are not built.
+        """
         for name, placement in placements.items():
-            if missing := [stage for stage in placement.stages if stage in LAYERS and stage not in built]:
-                raise UserError(
-                    f"model.attention.{name}.stages: {missing[0]} is not built, because nothing after "
-                    f"{self.features[-1]} is used. Choose some of {', '.join(built)}, backbone and neck, or add to "
-                    "model.backbone.features."
-                )
-        for stage in built:
+            placement.check(name, self._built, STAGES)
+        for stage in self._built:
             for block in getattr(self.body, stage):
                 channels = (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels
                 inside = nn.ModuleDict({"pre": blocks_for(placements, stage, "pre", block.conv1.in_channels)})
@@ -156,33 +162,11 @@ class Backbone(nn.Module):
         found = {key: value.shape for key, value in state.items() if "num_batches" not in key}
         if different := sorted(dict(wanted.items() ^ found.items())):
             raise UserError(
-                f"Backbone: weights '{weights}' are not of a {name} with this norm: {len(different)} tensors are "
+                f"ResNet: weights '{weights}' are not of a {name} with this norm: {len(different)} tensors are "
                 f"missing, not known or of another shape, such as {different[0]}. Choose the matching model/backbone, "
                 "or model.backbone.weights=null for random weights."
             )
         self.body.load_state_dict(state, strict=False)  # norms differ in whether they count batches
-
-    def freeze(self, stages: Sequence[Stage] = STAGES) -> None:
-        """From now on these stages stay as they are, the statistics of their batch norms too.
-
-        Attention blocks in them go on training.
-        """
-        for stage in stages:
-            if stage != "stem" and not hasattr(self.body, stage):
-                continue
-            parts = [self.body.conv1, self.body.bn1] if stage == "stem" else [getattr(self.body, stage)]
-            self._frozen += [part.requires_grad_(False) for part in parts]
-        for blocks in plugged_in(self):
-            blocks.requires_grad_(True)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "Backbone":
-        super().train(mode)
-        for part in self._frozen:
-            part.eval()
-        for blocks in plugged_in(self):
-            blocks.train(mode)
-        return self
 
 
 def run_with_attention(
@@ -211,7 +195,7 @@ def _read_state_dict(path: str) -> dict[str, Tensor]:
         raise UserError(f"model.backbone.weights: {error}") from None
     state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"Backbone: {path} does not hold a state dict. Correct model.backbone.weights.")
+        raise UserError(f"ResNet: {path} does not hold a state dict. Correct model.backbone.weights.")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -219,14 +203,14 @@ def _download_state_dict(name: str, weights: str) -> dict[str, Tensor]:
     known = torchvision.models.get_model_weights(name)
     if weights not in [*known.__members__, "DEFAULT"]:
         raise UserError(
-            f"Backbone: '{weights}' is neither a file nor one of torchvision's weights for {name}: "
+            f"ResNet: '{weights}' is neither a file nor one of torchvision's weights for {name}: "
             f"{', '.join(known.__members__)}. Correct model.backbone.weights."
         )
     try:
         return known[weights].get_state_dict(progress=True)
     except (URLError, OSError) as error:
         raise UserError(
-            f"Backbone: could not download {known[weights].url}: {error}. Without network access, put the file there "
+            f"ResNet: could not download {known[weights].url}: {error}. Without network access, put the file there "
             f"yourself and set model.backbone.weights=PATH, or train from random weights with "
             "model.backbone.weights=null model.backbone.norm=batch model.backbone.freeze=[]."
         ) from None

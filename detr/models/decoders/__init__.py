@@ -1,0 +1,1 @@
+"""From queries and memory to what the heads predict from. One file an idea."""

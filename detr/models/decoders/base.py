@@ -1,0 +1,58 @@
+"""What every decoder is."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+from detr.models.values import Memory, Queries, QueryPositions
+
+# From a layer's index, output and anchors to the next layer's anchors.
+Refine = Callable[[int, Tensor, Tensor | None], Tensor]
+
+
+class Decoder(nn.Module):
+    """Layers of self-attention among queries and cross-attention to the memory, one after the other.
+
+    layers: called with x, QueryPositions, Memory and the mask of the queries' self-attention; at least one.
+    d_model: features of the queries.
+    norm: the final norm, which serves the outputs of all layers.
+    anchor_dims: dimensions of anchors that the queries need at least: 0 none, 2 points, 4 boxes.
+    """
+
+    def __init__(self, *, layers: Sequence[nn.Module], norm: nn.Module, d_model: int, anchor_dims: int = 0) -> None:
+        super().__init__()
+        if not layers:
+            raise UserError(f"{type(self).__name__}: wanted num_layers of at least 1.")
+        self.d_model = d_model
+        self.layers = nn.ModuleList(layers)
+        self.norm, self.anchor_dims = norm, anchor_dims
+
+    def forward(
+        self, queries: Queries, memory: Memory, refine: Refine | None = None, *, look_forward_twice: bool = False
+    ) -> tuple[Float[Tensor, "layers batch queries d_model"], list[Tensor | None]]:
+        """The layers' outputs, and for each layer the anchors (B, Q, 2 or 4) that its boxes are offsets from.
+
+        refine: makes the next layer's anchors; None leaves them as they are.
+        look_forward_twice: a layer's boxes also train the offsets of the layer before (DINO: Zhang et al., ICLR 2023).
+        """
+        x, anchors = queries.content, queries.anchors
+        reference = anchors
+        outputs: list[Tensor] = []
+        references: list[Tensor | None] = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x, self.positions(index, x, queries, anchors), memory, queries.keep)
+            outputs.append(self.norm(x))
+            references.append(reference)
+            if refine is not None and index + 1 < len(self.layers):
+                # As published, from what the layer put out; before normalizing first, that is not normalized at all.
+                with torch.set_grad_enabled(look_forward_twice and torch.is_grad_enabled()):
+                    reference = refine(index, outputs[-1] if layer.norm_first else x, anchors)
+                anchors = reference.detach()
+        return torch.stack(outputs), references
+
+    def positions(self, index: int, x: Tensor, queries: Queries, anchors: Tensor | None) -> QueryPositions:
+        """Where the queries are before the layer with this index. x: (B, Q, d_model), what goes into it."""
+        return QueryPositions(position=queries.position(anchors), anchors=anchors)
