@@ -506,6 +506,7 @@ CASES = [
     Case("malformed override", TRAIN, ("model.num_queries",), ("model.num_queries",), without=("model.num_queries",)),
     Case("malformed list", TRAIN, ("data.transforms.sizes=[48",), ("[48",)),
     Case("unknown backend", TRAIN, ("evaluation.backend=fast",), ("backend", "pycocotools", "fast")),
+    Case("former backend", EVALUATE, ("evaluation.backend=faster",), ("evaluation.backend", "write 'hotcoco'")),
     Case("too few max_dets", EVALUATE, ("evaluation.max_dets=5",), ("max_dets", "5")),
     Case(
         "coco without data.root", TRAIN, ("data=coco",), ("data.root has no value", "Set data.root="), without=("data",)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from detr.errors import UserError
-from detr.evaluation.coco import Backend
+from detr.evaluation.backends import check_backend
 from detr.losses import SetCriterion
 
 # What a configuration may build. A prefix admits a package's own classes and functions, not what it imports.
@@ -129,8 +129,8 @@ def check_config(config: DictConfig) -> None:
         if value is not None and value < least:
             raise UserError(f"{place}: wanted at least {least}, got {value}.")
     backend = OmegaConf.select(config, "evaluation.backend")
-    if backend is not None and backend not in typing.get_args(Backend):
-        raise UserError(f"evaluation.backend: wanted {' or '.join(typing.get_args(Backend))}, got '{backend}'.")
+    if backend is not None:
+        check_backend(backend, "evaluation.backend: wanted")
 
 
 def _check(config: Any, *, path: str, allow: Sequence[str], given: Collection[str]) -> None:

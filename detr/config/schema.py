@@ -55,9 +55,9 @@ class RunConfig:
 
 @dataclass
 class EvaluationConfig:
-    """backend: faster or pycocotools. max_dets: most detections counted in an image."""
+    """backend: hotcoco or pycocotools. max_dets: most detections counted per image."""
 
-    backend: str = "faster"
+    backend: str = "hotcoco"
     max_dets: int = 100
 
 

@@ -2,11 +2,13 @@
 
 from detr.evaluation.coco import CocoMetrics, coco_metrics, evaluate_coco
 from detr.evaluation.diagnostics import MatchingDiagnostics
-from detr.evaluation.evaluator import CocoEvaluator, Evaluation, to_results
+from detr.evaluation.evaluator import CocoEvaluator, Evaluation
+from detr.evaluation.results import CocoResults, to_results
 
 __all__ = [
     "CocoEvaluator",
     "CocoMetrics",
+    "CocoResults",
     "Evaluation",
     "MatchingDiagnostics",
     "coco_metrics",

@@ -1,26 +1,18 @@
 """The COCO detection metrics (Lin et al., ECCV 2014; https://cocodataset.org/#detection-eval)."""
 
-import contextlib
-import gc
-import io
 import json
-import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import faster_coco_eval
 import numpy as np
-import pycocotools.coco
-import pycocotools.cocoeval
 
 from detr.errors import UserError
+from detr.evaluation.backends import Backend, check_backend, hotcoco_evaluation, pycocotools_evaluation
+from detr.evaluation.comparison import Comparison, IouType
+from detr.evaluation.results import CocoResults
 
-logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it reports every stage
-
-Backend = Literal["faster", "pycocotools"]
 _AREAS = ("all", "small", "medium", "large")
 
 
@@ -28,7 +20,7 @@ _AREAS = ("all", "small", "medium", "large")
 class CocoMetrics:
     """Averages over all classes, and for each class by name; in [0, 1], or -1 where there is nothing to find.
 
-    summary: AP (over IoU 0.50 to 0.95), AP50, AP75, APs, APm, APl (by area), AR1, AR10, AR100 (by detections an
+    summary: AP (over IoU 0.50 to 0.95), AP50, AP75, APs, APm, APl (by area), AR1, AR10, AR100 (by detections per
         image), ARs, ARm, ARl.
     per_class: AP, AP50, AP75 and AR100 of each class.
     """
@@ -54,9 +46,9 @@ class CocoMetrics:
 
 def evaluate_coco(
     annotations: str | Path | Mapping[str, Any],
-    results: str | Path | Sequence[Mapping[str, Any]],
-    iou_type: Literal["bbox", "segm"] = "bbox",
-    backend: Backend = "faster",
+    results: str | Path | Sequence[Mapping[str, Any]] | CocoResults,
+    iou_type: IouType = "bbox",
+    backend: Backend = "hotcoco",
     max_dets: int = 100,
 ) -> dict[str, float]:
     """AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl; see `coco_metrics`."""
@@ -65,92 +57,33 @@ def evaluate_coco(
 
 def coco_metrics(
     annotations: str | Path | Mapping[str, Any],
-    results: str | Path | Sequence[Mapping[str, Any]],
-    iou_type: Literal["bbox", "segm"] = "bbox",
-    backend: Backend = "faster",
+    results: str | Path | Sequence[Mapping[str, Any]] | CocoResults,
+    iou_type: IouType = "bbox",
+    backend: Backend = "hotcoco",
     max_dets: int = 100,
 ) -> CocoMetrics:
     """Compare detections with the annotations of all images.
 
     annotations: COCO annotations, as a file or its content.
-    results: COCO results, as a file or a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}.
-    backend: `faster` for faster-coco-eval, `pycocotools` for the reference; they agree to 1e-9.
+    results: COCO results, as a file, a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}, or columns.
+    iou_type: compare boxes, or masks ("segmentation").
+    backend: `hotcoco`, or `pycocotools`, the reference; they agree to 1e-9.
     max_dets: most detections counted in an image, 100 by COCO's rules; AR100 is named after it.
 
-    Raises UserError where results belong to images that the annotations do not list.
+    Raises UserError where results belong to images that the annotations do not list, or are not finite.
     """
-    if backend not in ("faster", "pycocotools"):
-        raise UserError(f"evaluate_coco: wanted backend 'faster' or 'pycocotools', got '{backend}'.")
+    check_backend(backend, "evaluate_coco: wanted backend")
     if max_dets <= 10:
         raise UserError(f"evaluate_coco: wanted max_dets above 10, because AR10 is reported too, got {max_dets}.")
-    truth = _load(annotations)
-    found = _load(results)
-    known = {image["id"] for image in truth["images"]}
-    unknown = {result["image_id"] for result in found} - known
-    if unknown:
-        raise UserError(
-            f"evaluate_coco: {len(unknown)} images of the results, such as {min(unknown)}, are not in the annotations. "
-            "Evaluate against the annotations of the same images."
-        )
-    with contextlib.redirect_stdout(io.StringIO()), _without_garbage_collection():  # pycocotools prints its progress
-        evaluation = _run(truth, found, iou_type, backend, max_dets)
-    names = {category["id"]: str(category.get("name", category["id"])) for category in truth["categories"]}
-    repeated = {name for name, count in Counter(names.values()).items() if count > 1}
-    names = {key: f"{name} ({key})" if name in repeated else name for key, name in names.items()}
-    return _summarize(evaluation, names, max_dets)
+    comparison = Comparison(annotations, results, iou_type)
+    evaluate = hotcoco_evaluation if backend == "hotcoco" else pycocotools_evaluation
+    return _summarize(evaluate(comparison, max_dets), comparison.names, max_dets)
 
 
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Millions of small objects are made and none is cyclic: looking for cycles would take a quarter of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _load(source: Any) -> Any:
-    return json.loads(Path(source).read_bytes()) if isinstance(source, str | Path) else source
-
-
-def _run(
-    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], iou_type: str, backend: Backend, max_dets: int
-) -> Any:
-    # Many exporters leave out area and iscrowd; and pycocotools takes the id 0 for no match.
-    complete = [
-        {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3] if "area" not in entry else 0, **entry, "id": number}
-        for number, entry in enumerate(truth["annotations"], start=1)
-    ]
-    module = faster_coco_eval if backend == "faster" else pycocotools.coco
-    evaluator = faster_coco_eval.COCOeval_faster if backend == "faster" else pycocotools.cocoeval.COCOeval
-    reference = _indexed(module.COCO(), {**truth, "annotations": complete})
-    if iou_type == "bbox" or not found:  # what loadRes does, without a polygon for every box
-        boxes = [
-            {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
-            for number, result in enumerate(found, start=1)
-        ]
-        detections = _indexed(module.COCO(), {**truth, "annotations": boxes})
-    else:
-        detections = reference.loadRes([dict(result) for result in found])
-    evaluation = evaluator(reference, detections, iou_type)
-    evaluation.params.maxDets = [1, 10, max_dets]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation
-
-
-def _indexed(coco: Any, dataset: dict[str, Any]) -> Any:
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
-
-
-def _summarize(evaluation: Any, names: Mapping[int, str], max_dets: int) -> CocoMetrics:
+def _summarize(evaluation: Any, names: Sequence[str], max_dets: int) -> CocoMetrics:
     # precision: (IoU thresholds, recall thresholds, classes, areas, max_dets); recall lacks the recall thresholds.
-    precision, recall = np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+    values = evaluation.eval
+    precision, recall = values["precision"], values["recall"]
     thresholds = np.asarray(evaluation.params.iouThrs)
     half, three_quarters = (int(np.abs(thresholds - value).argmin()) for value in (0.5, 0.75))
 
@@ -167,12 +100,12 @@ def _summarize(evaluation: Any, names: Mapping[int, str], max_dets: int) -> Coco
         **{f"AR{_AREAS[area][0]}": mean(recall[..., area, 2]) for area in (1, 2, 3)},
     }
     per_class = {
-        names[category]: {
+        name: {
             "AP": mean(precision[:, :, k, 0, 2]),
             "AP50": mean(precision[half, :, k, 0, 2]),
             "AP75": mean(precision[three_quarters, :, k, 0, 2]),
             f"AR{max_dets}": mean(recall[:, k, 0, 2]),
         }
-        for k, category in enumerate(evaluation.params.catIds)
+        for k, name in enumerate(names)
     }
     return CocoMetrics(summary=summary, per_class=per_class)

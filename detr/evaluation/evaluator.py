@@ -11,21 +11,23 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from detr import distributed
-from detr.evaluation.coco import Backend, CocoMetrics, coco_metrics
+from detr.evaluation.backends import Backend
+from detr.evaluation.coco import CocoMetrics, coco_metrics
 from detr.evaluation.diagnostics import MatchingDiagnostics
+from detr.evaluation.results import CocoResults
 from detr.postprocess import postprocess
 from detr.types import Category, Detections, ImageBatch, Target
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics, all detections as COCO results, and the first few images with what was found in them.
+    """Metrics, all detections, and the first few images with what was found in them.
 
-    diagnostics: by name, where the evaluator was given any.
+    diagnostics: by name; empty where the evaluator has none.
     """
 
     metrics: CocoMetrics
-    results: list[dict[str, Any]]
+    results: CocoResults
     samples: list[tuple[UInt8[Tensor, "3 _ _"], Detections]]
     diagnostics: dict[str, float]
 
@@ -37,8 +39,8 @@ class CocoEvaluator:
     annotations: the COCO annotations of the loader's images, as a file or its content.
     categories: the model's classes, in the order of its labels; they give the category ids of the results.
     samples: number of images to keep for drawing.
-    limit: evaluate on about so many images instead of all, for a quick look.
-    diagnostics: what to measure beside the metrics.
+    limit: evaluate on about this many images instead of all.
+    diagnostics: what to measure besides the metrics.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class CocoEvaluator:
         loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
         annotations: str | Path | Mapping[str, Any],
         categories: Sequence[Category],
-        backend: Backend = "faster",
+        backend: Backend = "hotcoco",
         max_dets: int = 100,
         samples: int = 8,
         limit: int | None = None,
@@ -59,15 +61,15 @@ class CocoEvaluator:
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module, stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
-        """The evaluation, in process 0 of all that have a part of the images; None in the others.
+        """The evaluation in process 0, and None in the others; each process evaluates a part of the images.
 
-        stop: asked after each batch; where it becomes true in any process, all give up and return None.
+        stop: called after each batch; if it is true in any process, all stop and return None.
         The model is left in evaluation mode.
         """
         model.eval()
         device = next(model.parameters()).device
         names = [category.name for category in self.categories]
-        results: list[dict[str, Any]] = []
+        results: list[CocoResults] = []
         samples: list[tuple[Tensor, Detections]] = []
         measured: list[dict[str, Tensor]] = []
         seen: list[int] = []
@@ -76,7 +78,7 @@ class CocoEvaluator:
             predictions = model(batch.to(device).normalized())
             found = postprocess(predictions, [target.original_size for target in targets], names)
             for index, (target, detections) in enumerate(zip(targets, found, strict=True)):
-                results += to_results(detections, target.image_id, self.categories)
+                results.append(CocoResults.from_detections(detections, target.image_id, self.categories))
                 if len(samples) < self.samples:
                     samples.append(_sample(batch, index, target, detections))
             if self.diagnostics:
@@ -87,14 +89,16 @@ class CocoEvaluator:
                 break
         if distributed.any_of(stopped):
             return None
-        parts = distributed.gather_objects((results, measured, seen))
+        parts = distributed.gather_objects((CocoResults.concatenate(results), measured, seen))
         if not parts:
             return None
-        results, measured, seen = ([row for rows in part for row in rows] for part in zip(*parts, strict=True))
+        everything = CocoResults.concatenate([part[0] for part in parts])
+        measured = [batch for part in parts for batch in part[1]]
+        seen = [image for part in parts for image in part[2]]
         annotations = self.annotations if self.limit is None else _only(self.annotations, set(seen))
-        metrics = coco_metrics(annotations, results, backend=self.backend, max_dets=self.max_dets)
+        metrics = coco_metrics(annotations, everything, backend=self.backend, max_dets=self.max_dets)
         diagnostics = self.diagnostics.summarize(measured) if self.diagnostics else {}
-        return Evaluation(metrics=metrics, results=results, samples=samples, diagnostics=diagnostics)
+        return Evaluation(metrics=metrics, results=everything, samples=samples, diagnostics=diagnostics)
 
 
 def _only(annotations: str | Path | Mapping[str, Any], images: Collection[int]) -> dict[str, Any]:
@@ -107,19 +111,8 @@ def _only(annotations: str | Path | Mapping[str, Any], images: Collection[int]) 
     }
 
 
-def to_results(detections: Detections, image_id: int, categories: Sequence[Category]) -> list[dict[str, Any]]:
-    """Detections of one image as COCO results."""
-    boxes = torch.cat((detections.boxes[:, :2], detections.boxes[:, 2:] - detections.boxes[:, :2]), dim=1)
-    return [
-        {"image_id": image_id, "category_id": categories[label].id, "bbox": box, "score": score}
-        for box, score, label in zip(
-            boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
-        )
-    ]
-
-
 def _sample(batch: ImageBatch, index: int, target: Target, found: Detections) -> tuple[Tensor, Detections]:
-    """One image without its padding, and its detections in the pixels of that."""
+    """One image without its padding, and its detections in its pixels."""
     valid = ~batch.mask[index]
     height, width = int(valid[:, 0].sum()), int(valid[0].sum())
     original_height, original_width = target.original_size

@@ -1,102 +1,15 @@
-"""COCO metrics against published numbers and between the two back ends; a model's results counted once each."""
+"""A model's results counted once each, and collected as `to_results` lists them."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from datasets import CocoDetection, evaluation_loader
 from detr.boxes import xyxy_to_cxcywh
-from detr.errors import UserError
-from detr.evaluation import CocoEvaluator, MatchingDiagnostics, coco_metrics, evaluate_coco
+from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics, to_results
 from detr.losses import HungarianMatcher
-from detr.types import ImageBatch, Predictions
-
-
-@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
-@pytest.mark.parametrize("case", ["A_bbox", "A_segm", "C_bbox_crowd_ignore"])
-def test_published_numbers(shared: Path, case: str, backend: Any) -> None:
-    folder = shared / "fixtures" / "coco_eval"
-    expected = json.loads((folder / "expected.json").read_text())[case]
-    annotations, results = (folder / name for name in expected["files"])
-    metrics = coco_metrics(annotations, results, expected["iou_type"], backend)
-    assert metrics.summary == pytest.approx(expected["pycocotools_2_0_11"], abs=1e-9)
-    for name, value in expected["published"].items():
-        assert metrics.summary[name] == pytest.approx(value, abs=expected["published_tolerance"]), name
-    categories = json.loads(annotations.read_text())["categories"]
-    names = {str(category["id"]): category["name"] for category in categories}
-    for identity, value in expected["per_category_AP"].items():
-        assert metrics.per_class[names[identity]]["AP"] == pytest.approx(value, abs=1e-9), identity
-
-
-def synthetic(seed: int, detections: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    rng = np.random.default_rng(seed)
-
-    def box() -> list[float]:
-        return [*rng.uniform(0, 100, 2).tolist(), *rng.uniform(5, 150, 2).tolist()]
-
-    images = [{"id": 7 * number} for number in range(11)]
-    truth = [
-        {"id": n + 1, "image_id": 7 * int(rng.integers(8)), "category_id": int(rng.choice([2, 5])), "bbox": box()}
-        for n in range(60)
-    ]  # without area and iscrowd, which many exporters leave out
-    found = []
-    for _ in range(detections):
-        entry = truth[rng.integers(len(truth))]
-        shaken = (np.array(entry["bbox"]) + rng.normal(0, 6, 4)).clip(1).tolist()
-        found.append({**entry, "bbox": shaken, "score": float(rng.choice([0.1, 0.5, 0.5, rng.random()]))})
-        found[-1].pop("id")
-    categories = [{"id": 2, "name": "a"}, {"id": 5, "name": "b"}, {"id": 9, "name": "never there"}]
-    return {"images": images, "annotations": truth, "categories": categories}, found
-
-
-@pytest.mark.parametrize("max_dets", [100, 300])
-@pytest.mark.parametrize("detections", [0, 13, 2000])
-def test_back_ends_agree(detections: int, max_dets: int) -> None:
-    annotations, results = synthetic(detections, detections)
-    faster = coco_metrics(annotations, results, backend="faster", max_dets=max_dets)
-    reference = coco_metrics(annotations, results, backend="pycocotools", max_dets=max_dets)
-    assert faster.summary == pytest.approx(reference.summary, abs=1e-9)
-    assert faster.summary.keys() == {
-        *["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "ARs", "ARm", "ARl"],
-        f"AR{max_dets}",
-    }
-    assert faster.per_class.keys() == {"a", "b", "never there"}
-    for name, values in faster.per_class.items():
-        assert values == pytest.approx(reference.per_class[name], abs=1e-9)
-    assert faster.per_class["never there"]["AP"] == -1
-
-
-@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
-def test_an_annotation_may_have_the_id_zero(backend: Any) -> None:
-    box = {"image_id": 7, "category_id": 2, "bbox": [1, 1, 50, 50]}
-    truth = {"images": [{"id": 7}], "annotations": [{"id": 0, **box}], "categories": [{"id": 2, "name": "a"}]}
-    assert evaluate_coco(truth, [{**box, "score": 0.9}], backend=backend)["AP"] == pytest.approx(1.0)
-
-
-def test_categories_of_one_name_are_told_apart() -> None:
-    annotations, results = synthetic(1, 20)
-    annotations["categories"][1]["name"] = "a"
-    assert coco_metrics(annotations, results).per_class.keys() == {"a (2)", "a (5)", "never there"}
-
-
-def test_inputs_are_left_as_they_are() -> None:
-    annotations, results = synthetic(1, 20)
-    before = json.dumps([annotations, results])
-    evaluate_coco(annotations, results)
-    assert json.dumps([annotations, results]) == before
-
-
-def test_results_of_other_images_are_refused() -> None:
-    annotations, results = synthetic(1, 20)
-    results[3]["image_id"] = 12345
-    with pytest.raises(UserError, match="such as 12345, are not in the annotations"):
-        evaluate_coco(annotations, results)
-    with pytest.raises(UserError, match="wanted max_dets above 10"):
-        evaluate_coco(annotations, results[:2], max_dets=10)
+from detr.types import Category, Detections, ImageBatch, Predictions
 
 
 class Oracle(torch.nn.Module):
@@ -142,3 +55,36 @@ def test_a_perfect_model_scores_one(shapes_root: Path) -> None:
     torch.testing.assert_close(
         detections.above(0.5).boxes.sort(0).values, torch.tensor(dataset.records[0].boxes).sort(0).values
     )
+
+
+def test_columns_are_the_rows_of_coco() -> None:
+    """Of images with several detections, none and one; ids of any size."""
+    categories = [Category(id=-3, name="a"), Category(id=2**70, name="b")]
+    counts = {2**63: 3, -5: 0, 7: 1}
+    found = {
+        image: Detections(
+            boxes=torch.rand(count, 4).cumsum(1) * 100,
+            scores=torch.rand(count),
+            labels=torch.arange(count) % 2,
+            names=["a", "b", "a"][:count],
+            queries=torch.arange(count),
+        )
+        for image, count in counts.items()
+    }
+    rows = [row for image, detections in found.items() for row in to_results(detections, image, categories)]
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [
+        (2**63, -3),
+        (2**63, 2**70),
+        (2**63, -3),
+        (7, -3),
+    ]
+    left, top, right, bottom = found[7].boxes[0].tolist()
+    assert rows[3]["bbox"] == pytest.approx([left, top, right - left, bottom - top])
+    columns = CocoResults.concatenate(
+        [CocoResults.from_detections(detections, image, categories) for image, detections in found.items()]
+    )
+    again = CocoResults.from_rows(rows)
+    assert len(columns) == len(again) == 4
+    for name in ("image_ids", "category_ids", "boxes", "scores"):
+        assert getattr(columns, name).tolist() == getattr(again, name).tolist(), name
+    assert len(CocoResults.concatenate([])) == 0

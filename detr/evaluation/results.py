@@ -1,0 +1,86 @@
+"""Detections of many images in columns, as metrics read them, and in rows, as COCO's files list them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from jaxtyping import Float64, Shaped
+
+from detr.types import Category, Detections
+
+
+@dataclass(frozen=True, eq=False)
+class CocoResults:
+    """Detections in columns: half a million rows as dicts take longer to make than to evaluate.
+
+    image_ids, category_ids: (N,) integers of any size, as in the annotations.
+    boxes: (N, 4) as x, y, width, height in pixels of the original image.
+    scores: (N,).
+    masks: a run-length encoding for each, or None for the outline of the box; needed for masks only.
+    areas: (N,) in pixels, which decide whether a detection is small, medium or large; None: those of the boxes.
+    """
+
+    image_ids: Shaped[np.ndarray, " n"]
+    category_ids: Shaped[np.ndarray, " n"]
+    boxes: Float64[np.ndarray, "n 4"]
+    scores: Float64[np.ndarray, " n"]
+    masks: Sequence[Any] | None = None
+    areas: Float64[np.ndarray, " n"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @classmethod
+    def from_detections(cls, found: Detections, image_id: int, categories: Sequence[Category]) -> "CocoResults":
+        """Detections of one image. categories: the classes, in the order of their labels."""
+        boxes = torch.cat((found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]), dim=1)
+        return cls(
+            image_ids=_ids([image_id] * len(found)),
+            category_ids=_ids([categories[label].id for label in found.labels.tolist()]),
+            boxes=boxes.double().numpy(),
+            scores=found.scores.double().numpy(),
+        )
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Mapping[str, Any]], *, masks: bool = False) -> "CocoResults":
+        """Rows of COCO results. masks: read their masks too, whose areas count where the first row has no box."""
+        encoded = [row.get("segmentation") for row in rows] if masks else []
+        boxed = not encoded or len(rows[0].get("bbox", ())) > 0  # the first row decides for all, as in pycocotools
+        boxes = [row["bbox"] for row in rows] if boxed else [pycocotools.mask.toBbox(mask) for mask in encoded]
+        return cls(
+            image_ids=_ids([row["image_id"] for row in rows]),
+            category_ids=_ids([row["category_id"] for row in rows]),
+            boxes=np.array(boxes, dtype=float).reshape(-1, 4),
+            scores=np.array([row["score"] for row in rows], dtype=float),
+            masks=encoded if masks else None,
+            areas=None if boxed else np.array([pycocotools.mask.area(mask) for mask in encoded], dtype=float),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["CocoResults"]) -> "CocoResults":
+        """Results without masks, one part after the other."""
+        parts = [cls.from_rows([]), *parts]
+        return cls(
+            image_ids=np.concatenate([part.image_ids for part in parts]),
+            category_ids=np.concatenate([part.category_ids for part in parts]),
+            boxes=np.concatenate([part.boxes for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+        )
+
+
+def to_results(detections: Detections, image_id: int, categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """Detections of one image as rows of COCO results."""
+    found = CocoResults.from_detections(detections, image_id, categories)
+    columns = (found.image_ids, found.category_ids, found.boxes, found.scores)
+    return [
+        {"image_id": image, "category_id": category, "bbox": box, "score": score}
+        for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+
+
+def _ids(values: list[int]) -> np.ndarray:
+    """Python's integers: some ids exceed 64 bits, and numpy would round a mixture of sizes to floats."""
+    return np.array(values, dtype=object)

@@ -1,0 +1,286 @@
+"""COCO metrics against published numbers, between the two back ends, and against pycocotools called directly."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.coco
+import pycocotools.cocoeval
+import pycocotools.mask
+import pytest
+
+from detr.errors import UserError
+from detr.evaluation import CocoResults, coco_metrics, evaluate_coco
+from detr.evaluation.backends import check_backend
+
+BACKENDS = ["hotcoco", "pycocotools"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", ["A_bbox", "A_segm", "C_bbox_crowd_ignore"])
+def test_published_numbers(shared: Path, case: str, backend: Any) -> None:
+    folder = shared / "fixtures" / "coco_eval"
+    expected = json.loads((folder / "expected.json").read_text())[case]
+    annotations, results = (folder / name for name in expected["files"])
+    metrics = coco_metrics(annotations, results, expected["iou_type"], backend)
+    assert metrics.summary == pytest.approx(expected["pycocotools_2_0_11"], abs=1e-9)
+    for name, value in expected["published"].items():
+        assert metrics.summary[name] == pytest.approx(value, abs=expected["published_tolerance"]), name
+    categories = json.loads(annotations.read_text())["categories"]
+    names = {str(category["id"]): category["name"] for category in categories}
+    for identity, value in expected["per_category_AP"].items():
+        assert metrics.per_class[names[identity]]["AP"] == pytest.approx(value, abs=1e-9), identity
+
+
+def synthetic(seed: int, detections: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    rng = np.random.default_rng(seed)
+
+    def box() -> list[float]:
+        return [*rng.uniform(0, 100, 2).tolist(), *rng.uniform(5, 150, 2).tolist()]
+
+    images = [{"id": 7 * number} for number in range(11)]
+    truth = [
+        {"id": n + 1, "image_id": 7 * int(rng.integers(8)), "category_id": int(rng.choice([2, 5])), "bbox": box()}
+        for n in range(60)
+    ]  # without area and iscrowd, which many exporters leave out
+    found = []
+    for _ in range(detections):
+        entry = truth[rng.integers(len(truth))]
+        shaken = (np.array(entry["bbox"]) + rng.normal(0, 6, 4)).clip(1).tolist()
+        found.append({**entry, "bbox": shaken, "score": float(rng.choice([0.1, 0.5, 0.5, rng.random()]))})
+        found[-1].pop("id")
+    categories = [{"id": 2, "name": "a"}, {"id": 5, "name": "b"}, {"id": 9, "name": "never there"}]
+    return {"images": images, "annotations": truth, "categories": categories}, found
+
+
+@pytest.mark.parametrize("max_dets", [100, 300])
+@pytest.mark.parametrize("detections", [0, 13, 2000])
+def test_back_ends_agree(detections: int, max_dets: int) -> None:
+    annotations, results = synthetic(detections, detections)
+    metrics = coco_metrics(annotations, results, backend="hotcoco", max_dets=max_dets)
+    reference = coco_metrics(annotations, results, backend="pycocotools", max_dets=max_dets)
+    assert metrics.summary == pytest.approx(reference.summary, abs=1e-9)
+    assert metrics.summary.keys() == {
+        *["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "ARs", "ARm", "ARl"],
+        f"AR{max_dets}",
+    }
+    assert metrics.per_class.keys() == {"a", "b", "never there"}
+    for name, values in metrics.per_class.items():
+        assert values == pytest.approx(reference.per_class[name], abs=1e-9)
+    assert metrics.per_class["never there"]["AP"] == -1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_annotation_may_have_the_id_zero(backend: Any) -> None:
+    box = {"image_id": 7, "category_id": 2, "bbox": [1, 1, 50, 50]}
+    truth = {"images": [{"id": 7}], "annotations": [{"id": 0, **box}], "categories": [{"id": 2, "name": "a"}]}
+    assert evaluate_coco(truth, [{**box, "score": 0.9}], backend=backend)["AP"] == pytest.approx(1.0)
+
+
+def test_categories_of_one_name_are_told_apart() -> None:
+    annotations, results = synthetic(1, 20)
+    annotations["categories"][1]["name"] = "a"
+    assert coco_metrics(annotations, results).per_class.keys() == {"a (2)", "a (5)", "never there"}
+
+
+def test_inputs_are_left_as_they_are() -> None:
+    annotations, results = synthetic(1, 20)
+    before = json.dumps([annotations, results])
+    evaluate_coco(annotations, results)
+    assert json.dumps([annotations, results]) == before
+
+
+def test_results_of_other_images_are_refused() -> None:
+    annotations, results = synthetic(1, 20)
+    results[3]["image_id"] = 12345
+    with pytest.raises(UserError, match="such as 12345, are not in the annotations"):
+        evaluate_coco(annotations, results)
+    with pytest.raises(UserError, match="wanted max_dets above 10"):
+        evaluate_coco(annotations, results[:2], max_dets=10)
+
+
+def judged(annotations: dict[str, Any], results: list[dict[str, Any]], iou_type: str = "bbox") -> list[float]:
+    """The twelve numbers by pycocotools alone: read, matched and summed up by it."""
+    truth = pycocotools.coco.COCO()
+    truth.dataset = copy.deepcopy(annotations)
+    truth.createIndex()
+    evaluation = pycocotools.cocoeval.COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+def hard_case(seed: int, key: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ties of scores and overlaps, crowds, boxes without area, areas at the limits, entries that are not listed.
+
+    key: makes an id of a number.
+    """
+    rng = np.random.default_rng(seed)
+
+    def box() -> list[float]:
+        kinds = [
+            rng.integers(0, 6, 4),
+            [0, 0, 10, rng.integers(1, 21)],  # overlaps that are exactly a threshold
+            rng.uniform(-20, 20, 4),
+            [*rng.uniform(0, 500, 2), *rng.uniform(0, 400, 2)],
+        ]
+        return [float(value) for value in kinds[rng.integers(len(kinds))]]
+
+    def place(listed: int) -> dict[str, Any]:  # 7 images and 3 categories are listed
+        return {"image_id": key(int(rng.integers(listed))), "category_id": key(int(rng.integers(4)))}
+
+    truth = [
+        {
+            "id": number,
+            **place(8),
+            "bbox": box(),
+            "area": float(rng.choice([0, 1024, 9216, 2e10, -5, rng.uniform(0, 20000)])),
+            "iscrowd": int(rng.random() < 0.2),
+            "ignore": int(rng.random() < 0.2),  # which COCO does not know
+        }
+        for number in range(1, 41)
+    ]
+    found = []
+    for number in range(400):
+        entry = truth[rng.integers(len(truth))]
+        copied = number % 2 and entry["image_id"] != key(7)
+        where = {name: entry[name] for name in ("image_id", "category_id", "bbox")} if copied else place(7)
+        score = float(rng.choice([0.1, 0.5, 0.5, rng.random(), -1, 2]))
+        found.append({"bbox": box(), **where, "score": score})
+    images = [{"id": key(number)} for number in rng.permutation(7).tolist()]
+    categories = [{"id": key(number), "name": str(number)} for number in (2, 0, 1)]
+    return {"images": images, "annotations": truth, "categories": categories}, found
+
+
+KEYS = {
+    "from 0": lambda number: number,
+    "negative": lambda number: number - 5,
+    "descending": lambda number: -3 * number,
+    "more than floats hold": lambda number: 2**60 + number,
+    "more than 64 bits": lambda number: 2**70 * (number - 2),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize("seed", range(5))
+def test_hard_cases_are_as_with_pycocotools_alone(seed: int, key: Any, backend: Any) -> None:
+    annotations, results = hard_case(seed, key)
+    metrics = coco_metrics(annotations, results, backend=backend)
+    assert list(metrics.summary.values()) == pytest.approx(judged(annotations, results), abs=1e-9)
+    assert 0 < metrics.summary["AP"] < 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_columns_and_rows_give_the_same(backend: Any) -> None:
+    annotations, results = hard_case(1, KEYS["negative"])
+    columns = CocoResults(
+        image_ids=np.array([row["image_id"] for row in results]),
+        category_ids=np.array([row["category_id"] for row in results]),
+        boxes=np.array([row["bbox"] for row in results]),
+        scores=np.array([row["score"] for row in results]),
+    )
+    assert coco_metrics(annotations, columns, backend=backend) == coco_metrics(annotations, results, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("empty", ["images", "annotations", "categories"])
+def test_without_any_there_is_nothing_to_find(empty: str, backend: Any) -> None:
+    annotations, results = synthetic(1, 20)
+    metrics = coco_metrics({**annotations, empty: []}, [] if empty == "images" else results, backend=backend)
+    assert set(metrics.summary.values()) == {-1}
+    assert len(metrics.per_class) == (0 if empty == "categories" else 3)
+
+
+def masked(seed: int, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Polygons and encoded masks, crowds among them. kind: what results have: masks, boxes, or both."""
+    rng = np.random.default_rng(seed)
+    height, width = 47, 61
+
+    def mask(text: bool) -> dict[str, Any]:
+        pixels = np.zeros((height, width), np.uint8, order="F")
+        (top, left), (rows, columns) = rng.integers(0, 30, 2), rng.integers(3, 29, 2)
+        pixels[top : top + rows, left : left + columns] = (
+            rng.random(pixels[top : top + rows, left : left + columns].shape) < 0.9
+        )
+        encoded = pycocotools.mask.encode(pixels)
+        return {**encoded, "counts": encoded["counts"].decode()} if text else encoded
+
+    def listed(runs: list[int]) -> dict[str, Any]:
+        return {"size": [height, width], "counts": [*runs, height * width - sum(runs)]}
+
+    truth = []
+    for number in range(1, 42):
+        crowd = number % 11 == 0
+        polygon = [(rng.random(8) * 45).tolist()]
+        segmentation = listed([100, 300, 50, 200]) if crowd else polygon if number % 3 else mask(text=number % 2 == 0)
+        place = {"image_id": int(rng.integers(5)), "category_id": int(rng.integers(2))}
+        truth.append(
+            {
+                "id": number,
+                **place,
+                "area": float(rng.integers(3000)),
+                "iscrowd": int(crowd),
+                "segmentation": segmentation,
+            }
+        )
+    found = []
+    for number in range(307):
+        entry = truth[rng.integers(len(truth))]
+        again = isinstance(entry["segmentation"], dict) and not entry["iscrowd"]
+        segmentation = entry["segmentation"] if again else mask(text=number % 2 == 0)
+        box = pycocotools.mask.toBbox(segmentation).tolist()
+        row = {"image_id": entry["image_id"], "category_id": entry["category_id"], "score": float(rng.integers(5)) / 5}
+        found.append(
+            {
+                **row,
+                **({} if kind == "boxes" else {"segmentation": segmentation}),
+                **({} if kind == "masks" else {"bbox": box}),
+            }
+        )
+    images = [{"id": number, "height": height, "width": width} for number in range(5)]
+    return {
+        "images": images,
+        "annotations": truth,
+        "categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
+    }, found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["masks", "boxes", "both"])
+def test_masks_are_as_with_pycocotools_alone(kind: str, backend: Any) -> None:
+    annotations, results = masked(3, kind)
+    before = repr([annotations, results])
+    metrics = coco_metrics(annotations, results, "segm", backend)
+    assert repr([annotations, results]) == before
+    assert list(metrics.summary.values()) == pytest.approx(judged(annotations, results, "segm"), abs=1e-9)
+    assert metrics.summary["AP"] > 0
+    assert coco_metrics(annotations, [], "segm", backend).summary["AP"] == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("column", "value"), [("score", np.nan), ("bbox", [1, 1, np.inf, 5]), ("bbox", [np.nan] * 4)])
+def test_results_that_are_not_finite_are_refused(column: str, value: Any, backend: Any) -> None:
+    annotations, results = synthetic(1, 20)
+    results[3][column] = value
+    with pytest.raises(UserError, match=f"1 results, such as one of image {results[3]['image_id']}, .* not a finite"):
+        evaluate_coco(annotations, results, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["faster", "fast"])
+def test_an_unknown_back_end_is_refused(backend: str) -> None:
+    with pytest.raises(UserError, match=f"wanted backend 'hotcoco' or 'pycocotools', got '{backend}'") as error:
+        check_backend(backend, "evaluate_coco: wanted backend")
+    assert ("write 'hotcoco'" in str(error.value)) == (backend == "faster")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_printed(backend: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where categories have no name, or results are of others; and with other limits than COCO's."""
+    annotations, results = synthetic(1, 20)
+    nameless = {**annotations, "categories": [{"id": 2}]}
+    assert evaluate_coco(nameless, results, backend=backend, max_dets=300)["AP"] > 0
+    assert capfd.readouterr() == ("", "")
