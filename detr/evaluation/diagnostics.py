@@ -1,4 +1,4 @@
-"""What average precision does not tell: is the matching steady; are boxes, classes or duplicates at fault?"""
+"""Diagnostics of the matching: whether it is stable, and whether boxes, classes or duplicates limit the precision."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,22 +12,22 @@ _SCORE, _RECALL_IOU, _DUPLICATE_IOU = 0.3, 0.5, 0.7
 
 
 class MatchingDiagnostics:
-    """Measures the matching of predictions to targets over an evaluation. It is not part of the training's state.
+    """Measures the matching of predictions to targets in an evaluation. It is not part of the training's state.
 
     match: the matching that the losses are computed on.
 
-    `summarize` gives shares and means over all targets of an evaluation, without those that have nothing to count:
+    `summarize` returns shares and means over all targets of an evaluation. It leaves out what has nothing to count:
 
-    matching/stability: share of matched targets with the same query as in the evaluation before; not there in the
-        first one of a process (DN-DETR, Li et al., CVPR 2022, counts the changes). Where queries are selected from the
-        image, a query is but a rank among them, and the share says less.
+    matching/stability: share of matched targets with the same query as in the previous evaluation; left out in the
+        first evaluation of a process (DN-DETR, Li et al., CVPR 2022, counts the changes). A model that selects its
+        queries from the image numbers them by rank; there the share says less.
     matching/layer_stability: share of matched targets with the same query in the first decoder layer as in the last
-        (Stable-DINO, Liu et al., ICCV 2023); not there for predictions of one layer.
+        (Stable-DINO, Liu et al., ICCV 2023); left out for predictions of one layer.
     matching/iou: mean IoU of matched pairs in the last layer.
     matching/recall: share of targets that a box of the last layer overlaps with an IoU of at least 0.5, whatever its
-        class. Where this is high but AP50 is low, classes or scores are at fault; where it is low, boxes.
-    matching/duplicates: mean number of detections beyond the first, of found targets. A target is found by detections
-        of its class with a score of at least 0.3 and an IoU of at least 0.7.
+        class. If it is high but AP50 is low, the cause is classes or scores; if it is low, boxes.
+    matching/duplicates: mean number of detections beyond the first for each found target. A target is found by
+        detections of its class with a score of at least 0.3 and an IoU of at least 0.7.
     """
 
     def __init__(self, match: Callable[[Predictions, Sequence[Target]], Matches]) -> None:
@@ -37,7 +37,7 @@ class MatchingDiagnostics:
     def measure(
         self, predictions: Predictions, targets: Sequence[Target], found: Sequence[Detections]
     ) -> dict[str, Tensor]:
-        """One batch, for `summarize`. targets: on the CPU, as from the loader. found: what `predictions` amount to.
+        """Measure one batch, for `summarize`. targets: on the CPU. found: the detections of `predictions`.
 
         Raises NonFiniteError where predictions are NaN or infinite.
         """
@@ -65,7 +65,7 @@ class MatchingDiagnostics:
         return {**{name: value.cpu() for name, value in values.items()}, "duplicates": torch.cat(duplicates)}
 
     def summarize(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-        """The values above from all batches of an evaluation, always in the same order."""
+        """The values above. batches: all of one evaluation; every evaluation has the same order of images."""
         values = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
         query = values.pop("query")
         if self._previous is not None:
@@ -75,7 +75,7 @@ class MatchingDiagnostics:
 
 
 def _duplicates(target: Target, found: Detections) -> Tensor:
-    """How many detections beyond the first each found target of one image has."""
+    """Number of detections beyond the first, for each found target of one image."""
     found = found.above(_SCORE)
     height, width = target.original_size
     boxes = box_ops.cxcywh_to_xyxy(target.boxes) * torch.tensor([width, height, width, height])

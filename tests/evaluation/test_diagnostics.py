@@ -125,7 +125,7 @@ def test_loops_give_the_same() -> None:
     assert evaluate(MatchingDiagnostics(matcher), *batches) == pytest.approx(means, abs=1e-6)
 
 
-def test_without_any_target_there_is_nothing_to_tell() -> None:
+def test_without_any_target_there_is_nothing_to_report() -> None:
     diagnostics = MatchingDiagnostics(HungarianMatcher())
     batch = (predicted([[0, 1, 2, 3, 3]] * 2, BOXES), random_targets([0], 3))
     assert evaluate(diagnostics, batch) == evaluate(diagnostics, batch) == {}
