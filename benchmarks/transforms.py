@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.measure import Row, medians, threads
+from benchmarks.measure import Row, threads
 from benchmarks.published import load
 from datasets import CocoDetection
 from datasets.transforms import evaluation
 from detr.config import build, compose
+from tools.timing import medians
 
 IMAGES, HEIGHT, WIDTH = 40, 480, 640
 TARGET = 100.0  # images/s

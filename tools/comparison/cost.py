@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import medians
 from detr.config import build_model, plain
 from detr.errors import UserError
 from detr.types import ImageBatch
 from tools.comparison.runs import Group, Run
+from tools.timing import medians
 
 _SECONDS = 60.0  # to spend on measuring time
 
