@@ -1,4 +1,4 @@
-"""A whole training step: ResNet-50, images with 7 objects each, forward to optimiser."""
+"""A whole training step: ResNet-50, images with 7 objects each, forward to optimizer."""
 
 import contextlib
 import io

@@ -53,7 +53,7 @@ def run(
                 elsewhere=ELSEWHERE[split],
                 more_is_better=True,
             )
-        yield Row("evaluation image, mean difference to Pillow's", "grey levels", _difference(ours["val"]), target=1.0)
+        yield Row("evaluation image, mean difference to Pillow's", "gray levels", _difference(ours["val"]), target=1.0)
 
 
 def _reader(dataset: Any) -> Callable[[], None]:
