@@ -1,8 +1,10 @@
 """Detect on images: python predict.py checkpoint=PATH source=FILE|DIR|GLOB output=DIR"""
 
+import io
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -14,7 +16,7 @@ from detr import Detector
 from detr.config import check_config, exit_codes, pick_device, run_directory
 from detr.evaluation import to_results
 from detr.images import find_images, read_image
-from detr.reporting import draw_attention, draw_detections
+from detr.reporting import OutputFolder, draw_attention, draw_detections
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +31,13 @@ def main(config: DictConfig) -> None:
 
 def predict(config: DictConfig) -> None:
     paths = find_images(config.source)
+    pictures = [f"{name}.jpg" for name in picture_names(paths)]
+    sheets = [f"attention/{picture}" for picture in pictures] if config.attention else []
+    output = OutputFolder(Path(config.output), [*pictures, *sheets, "results.json"])
     detector = Detector.from_checkpoint(
         config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
     )
     detector.size, detector.max_size = config.size or detector.size, config.max_size or detector.max_size
-    output = Path(config.output)
-    folder = output / "attention" if config.attention else output
-    folder.mkdir(parents=True, exist_ok=True)
-    stems = Counter(path.stem for path in paths)
-    names = [path.stem if stems[path.stem] == 1 else f"{index}-{path.name}" for index, path in enumerate(paths)]
     results = []
     for start in tqdm(range(0, len(paths), config.batch_size), unit="batch", disable=None):
         batch = paths[start : start + config.batch_size]
@@ -45,13 +45,31 @@ def predict(config: DictConfig) -> None:
         for offset, found in enumerate(detector.predict(images, config.threshold, config.batch_size)):
             name, index = batch[offset].name, start + offset
             results += [{"file_name": name, **row} for row in to_results(found, index, detector.categories)]
-            picture = Image.fromarray(images[offset].permute(1, 2, 0).numpy())
-            draw_detections(picture, found).save(output / f"{names[index]}.jpg", quality=92)
+            image = Image.fromarray(images[offset].permute(1, 2, 0).numpy())
+            output.write(pictures[index], jpeg(draw_detections(image, found)))
             if config.attention:
                 maps = detector.attention(images[offset], config.attention_point, config.threshold)
-                draw_attention(picture, maps).save(folder / f"{names[index]}.jpg", quality=92)
-    (output / "results.json").write_text(json.dumps(results))
-    logger.info("%d detections in %d images; pictures and results.json are in %s.", len(results), len(paths), output)
+                output.write(sheets[index], jpeg(draw_attention(image, maps)))
+    output.write("results.json", json.dumps(results).encode())
+    logger.info(
+        "%d detections in %d images; pictures and results.json are in %s.", len(results), len(paths), output.folder
+    )
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """A name without ending for each image's picture: its own, with a number where others have the same."""
+    stems = Counter(path.stem.lower() for path in paths)  # some file systems know no difference in case
+    numbered = [f"{index}-{path.name}" for index, path in enumerate(paths)]
+    names = [
+        path.stem if stems[path.stem.lower()] == 1 else number for path, number in zip(paths, numbered, strict=True)
+    ]
+    return names if len({name.lower() for name in names}) == len(names) else numbered
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=92)
+    return stream.getvalue()
 
 
 if __name__ == "__main__":

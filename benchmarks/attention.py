@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measure import Row, extra_memory, in_new_process, medians
+from benchmarks.measure import Row, extra_memory, in_new_process
 from detr.models.attention import CrissCrossAttention, MultiHeadSelfAttention, NonLocal
 from detr.models.attention.dual import PositionAttention
+from tools.timing import medians
 
 CHANNELS, SIZES = 256, (32, 64, 96)
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row, medians
+from benchmarks.measure import Row
 from benchmarks.published import load
 from detr.config import build_criterion, compose
 from detr.types import Predictions, Target
+from tools.timing import medians
 
 LAYERS, BATCH, OBJECTS, CLASSES = 6, 16, 617, 91
 WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}

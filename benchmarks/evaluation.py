@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Row, medians
+from benchmarks.measure import Row
 from detr.evaluation import CocoResults, evaluate_coco
+from tools.timing import medians
 
 IMAGES, OBJECTS, CLASSES, PER_IMAGE = 5_000, 36_000, 80, 100
 HEIGHT, WIDTH = 480, 640

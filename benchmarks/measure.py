@@ -1,10 +1,8 @@
-"""Measuring side by side, and the table of results."""
+"""Memory, threads, and the table of results."""
 
 import ctypes
 import multiprocessing
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,20 +50,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def medians(calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, float]:
-    """Median seconds of each call. The calls take turns, so that whatever else the machine does slows all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + repeats):
-        for name, call in calls.items():
-            _synchronize()
-            start = time.perf_counter()
-            call()
-            _synchronize()
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch use this many threads meanwhile."""
@@ -101,11 +85,6 @@ def extra_memory(call: Callable[[], object]) -> float:
 def _held(entry: str) -> int:
     """KiB; getrusage would count what the parent held when it started this process."""
     return int(Path("/proc/self/status").read_text().partition(f"{entry}:")[2].split()[0])
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def _number(value: float | None) -> str:

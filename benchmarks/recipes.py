@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.measure import Row, in_new_process, medians, peak_memory
+from benchmarks.measure import Row, in_new_process, peak_memory
 from benchmarks.step import training_step
+from tools.timing import medians
 
 RECIPES = ("detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr", "dino")
 

@@ -1,4 +1,4 @@
-"""A whole training step: ResNet-50, images with 7 objects each, forward to optimiser."""
+"""A whole training step: ResNet-50, images with 7 objects each, forward to optimizer."""
 
 import contextlib
 import io
@@ -13,12 +13,13 @@ import torchvision
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Row, in_new_process, medians, peak_memory
+from benchmarks.measure import Row, in_new_process, peak_memory
 from benchmarks.published import load
 from detr.config import build, build_criterion, build_model, compose
 from detr.engine import TrainerConfig, TrainingStep, accelerated
 from detr.images import pad_to_batch
 from detr.types import ImageBatch, Target
+from tools.timing import medians
 
 CLASSES, OBJECTS = 91, 7
 SIZE, BATCH = (512, 640), 2

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.measure import Row, medians, threads
+from benchmarks.measure import Row, threads
 from benchmarks.published import load
 from datasets import CocoDetection
 from datasets.transforms import evaluation
 from detr.config import build, compose
+from tools.timing import medians
 
 IMAGES, HEIGHT, WIDTH = 40, 480, 640
 TARGET = 100.0  # images/s
@@ -52,7 +53,7 @@ def run(
                 elsewhere=ELSEWHERE[split],
                 more_is_better=True,
             )
-        yield Row("evaluation image, mean difference to Pillow's", "grey levels", _difference(ours["val"]), target=1.0)
+        yield Row("evaluation image, mean difference to Pillow's", "gray levels", _difference(ours["val"]), target=1.0)
 
 
 def _reader(dataset: Any) -> Callable[[], None]:

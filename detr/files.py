@@ -1,6 +1,8 @@
-"""Files of tensors from anywhere, read without running code from them."""
+"""Files from anywhere, read without running code from them and without waiting for what is no file."""
 
+import os
 import pickle
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,25 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"Checkpoint {path} holds a {type(content).__name__}, wanted a dict with a 'model' state dict.")
     return content
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes.
+
+    Raises UserError where it is larger, or a device or a pipe, which might never end.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is a device or a pipe, wanted a file. Replace or remove it.")
+        if status.st_size > most:
+            raise UserError(f"{path} has {status.st_size} bytes, wanted at most {most}. Replace or remove it.")
+        return file.read(most)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Without waiting for a pipe's writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _first_sentence(error: BaseException) -> str:

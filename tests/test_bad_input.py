@@ -754,6 +754,33 @@ CASES = [
     Case("source is no image", PREDICT, ("source={tmp}/valid.pt",), ("source=", "valid.pt", "names no image")),
     Case("source truncated", PREDICT, (), ("picture.jpg", "cannot be read"), lambda tmp: cut(tmp / "picture.jpg")),
     Case("source empty", PREDICT, (), ("picture.jpg", "cannot be read"), lambda tmp: empty(tmp / "picture.jpg")),
+    Case(
+        "pictures in the place of the photographs",
+        PREDICT,
+        ("output={tmp}",),
+        ("{tmp}/picture.jpg exists already", "did not write it", "output=DIR"),
+    ),
+    Case(
+        "pictures in the place of photographs beside",
+        PREDICT,
+        ("source={tmp}/picture.png", "output={tmp}"),
+        ("{tmp}/picture.jpg exists already", "output=DIR"),
+        lambda tmp: shutil.copy(tmp / "picture.jpg", tmp / "picture.png"),
+    ),
+    Case(
+        "results.json of someone else",
+        PREDICT,
+        ("output={tmp}/data",),
+        ("{tmp}/data/results.json exists already", "output=DIR"),
+        write("data/results.json", b"[]"),
+    ),
+    Case(
+        "attention in the place of a photograph",
+        PREDICT,
+        ("attention=true", "output={tmp}/data"),
+        ("{tmp}/data/attention/picture.jpg exists already", "output=DIR"),
+        lambda tmp: shutil.copytree(tmp, tmp / "data" / "attention", ignore=shutil.ignore_patterns("data", "*.pt")),
+    ),
     Case("misspelt option of predict", PREDICT, ("treshold=0.5",), ("treshold",)),
     Case("threshold is no number", PREDICT, ("threshold=high",), ("threshold", "high")),
     Case(
@@ -821,7 +848,8 @@ def check(case: Case, outcome: Outcome, tmp: Path) -> None:
     assert not (tmp / "marker").exists(), "code from the input was run"
     assert "Traceback" not in outcome.output, outcome.output
     assert outcome.code == case.code, outcome.output
-    missing = [word for word in case.words if word not in (outcome.output if case.code == 0 else outcome.message)]
+    words = [word.replace("{tmp}", str(tmp)) for word in case.words]
+    missing = [word for word in words if word not in (outcome.output if case.code == 0 else outcome.message)]
     assert not missing, f"{missing} not in: {outcome.message}"
     assert "Error in call to target" not in outcome.message, "the message is wrapped in another one"
     assert "`False`" not in outcome.message, "the message advises to load the file unsafely"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from detr import Detector
 from detr.config import build_model, compose, plain
 from detr.engine import checkpoint
-from tests.helpers.commands import REPOSITORY, TINY_MODEL, checksum
+from tests.helpers.commands import REPOSITORY, TINY_MODEL, Outcome, checksum
 from tests.helpers.commands import run as run_inside
 
 
@@ -23,6 +24,19 @@ def run(*command: str, expect: int = 0) -> str:
     done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def save_tiny(path: Path, *overrides: str) -> None:
+    """A checkpoint as train.py writes it, of an untrained model for two classes."""
+    torch.manual_seed(0)
+    config = compose(overrides)
+    content = {
+        "config": plain(config),
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        "model": build_model(config.model, num_classes=2).state_dict(),
+        "training": {},
+    }
+    checkpoint.save(path, content)
 
 
 def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_path: Path) -> None:
@@ -71,14 +85,7 @@ def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_
 def test_predict_draws_attention(model: str, shapes_root: Path, tmp_path: Path) -> None:
     options = [option for option in TINY_MODEL if model != "small" or not option.startswith("model/backbone")]
     data = ["data.size=96", "data.max_size=96"]
-    config = compose([f"model={model}", *options, *data, "model/attention=[se,criss_cross]"])
-    content = {
-        "config": plain(config),
-        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
-        "model": build_model(config.model, num_classes=2).state_dict(),
-        "training": {},
-    }
-    checkpoint.save(tmp_path / "best.pt", content)
+    save_tiny(tmp_path / "best.pt", f"model={model}", *options, *data, "model/attention=[se,criss_cross]")
     done = run_inside(
         "predict.py",
         f"checkpoint={tmp_path / 'best.pt'}",
@@ -96,6 +103,78 @@ def test_predict_draws_attention(model: str, shapes_root: Path, tmp_path: Path) 
     blocks = len(Detector.from_checkpoint(tmp_path / "best.pt").attention(shapes_root / "val" / "000001.jpg").blocks)
     rows = math.ceil((1 + 7 + 1 + blocks) / 3)  # what was found, all detections, the encoder, the blocks
     assert blocks >= 3 and Image.open(tmp_path / "attention" / "000001.jpg").size == (2008, rows * 728 + 22)
+
+
+def predict_inside(checkpoint_path: Path, folder: Path, source: str, output: Path, *overrides: str) -> Outcome:
+    options = [f"checkpoint={checkpoint_path}", f"source={source}", f"output={output}", "threshold=0", "device=cpu"]
+    return run_inside("predict.py", *options, f"run_dir={folder / 'run'}", *overrides)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "there, source, options",
+    [
+        (["a.jpg", "b.jpg"], "", []),
+        (["a.jpg", "b.jpg"], "/*.jpg", []),
+        (["b.jpg", "b.png"], "/*.png", []),
+        (["a.png", "results.json"], "", []),
+        (["a.png", "attention/a.jpg"], "", ["attention=true"]),
+    ],
+)
+def test_predict_leaves_photographs_as_they_are(
+    there: list[str], source: str, options: list[str], shapes_root: Path, tmp_path: Path
+) -> None:
+    save_tiny(tmp_path / "best.pt", *TINY_MODEL, "data.size=48")
+    photographs = tmp_path / "photographs"
+    for name in there:
+        (photographs / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shapes_root / "val" / "000000.jpg", photographs / name)
+    before = contents(photographs)
+    done = predict_inside(tmp_path / "best.pt", tmp_path, f"{photographs}{source}", photographs, *options)
+    assert done.code == 2 and "Choose another folder with output=DIR" in done.message, done.output
+    assert contents(photographs) == before, "nothing is replaced, and nothing is put beside"
+
+
+def test_predict_replaces_what_it_drew_and_nothing_else(shapes_root: Path, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "best.pt", *TINY_MODEL, "data.size=48")
+    found = tmp_path / "found"
+
+    def predict(threshold: float) -> Outcome:
+        source = str(shapes_root / "val")
+        return predict_inside(tmp_path / "best.pt", tmp_path, source, found, "attention=true", f"threshold={threshold}")
+
+    drawn = []
+    for threshold in (0.0, 1.0):
+        assert predict(threshold).code == 0
+        drawn.append(contents(found))
+    assert drawn[0].keys() == drawn[1].keys() and len(drawn[0]) == 7 + 7 + 2
+    assert len(json.loads(drawn[0]["results.json"])) == 7 * 7 and json.loads(drawn[1]["results.json"]) == []
+    assert all(drawn[0][name] != drawn[1][name] for name in drawn[0] if name.endswith(".jpg"))
+    Image.open(found / "000003.jpg").rotate(90).save(found / "000003.jpg")
+    before = contents(found)
+    done = predict(0.0)
+    assert done.code == 2 and f"{found / '000003.jpg'} exists already" in done.message
+    assert contents(found) == before
+
+
+def test_every_picture_has_a_name_of_its_own(shapes_root: Path, tmp_path: Path) -> None:
+    """Also where a number before the name gives a name that another image has."""
+    save_tiny(tmp_path / "best.pt", *TINY_MODEL, "data.size=48")
+    photograph = Image.open(shapes_root / "val" / "000000.jpg")
+    for folder, names in {"some": ["a.png", "a.bmp", "b.png"], "all": ["1-a.bmp.png", "a.bmp", "a.png"]}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            photograph.save(tmp_path / folder / name)
+        done = predict_inside(tmp_path / "best.pt", tmp_path, str(tmp_path / folder), tmp_path / f"{folder} found")
+        assert done.code == 0, done.output
+    drawn = {folder: {path.name for path in (tmp_path / f"{folder} found").glob("*.jpg")} for folder in ("some", "all")}
+    assert drawn == {
+        "some": {"0-a.bmp.jpg", "1-a.png.jpg", "b.jpg"},
+        "all": {"0-1-a.bmp.png.jpg", "1-a.bmp.jpg", "2-a.png.jpg"},
+    }
 
 
 def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp_path: Path) -> None:

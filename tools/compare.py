@@ -5,6 +5,7 @@ Writes compare.html, which needs nothing else, and compare.csv with the same num
 
 import argparse
 import csv
+import io
 import math
 import os
 import sys
@@ -20,8 +21,10 @@ from markupsafe import Markup
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` and `tools` are used from the checkout
 
 from detr.config import exit_codes
+from detr.reporting import OutputFolder
 from tools.comparison import charts, cost, judge
 from tools.comparison.runs import METRICS, Group, find_runs, group_runs
+from tools.stored import add_allow_targets
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,29 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--baseline", metavar="LABEL", help="configuration to compare with; else the first without attention blocks"
     )
+    add_allow_targets(parser)
     options = parser.parse_args(arguments)
-    output = options.output or options.runs
     runs, left_out = find_runs(options.runs)
     groups = group_runs(runs)
     baseline = judge.pick_baseline(groups, options.baseline)
     groups.sort(key=lambda group: (group is not baseline, -(judge.spread(group.values("AP"))[0] or 0)))
     for folder, reason in left_out.items():
         print(f"Left out: {folder}: {reason}")
+    output = OutputFolder(options.output or options.runs, ["compare.csv", "compare.html"], option="--output DIR")
     print(f"Runs: {len(runs)}, configurations: {len(groups)}. Measuring what each costs ...", flush=True)
     load = os.getloadavg()[0]  # before this process adds to it
-    costs = cost.measure(groups)
+    costs = cost.measure(groups, options.allow_targets)
     judgements = judge.judge(groups, baseline)
     summary = judge.summary(groups, judgements, baseline)
     rows = [
         _row(group, judgement, price, costs[0])
         for group, judgement, price in zip(groups, judgements, costs, strict=True)
     ]
-
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "compare.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
     curve_of, curves = charts.curves(groups, judgements, baseline)
     page = _template().render(
         folder=options.runs,
@@ -77,9 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine={"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": load},
         today=date.today(),
     )
-    (output / "compare.html").write_text(page, encoding="utf-8")
+    output.write("compare.csv", _csv(rows))
+    output.write("compare.html", page.encode())
     print(summary)
-    print(f"Written: {output / 'compare.html'} and {output / 'compare.csv'}")
+    print(f"Written: {output.folder / 'compare.html'} and {output.folder / 'compare.csv'}")
 
 
 def _row(group: Group, judgement: judge.Judgement, price: cost.Cost, of_baseline: cost.Cost) -> dict[str, Any]:
@@ -104,8 +103,16 @@ def _row(group: Group, judgement: judge.Judgement, price: cost.Cost, of_baseline
     }
 
 
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue().encode()
+
+
 def _template() -> jinja2.Template:
-    """The page. Everything in it is escaped, since labels and folders are free text, except for the charts."""
+    """The page. Everything in it is escaped, since labels and folders are free text; only the charts are not."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "comparison"),
         autoescape=True,

@@ -1,7 +1,8 @@
-"""Repeat a step that failed, and tell where NaN came in first: python tools/replay.py runs/DATE/failures/step-N.pt"""
+"""Repeat a step that failed, and report where NaN came in first: python tools/replay.py runs/DATE/failures/step-N.pt"""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,36 +12,24 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, whose code made the file
 
-from detr.config import build_criterion, build_model, exit_codes
-from detr.config.build import MODELS
+from detr.config import exit_codes
 from detr.engine import TrainerConfig, TrainingStep, checkpoint, failures
-from detr.errors import NonFiniteError
+from detr.errors import NonFiniteError, UserError
+from tools.stored import add_allow_targets, build_stored_criterion, build_stored_model
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path, help="a file in the failures folder of a run")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--allow-targets", default="", metavar="PACKAGE,...", help="packages of your own in the model")
-    options = parser.parse_args()
+    add_allow_targets(parser)
+    options = parser.parse_args(arguments)
     content = failures.load(options.path)
-    config, count = content["config"], len(content["categories"])
-    own = tuple(filter(None, options.allow_targets.split(",")))
-    model = build_model(config["model"], count, pretrained=False, allow=(*MODELS, *own)).to(options.device)
-    checkpoint.load_model_state(model, content["model"], options.path)
-    criterion = build_criterion(config["criterion"], count, allow=("detr.losses", *own)).to(options.device)
-    step = TrainingStep(
-        model=model.train(),
-        criterion=criterion.train(),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-        config=TrainerConfig(**config["trainer"]),
-        seed=content["seed"],
-        process=content["process"],
-    )
+    step = _step(content, options.path, options.allow_targets, options.device)
     found: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in step.model.named_modules():
         module.register_forward_hook(partial(_watch_output, found, name))
-    for name, parameter in model.named_parameters():
+    for name, parameter in step.model.named_parameters():
         parameter.register_post_accumulate_grad_hook(partial(_watch_gradient, found, name))
 
     for images, targets in content["batches"]:
@@ -52,6 +41,25 @@ def main() -> None:
     except NonFiniteError as error:
         print(f"Step {content['step']} failed again: {error.what} became NaN or infinite.")
     print(f"The first to be NaN or infinite: {found[0] if found else 'none'}")
+
+
+def _step(content: dict[str, Any], path: Path, packages: Sequence[str], device: str) -> TrainingStep:
+    """A step that changes nothing, with the model and the losses of the file; raises UserError where it cannot be."""
+    try:
+        config, count = content["config"], len(content["categories"])
+        model = build_stored_model(config["model"], count, path, packages).to(device)
+        criterion = build_stored_criterion(config["criterion"], count, path, packages).to(device)
+        checkpoint.load_model_state(model, content["model"], path)
+        return TrainingStep(
+            model=model.train(),
+            criterion=criterion.train(),
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+            config=TrainerConfig(**config["trainer"]),
+            seed=content["seed"],
+            process=content["process"],
+        )
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not what train.py writes ({error!r}). Use an intact copy.") from None
 
 
 def _watch_output(found: list[str], name: str, module: nn.Module, given: Any, output: Any) -> None:

@@ -69,9 +69,9 @@ def build_model(
     pretrained: off, random weights in any case: nothing is downloaded where a checkpoint's will replace them.
     """
     allow, config = _allowed(config, allow), plain(config)
-    if not pretrained and isinstance(config.get("backbone"), dict):
+    if not pretrained and isinstance(config, dict) and isinstance(config.get("backbone"), dict):
         config = {**config, "backbone": {**config["backbone"], "weights": None}}
-    model = build(config, path="model", allow=allow, num_classes=num_classes)
+    model = build(config, path="model", allow=allow, num_classes=num_classes) if isinstance(config, dict) else None
     if not isinstance(model, nn.Module):
         raise UserError("model: wanted the options of a detector with its _target_, such as detr.models.detr.DETR.")
     return model

@@ -17,12 +17,12 @@ from detr.reporting.draw import draw_detections
 _SIDE, _COLUMNS, _GAP, _CAPTION = 640, 3, 22, 66  # pixels; three columns, as one picture and eight detections make nine
 _LEAST_WIDTH = 560  # for captions to have room
 _MOST = 8  # detections, the best
-_COLOURS = matplotlib.colormaps["inferno"]
+_COLORS = matplotlib.colormaps["inferno"]  # of all heat maps
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture of the sheet. span: lowest and highest value in its colours."""
+    """A picture of the sheet. span: lowest and highest value in its colors."""
 
     picture: Image.Image
     title: str
@@ -31,7 +31,7 @@ class Panel:
 
 
 def draw_attention(image: Image.Image, maps: AttentionMaps) -> Image.Image:
-    """A sheet of pictures: what was found, where each of the best detections' queries looks, what all else does."""
+    """A sheet of pictures: the detections, where the query of each of the best looks, and what other attention does."""
     factor = _SIDE / max(image.size)
     size = (max(round(image.width * factor), 1), max(round(image.height * factor), 1))
     found = replace(maps.detections, boxes=maps.detections.boxes * factor)
@@ -72,38 +72,38 @@ def _block(image: Image.Image, name: str, view: View, point: tuple[float, float]
 
 
 def overlay(image: Image.Image, values: Float[Tensor, "height width"]) -> Image.Image:
-    """An RGB image, grey and dimmed, under a map's values in colours, the clearer the higher.
+    """An RGB image, gray and dimmed, under the values of a map in colors. Higher values cover more of the image.
 
-    Colours run from the map's lowest to its highest value.
+    The colors run from the map's lowest to its highest value.
     """
     low, high = float(values.min()), float(values.max())
     share = (values.float().cpu() - low) / max(high - low, 1e-12)
     heat = np.asarray(Image.fromarray(share.numpy()).resize(image.size, Image.Resampling.BILINEAR))
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.7
+    gray = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.7
     alpha = 0.85 * heat[..., None] ** 0.5
-    mixed = (1 - alpha) * grey + alpha * 255 * _COLOURS(heat)[..., :3]
+    mixed = (1 - alpha) * gray + alpha * 255 * _COLORS(heat)[..., :3]
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
 
 def _span(values: Tensor) -> tuple[float, float]:
-    """Lowest and highest value; next to nothing is nothing."""
+    """Lowest and highest value; a lowest value that is next to nothing counts as 0."""
     low, high = float(values.min()), float(values.max())
     return (0.0 if abs(low) < 1e-3 * abs(high) else low), high
 
 
 def _from_point(image: Image.Image, values: Tensor, point: tuple[float, float]) -> Image.Image:
-    """The overlay with a ring around the centre of the cell that a point (x, y) in [0, 1] lies in."""
+    """The overlay with a ring around the center of the cell that a point (x, y) in [0, 1] lies in."""
     picture = overlay(image, values)
     draw = ImageDraw.Draw(picture)
     row, column = divmod(int(token_at(point, *values.shape)), values.shape[1])
     x, y = (column + 0.5) * picture.width / values.shape[1], (row + 0.5) * picture.height / values.shape[0]
-    for radius, colour, width in ((10, "black", 5), (9, "white", 3)):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
+    for radius, color, width in ((10, "black", 5), (9, "white", 3)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=width)
     return picture
 
 
 def _bars(values: Sequence[float], size: tuple[int, int]) -> Image.Image:
-    """For each value a bar from 1 up, or from 1 down."""
+    """A bar for each value, up or down from 1."""
     picture = Image.new("RGB", size, "#f4f4f4")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=17)
     most = max(*(abs(value - 1) for value in values), 0.01)
@@ -111,8 +111,8 @@ def _bars(values: Sequence[float], size: tuple[int, int]) -> Image.Image:
     unit, step = 0.9 * middle / most, max(size[0] - left, 1) / len(values)
     for index, value in enumerate(values):
         x, end = left + index * step, middle - (value - 1) * unit
-        colour = "#c8642a" if value > 1 else "#3f6ea8"
-        draw.rectangle((x, min(middle, end), x + 0.7 * step, max(middle, end)), fill=colour)
+        color = "#c8642a" if value > 1 else "#3f6ea8"
+        draw.rectangle((x, min(middle, end), x + 0.7 * step, max(middle, end)), fill=color)
     for level in (1 - most, 1, 1 + most):
         y = middle - (level - 1) * unit
         draw.line((left, y, size[0], y), fill="#888888")
@@ -125,12 +125,12 @@ def _grid(image: Image.Image, view: Transform) -> Image.Image:
     theta = view.theta[0].float().cpu()
     picture = image.copy()
     draw = ImageDraw.Draw(picture)
-    for colour, width in (("black", 5), ("#ffd23f", 2)):
+    for color, width in (("black", 5), ("#ffd23f", 2)):
         for at in torch.linspace(-1, 1, 9).tolist():
             for ends in (((at, -1), (at, 1)), ((-1, at), (1, at))):
                 places = torch.tensor([(*end, 1.0) for end in ends]) @ theta.T
                 line = (places + 1) / 2 * torch.tensor(picture.size)
-                draw.line(line.flatten().tolist(), fill=colour, width=width)
+                draw.line(line.flatten().tolist(), fill=color, width=width)
     return picture
 
 
@@ -148,7 +148,7 @@ def _sheet(panels: Sequence[Panel]) -> Image.Image:
 
 
 def _caption(panel: Panel, width: int) -> Image.Image:
-    """Title and text, and at the right what the colours stand for."""
+    """Title and text, and at the right what the colors stand for."""
     caption = Image.new("RGB", (width, _CAPTION), "white")
     draw = ImageDraw.Draw(caption)
     font = ImageFont.load_default(size=17)
@@ -157,8 +157,8 @@ def _caption(panel: Panel, width: int) -> Image.Image:
     if panel.span is not None:
         low, high = (f"{value:.3g}" for value in panel.span)
         right = width - draw.textlength(high, font=font)
-        colours = (255 * _COLOURS(np.linspace(0, 1, 100))[None, :, :3]).astype(np.uint8)
+        colors = (255 * _COLORS(np.linspace(0, 1, 100))[None, :, :3]).astype(np.uint8)
         draw.text((right, 34), high, fill="#444444", font=font)
-        caption.paste(Image.fromarray(colours).resize((100, 14)), (round(right) - 107, 39))
+        caption.paste(Image.fromarray(colors).resize((100, 14)), (round(right) - 107, 39))
         draw.text((right - 114, 34), low, fill="#444444", font=font, anchor="ra")
     return caption

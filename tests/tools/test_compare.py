@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -74,7 +75,7 @@ def make_group(label: str, values: Sequence[float], attention: str = "none") -> 
     runs = [
         Run(
             folder=Path(label),
-            config=None,
+            config={},
             options={"model.attention": attention},
             metrics={"AP": value},
             num_classes=3,
@@ -233,6 +234,101 @@ def test_a_damaged_file_is_named(make_run: MakeRun, tmp_path: Path, file: str, c
         find_runs(tmp_path / "runs")
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "evaluation/metrics.json"])
+def test_a_pipe_in_the_place_of_a_file_is_named(make_run: MakeRun, tmp_path: Path, file: str) -> None:
+    path = make_run() / file
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=re.escape(f"{path} is a device or a pipe, wanted a file.")):
+        find_runs(tmp_path / "runs")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "evaluation/metrics.json"])
+def test_a_file_that_is_nested_without_end_is_named(make_run: MakeRun, tmp_path: Path, file: str) -> None:
+    path = make_run() / file
+    path.write_text("[" * 10**5 + "\n")
+    with pytest.raises(UserError, match=re.escape(f"{path} is not what train.py writes (")):
+        find_runs(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "torch.hub.load", "repo_or_dir": "{tmp}/evil", "model": "any", "source": "local"},
+        {"_target_": "detr.engine.checkpoint.write", "path": "{tmp}/marker", "content": {}},
+        {"_target_": "detr.config.build.build", "config": {"_target_": "os.system"}, "path": "x"},
+        {"_target_": "os.system", "command": "touch {tmp}/marker"},
+        {"_target_": "datasets.shapes.generate", "root": "{tmp}/marker"},
+    ],
+)
+@pytest.mark.parametrize("place", ["model", "model.position"])
+def test_what_a_file_allows_itself_is_no_permission(
+    make_run: MakeRun, tmp_path: Path, node: dict[str, Any], place: str
+) -> None:
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "hubconf.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
+    filled = {
+        key: value.replace("{tmp}", str(tmp_path)) if isinstance(value, str) else value for key, value in node.items()
+    }
+
+    def hostile(config: Any) -> None:
+        OmegaConf.update(config, place, filled, merge=False, force_add=True)
+        config.allow_targets = ["torch", "torch.hub", "os", "posix", "detr", "datasets"]
+
+    folder = make_run(change=hostile)
+    with pytest.raises(UserError) as caught:
+        compare.main([str(tmp_path / "runs")])
+    assert str(caught.value).startswith(f"{folder / 'config.yaml'}: {place}._target_: '{node['_target_']}' is refused")
+    assert "--allow-targets PACKAGE" in str(caught.value) and not (tmp_path / "marker").exists()
+
+
+def test_packages_that_the_user_names_are_built(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = "from torch import nn\n\n\nclass Block(nn.Identity):\n    def forward(self, x, mask):\n        return x\n"
+    (tmp_path / "own_blocks.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    custom = ["allow_targets=[own_blocks]", "model/attention=custom", "model.attention.custom.stages=[layer2]"]
+    make_run(0.5, 1, *custom, "model.attention.custom.block._target_=own_blocks.Block")
+    with pytest.raises(UserError, match=r"'own_blocks\.Block' is refused.*name its package in --allow-targets PACKAGE"):
+        compare.main([str(tmp_path / "runs")])
+    compare.main([str(tmp_path / "runs"), "--allow-targets", "other,own_blocks"])
+    assert set(rows_of(tmp_path / "runs")) == {"custom"}
+
+
+def test_variables_of_the_environment_stay_there(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "xyzzy")
+    make_run(0.5, 1)
+    path = make_run(0.5, 2) / "config.yaml"
+    path.write_text(path.read_text().replace("backend: faster", "backend: ${oc.env:SECRET}"))
+    compare.main([str(tmp_path / "runs")])
+    written = (tmp_path / "runs" / "compare.html").read_text() + (tmp_path / "runs" / "compare.csv").read_text()
+    assert "xyzzy" not in written and "${oc.env:SECRET}" in written
+
+    path.write_text(path.read_text().replace("num_queries: 7", "num_queries: ${oc.env:SECRET}"))
+    with pytest.raises(UserError, match=r"model\.num_queries: wanted int, got '\$\{oc\.env:SECRET\}'"):
+        compare.main([str(tmp_path / "runs")])
+
+
+@pytest.mark.parametrize("name", ["compare.html", "compare.csv"])
+@pytest.mark.parametrize("link", [False, True])
+def test_files_of_others_stay(make_run: MakeRun, tmp_path: Path, name: str, link: bool) -> None:
+    make_run()
+    compare.main([str(tmp_path / "runs")])
+    compare.main([str(tmp_path / "runs")])  # it replaces its own
+    path, precious = tmp_path / "runs" / name, tmp_path / "precious"
+    path.unlink()
+    precious.write_text("mine")
+    path.symlink_to(precious) if link else precious.rename(path)
+    with pytest.raises(UserError, match=re.escape(f"{path} exists already") + ".*--output DIR"):
+        compare.main([str(tmp_path / "runs")])
+    assert path.read_text() == "mine"
+
+
 class Page(HTMLParser):
     """Tags with their attributes, and the text of headings."""
 
@@ -272,7 +368,7 @@ def test_the_page_stands_alone_and_lets_nothing_in(make_run: MakeRun, tmp_path: 
     assert names.count("h1") == 1 and all("scope" in attributes for tag, attributes in page.tags if tag == "th")
     charted = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
     assert len(charted) == names.count("svg") == 6 and all(attributes["aria-label"] for attributes in charted)
-    assert not set(charts._CSS) & set(re.findall(r"#\w{6}", content)), "a stand-in for a colour was left"
+    assert not set(charts._CSS) & set(re.findall(r"#\w{6}", content)), "a stand-in for a color was left"
 
 
 def test_what_differs_is_on_the_page_and_in_the_table(make_run: MakeRun, tmp_path: Path) -> None:

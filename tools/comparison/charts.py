@@ -1,4 +1,4 @@
-"""The charts of a comparison, as SVG that takes its colours and its font from the page."""
+"""The charts of a comparison, as SVG that takes its colors and its font from the page."""
 
 import io
 import re
@@ -23,7 +23,7 @@ SIGNS: dict[Verdict, str] = {
     "within the spread": "≈",
     "no conclusion": "?",
 }
-# Stand-ins that matplotlib takes for colours, and what the page knows instead.
+# Stand-ins that matplotlib takes for colors, and what the page knows instead.
 _INK, _MUTED, _SHADE, _HIGHER, _LOWER = (f"#01010{number}" for number in range(1, 6))
 _CSS = {
     _INK: "currentColor",
@@ -32,7 +32,7 @@ _CSS = {
     _HIGHER: "var(--higher)",
     _LOWER: "var(--lower)",
 }
-_COLOURS: dict[Verdict, str] = {"higher": _HIGHER, "lower": _LOWER}
+_COLORS: dict[Verdict, str] = {"higher": _HIGHER, "lower": _LOWER}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "compare",  # the same names inside each time
@@ -52,7 +52,7 @@ _DOT: dict[str, Any] = {"markersize": 9, "markeredgewidth": 0}
 
 def ap_chart(groups: Sequence[Group], judgements: Sequence[Judgement], baseline: Group) -> dict[str, str]:
     """AP of each run, and its group's mean on the range that would not differ from the baseline."""
-    centre = statistics.fmean(baseline.values("AP"))
+    center = statistics.fmean(baseline.values("AP"))
 
     def draw(width: int) -> Figure:
         beside = width > 2 * WIDTHS["narrow"]  # texts, instead of above the dots
@@ -65,14 +65,14 @@ def ap_chart(groups: Sequence[Group], judgements: Sequence[Judgement], baseline:
         above, below = (0.1, 0.9) if beside else (0.45, 0.95)
         middle = (above + below) / 2
         for row, (group, judgement) in enumerate(zip(groups, judgements, strict=True)):
-            values, colour = group.values("AP"), _COLOURS.get(judgement.verdict, _INK)
+            values, color = group.values("AP"), _COLORS.get(judgement.verdict, _INK)
             if judgement.low is not None and judgement.high is not None:
                 half = (judgement.high - judgement.low) / 2
-                axes.barh(row + middle, 2 * half, height=below - above, left=centre - half, color=_SHADE)
-            axes.plot([centre] * 2, [row + above, row + below], color=_MUTED, linewidth=1, linestyle=_DASHES)
-            axes.plot(values, [row + middle] * len(values), "o", color=colour, alpha=0.45, **_DOT)
+                axes.barh(row + middle, 2 * half, height=below - above, left=center - half, color=_SHADE)
+            axes.plot([center] * 2, [row + above, row + below], color=_MUTED, linewidth=1, linestyle=_DASHES)
+            axes.plot(values, [row + middle] * len(values), "o", color=color, alpha=0.45, **_DOT)
             mean, deviation = statistics.fmean(values), spread(values)[1]
-            axes.plot([mean, mean], [row + above, row + below], color=colour, linewidth=3)
+            axes.plot([mean, mean], [row + above, row + below], color=color, linewidth=3)
             text = f"{mean:.3f}{'' if deviation is None else f' ± {deviation:.3f}'} {SIGNS[judgement.verdict]}"
             place: dict[str, Any] = {
                 "y": row + (middle if beside else 0.27),
@@ -93,14 +93,14 @@ def curves(groups: Sequence[Group], judgements: Sequence[Judgement], baseline: G
     runs = [run for group in groups for run in group.runs]
     name, kind = ("AP", "val") if all(len(run.by_step("AP", "val")) > 1 for run in runs) else ("loss", "train")
 
-    def line(axes: Axes, group: Group, colour: str, style: tuple, band: bool) -> None:
+    def line(axes: Axes, group: Group, color: str, style: tuple, band: bool) -> None:
         series = [run.by_step(name, kind) for run in group.runs]
         steps = sorted(set.intersection(*map(set, series)))
         values = [[run[step] for run in series] for step in steps]
-        axes.plot(steps, [statistics.fmean(found) for found in values], color=colour, linewidth=1.8, linestyle=style)
+        axes.plot(steps, [statistics.fmean(found) for found in values], color=color, linewidth=1.8, linestyle=style)
         if band and len(series) > 1:
             low, high = ([function(found) for found in values] for function in (min, max))
-            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
 
     def draw(width: int) -> Figure:
         columns = max(width // 300, 1)
@@ -115,7 +115,7 @@ def curves(groups: Sequence[Group], judgements: Sequence[Judgement], baseline: G
             axes.set_title(_cut(f"{number}  {group.label}", 38), weight="bold")
             if group is not baseline:
                 line(axes, baseline, _MUTED, _DASHES, band=False)
-            line(axes, group, _COLOURS.get(judgement.verdict, _INK), (0, ()), band=True)
+            line(axes, group, _COLORS.get(judgement.verdict, _INK), (0, ()), band=True)
         return figure
 
     return "AP" if name == "AP" else "training loss", _drawn(draw, "curves")
@@ -139,9 +139,9 @@ def cost_chart(groups: Sequence[Group], judgements: Sequence[Judgement], costs: 
             axes.set_ylabel("AP")
             for group, judgement, value in zip(groups, judgements, values, strict=True):
                 mean, deviation = spread(group.values("AP"))
-                colour = _COLOURS.get(judgement.verdict, _INK)
-                axes.errorbar(value, mean, yerr=deviation, color=colour, alpha=0.4, linewidth=1.5)
-                axes.plot(value, mean, "o", color=colour, **_DOT)
+                color = _COLORS.get(judgement.verdict, _INK)
+                axes.errorbar(value, mean, yerr=deviation, color=color, alpha=0.4, linewidth=1.5)
+                axes.plot(value, mean, "o", color=color, **_DOT)
             axes.margins(0.12)
             axes.locator_params(axis="x", nbins=4)
         figure.draw_without_rendering()  # which settles where things are

@@ -10,11 +10,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import medians
-from detr.config import build_model, plain
-from detr.errors import UserError
 from detr.types import ImageBatch
 from tools.comparison.runs import Group, Run
+from tools.stored import build_stored_model
+from tools.timing import medians
 
 _SECONDS = 60.0  # to spend on measuring time
 
@@ -33,10 +32,13 @@ class Cost:
     repeats: int
 
 
-def measure(groups: Sequence[Group]) -> list[Cost]:
-    """Each group's model, built anew with random weights, on the CPU. Models that are the same are measured once."""
+def measure(groups: Sequence[Group], packages: Sequence[str] = ()) -> list[Cost]:
+    """Each group's model, built anew with random weights, on the CPU. Models that are the same are measured once.
+
+    packages: those that models may be built from, beside detr.models.
+    """
     keys = [_key(group.runs[0]) for group in groups]
-    models = {key: _build(group.runs[0]) for key, group in dict(zip(keys, groups, strict=True)).items()}
+    models = {key: _build(group.runs[0], packages) for key, group in dict(zip(keys, groups, strict=True)).items()}
     sizes = {key: group.runs[0].size for key, group in zip(keys, groups, strict=True)}
     calls: dict[str, Callable[[], object]] = {key: partial(_run, models[key], sizes[key]) for key in models}
     once = sum(medians(calls, repeats=1).values())
@@ -68,14 +70,11 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 def _key(run: Run) -> str:
-    return json.dumps([plain(run.config.model), run.size, run.num_classes])
+    return json.dumps([run.config["model"], run.size, run.num_classes])
 
 
-def _build(run: Run) -> nn.Module:
-    try:
-        model = build_model(run.config.model, run.num_classes, pretrained=False)
-    except UserError as error:
-        raise UserError(f"{run.folder / 'config.yaml'}: {error}") from None
+def _build(run: Run, packages: Sequence[str]) -> nn.Module:
+    model = build_stored_model(run.config["model"], run.num_classes, run.folder / "config.yaml", packages)
     # Without gradients everywhere: the counter does not cope with parameters under no_grad.
     return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 

@@ -124,7 +124,7 @@ def summary(groups: Sequence[Group], judgements: Sequence[Judgement], baseline: 
 
 
 def smallest_visible(judgements: Sequence[Judgement]) -> float | None:
-    """About the smallest difference that could have been told from chance: half an interval, the median of them."""
+    """About the smallest difference that the test would have found: half an interval, the median of them."""
     halves = [(found.high - found.low) / 2 for found in judgements if found.low is not None and found.high is not None]
     return statistics.median(halves) if halves else None
 

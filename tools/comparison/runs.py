@@ -2,23 +2,24 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from detr.config import plain
 from detr.engine.options import flat
 from detr.errors import UserError
+from detr.files import read_regular
+from tools.stored import read_config
 
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 _TRAINING = ("step", "loss", "images_per_second", "memory_gb", "eta_minutes")  # what each training record has
 _ATTENTION = "model.attention"
-_OF_A_START = ("seed", "run_dir", "debug", "trainer.resume")  # options that tell no configurations apart
+_MOST = 2**28  # bytes of a run's records: about a million lines
+_OF_A_START = ("seed", "run_dir", "debug", "trainer.resume")  # options that make no configuration another one
 _HOW_TO = "Train some with: python train.py -m model/attention=none,se seed=1,2,3 run_dir=DIR"
 
 
@@ -26,14 +27,15 @@ _HOW_TO = "Train some with: python train.py -m model/attention=none,se seed=1,2,
 class Run:
     """One finished training.
 
-    options: its configuration but for what belongs to a single start, as text by dotted name; `model.attention` is
+    config: as its file has it.
+    options: the configuration but for what belongs to a single start, as text by dotted name; `model.attention` is
         the names of the blocks in their order.
     metrics: COCO's, from its last evaluation; -1 where there was nothing to find.
     size: short side of its images, in pixels. records: what is in its metrics.jsonl.
     """
 
     folder: Path
-    config: Any
+    config: dict[str, Any]
     options: dict[str, str]
     metrics: dict[str, float]
     num_classes: int
@@ -89,7 +91,7 @@ def find_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
         if isinstance(found, str):
             left_out[path.parent] = found
             continue
-        key = (found.config.get("seed"), *sorted(found.options.items()))
+        key = (str(found.config.get("seed")), *sorted(found.options.items()))
         if key in runs:
             left_out[path.parent] = f"repeats {runs[key].folder}: the same configuration and seed"
         runs.setdefault(key, found)
@@ -117,28 +119,22 @@ def _read(folder: Path) -> Run | str:
     metrics, records = folder / "evaluation" / "metrics.json", folder / "metrics.jsonl"
     if not (metrics.exists() and records.exists()):
         return "it has not been evaluated"
-    try:
-        config = OmegaConf.load(folder / "config.yaml")
-        content = plain(config)
-        options = _options(content)
-        patience, size = content["trainer"].get("patience"), int(content["data"]["size"])
-    except (YAMLError, OmegaConfBaseException, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise _damaged(folder / "config.yaml", error) from None
-    try:
-        lines = records.read_text().rpartition("\n")[0].splitlines()  # a run that was killed leaves half a line
+    with _damage_named(folder / "config.yaml"):
+        config = read_config(folder / "config.yaml")
+        options = _options(config)
+        patience, size = config["trainer"].get("patience"), int(config["data"]["size"])
+    with _damage_named(records):
+        # A run that was killed leaves half a line.
+        lines = read_regular(records, _MOST).decode().rpartition("\n")[0].splitlines()
         rows = [json.loads(line) for line in lines]
         left = [[row[name] for name in _TRAINING][-1] for row in rows if row["group"] == "train"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise _damaged(records, error) from None
     # Only at the last step no time is left; where patience ended the training it is an evaluation that came last.
     if not left or rows[-1]["group"] != "val" or (left[-1] > 0 and patience is None):
         return f"it stopped at step {rows[-1]['step'] if rows else 0}, before its end"
-    try:
-        found = json.loads(metrics.read_text())
+    with _damage_named(metrics):
+        found = json.loads(read_regular(metrics, _MOST))
         summary = {name: float(found["bbox"][name]) for name in METRICS}
         num_classes = len(found["per_class"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise _damaged(metrics, error) from None
     if summary["AP"] == -1:
         return "its validation data hold no objects"
     return Run(
@@ -152,9 +148,18 @@ def _read(folder: Path) -> Run | str:
     )
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return UserError(f"{path} is not what train.py writes ({reason}). Repair it, or remove the run's folder.")
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Report whatever goes wrong with a file's content with the file's path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{path} is not what train.py writes ({reason}). Repair it, or remove the run's folder."
+        ) from None
 
 
 def _options(config: dict[str, Any]) -> dict[str, str]:
@@ -189,14 +194,14 @@ def _without_common(groups: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _labels(groups: Sequence[dict[str, str]], differing: Sequence[str]) -> list[str]:
-    """A name for each group, of as few options as tell them apart; the attention blocks first, if they differ."""
+    """A name for each group, of as few options as distinguish them; the attention blocks first, if they differ."""
     chosen = [_ATTENTION] if _ATTENTION in differing or len(groups) == 1 else []
 
-    def told_apart(names: Sequence[str]) -> int:
+    def distinguished(names: Sequence[str]) -> int:
         return len({tuple(options.get(name) for name in names) for options in groups})
 
-    while told_apart(chosen) < len(groups):
-        chosen.append(max(differing, key=lambda name: told_apart([*chosen, name])))
+    while distinguished(chosen) < len(groups):
+        chosen.append(max(differing, key=lambda name: distinguished([*chosen, name])))
     return [
         ", ".join(
             options[name] if name == _ATTENTION else f"{name.removeprefix(f'{_ATTENTION}.')}={options[name]}"

@@ -1,0 +1,130 @@
+"""Folders of results: what the program wrote is replaced, everything else stays as it is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from detr.errors import UserError
+from detr.files import read_regular
+from detr.reporting import OutputFolder
+
+NAMES = ["a.jpg", "deep/b.jpg"]
+RECORD = ".written.jsonl"
+
+
+def write(folder: Path, content: bytes = b"drawn", names: list[str] = NAMES) -> None:
+    output = OutputFolder(folder, names)
+    for name in names:
+        output.write(name, content + name.encode())
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_refused(folder: Path, named: Path) -> None:
+    """With the file named, and nothing changed anywhere."""
+    before = everything(folder)
+    with pytest.raises(UserError) as caught:
+        write(folder, b"new")
+    assert str(caught.value).startswith(f"{named} exists already") and "output=DIR" in str(caught.value)
+    assert everything(folder) == before
+
+
+def test_what_it_wrote_itself_is_replaced(tmp_path: Path) -> None:
+    for content in (b"first", b"second", b"second", b"third"):
+        write(tmp_path / "out", content)
+        found = everything(tmp_path / "out")
+        assert {name: found[name] for name in NAMES} == {
+            "a.jpg": content + b"a.jpg",
+            "deep/b.jpg": content + b"deep/b.jpg",
+        }
+        assert found.keys() == {*NAMES, RECORD}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("known", [False, True], ids=["in a new folder", "in a folder that was written to"])
+def test_what_others_wrote_stays(tmp_path: Path, name: str, known: bool) -> None:
+    if known:
+        write(tmp_path, names=["c.jpg"])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"photograph")
+    assert_refused(tmp_path, tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"drawna.jp", b"drawna.jpg\n", b"drawndeep/b.jpg"])
+def test_what_was_changed_since_stays(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert_refused(tmp_path, tmp_path / "a.jpg")
+
+
+def test_what_was_removed_is_written_again(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "a.jpg").unlink()
+    write(tmp_path, b"new")
+    assert (tmp_path / "a.jpg").read_bytes() == b"newa.jpg"
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_nothing_is_written_through_a_link(tmp_path: Path, link: object) -> None:
+    photograph, folder = tmp_path / "photograph", tmp_path / "out"
+    write(folder)
+    photograph.write_bytes((folder / "a.jpg").read_bytes())  # which even the record does not make the program's own
+    (folder / "a.jpg").unlink()
+    link(photograph, folder / "a.jpg")  # type: ignore[operator]
+    if link is os.symlink:
+        assert_refused(folder, folder / "a.jpg")
+    else:
+        write(folder, b"new")
+    assert photograph.read_bytes() == b"drawna.jpg"
+
+
+def test_links_that_lead_nowhere_and_to_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jpg").symlink_to(tmp_path / "nowhere")
+    assert_refused(folder, folder / "a.jpg")
+    assert not (tmp_path / "nowhere").exists()
+    (folder / "a.jpg").unlink()
+    write(folder)
+    (folder / "deep").rename(tmp_path / "elsewhere")
+    (folder / "deep").symlink_to(tmp_path / "elsewhere")
+    assert_refused(folder, folder / "deep" / "b.jpg")
+    assert (tmp_path / "elsewhere" / "b.jpg").read_bytes() == b"drawndeep/b.jpg"
+
+
+def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+    output = OutputFolder(tmp_path, NAMES)
+    (tmp_path / "a.jpg").write_bytes(b"photograph")
+    with pytest.raises(UserError, match=r"a\.jpg exists already"):
+        output.write("a.jpg", b"drawn")
+    assert (tmp_path / "a.jpg").read_bytes() == b"photograph"
+
+
+@pytest.mark.parametrize("content", [b"", b"mine\n", b'{"format": "detr-written-1"}\n[1]\n', b"[" * 10**5])
+def test_a_record_of_someone_else_stays(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / RECORD).write_bytes(content)
+    assert_refused(tmp_path, tmp_path / RECORD)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_record_that_is_a_link_is_not_written_through(tmp_path: Path, link: object) -> None:
+    write(tmp_path / "other")
+    (tmp_path / "out").mkdir()
+    link(tmp_path / "other" / RECORD, tmp_path / "out" / RECORD)  # type: ignore[operator]
+    assert_refused(tmp_path / "out", tmp_path / "out" / RECORD)
+
+
+@pytest.mark.timeout(20)
+def test_only_regular_files_of_a_limited_size_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(13))
+    assert read_regular(path, 13) == bytes(13)
+    with pytest.raises(UserError, match=r"file has 13 bytes, wanted at most 12\. Replace or remove it\."):
+        read_regular(path, 12)
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="is a device or a pipe, wanted a file"):
+            read_regular(special, 99)
