@@ -9,7 +9,7 @@ from yaml import YAMLError
 
 from detr.config import compose, plain
 from detr.errors import UserError
-from tests.conftest import REPOSITORY
+from tests.helpers.commands import REPOSITORY
 from tools.stored import build_stored_model, read_config
 
 
