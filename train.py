@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from datasets import training_data
 from detr import distributed
 from detr.config import build, build_criterion, build_model, check_config, exit_codes, pick_device, plain, run_directory
-from detr.engine import Trainer, TrainerConfig, accelerated
+from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
 from detr.engine.checkpoint import load_weights
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.reporting import Reporter
@@ -39,20 +40,26 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     if config.weights is not None:
         load_weights(model, config.weights, data.categories)
     model = accelerated(model.to(device), options)
+    backbone: Any = model.backbone
+    if config.optimizer.get("backbone_lr") == 0:
+        backbone.freeze()
     criterion = build_criterion(config.criterion, num_classes=num_classes).to(device)
+    evaluator = CocoEvaluator(
+        loader=data.val,
+        annotations=data.annotations,
+        categories=data.categories,
+        diagnostics=MatchingDiagnostics(criterion.match),
+        limit=options.limit_evaluation_images,
+        **config.evaluation,
+    )
     trainer = Trainer(
         model=model,
         criterion=criterion,
         optimizer=build(config.optimizer, path="optimizer", model=model),
         schedule=build(config.scheduler, path="scheduler"),
         loader=data.train,
-        evaluator=CocoEvaluator(
-            loader=data.val,
-            annotations=data.annotations,
-            categories=data.categories,
-            diagnostics=MatchingDiagnostics(criterion.match),
-            limit=options.limit_evaluation_images,
-            **config.evaluation,
+        callbacks=standard_callbacks(
+            options, model=model, evaluator=evaluator, own=build(config.callbacks, path="callbacks")
         ),
         reporter=Reporter(sinks=build(config.logger, path="logger"), run_dir=run_dir, log_every=config.log_every),
         config=options,

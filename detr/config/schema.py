@@ -73,6 +73,7 @@ class TrainConfig(RunConfig):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: Any = MISSING
+    callbacks: Any = MISSING
     log_every: int = 50
     seed: int = 42
     weights: str | None = None

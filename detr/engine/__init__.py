@@ -1,8 +1,9 @@
-"""Training: the loop, optimiser and schedules, checkpoints."""
+"""Training: the loop, callbacks, optimizer and schedules, checkpoints."""
 
 from detr.engine.accelerate import accelerated
+from detr.engine.callbacks import standard_callbacks
 from detr.engine.options import TrainerConfig
 from detr.engine.step import TrainingStep
-from detr.engine.trainer import Trainer
+from detr.engine.trainer import Callback, Trainer
 
-__all__ = ["Trainer", "TrainerConfig", "TrainingStep", "accelerated"]
+__all__ = ["Callback", "Trainer", "TrainerConfig", "TrainingStep", "accelerated", "standard_callbacks"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from detr import distributed
 from detr.engine import checkpoint
-from detr.engine.step import Batch
+from detr.engine.batches import Batch
 from detr.errors import UserError
 from detr.files import read_tensors
 from detr.types import ImageBatch, Target

@@ -4,15 +4,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from torch import nn
 from torch.optim import AdamW
 
 from detr.errors import UserError
 from detr.models.attention import plugged_in
-from detr.models.detr import DETR
+
+_AT_BACKBONE_RATE = ("backbone.", "encoder.position.")
 
 
 def adamw(
-    model: DETR,
+    model: nn.Module,
     *,
     lr: float = 1e-4,
     backbone_lr: float = 1e-5,
@@ -23,10 +25,11 @@ def adamw(
 ) -> AdamW:
     """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning rate of its own for the backbone.
 
-    Learned positions train at the backbone's rate too: published DETR counts them as a part of it. Attention blocks in
-    the backbone do not: they are new.
-
-    lr, backbone_lr: learning rates before the schedule; a backbone_lr of 0 freezes the backbone, as in published DETR.
+    model: its part `backbone` is what backbone_lr is for, and `encoder.position`: published DETR counts learned
+        positions as a part of the backbone. Attention blocks in the backbone train at `lr`: they are new. Only
+        parameters that train are in the groups.
+    lr, backbone_lr: learning rates before the schedule. train.py freezes the backbone where backbone_lr is 0, as
+        published DETR does.
     lr_factors: factors on the rate of parameters with such a text in their name; Deformable DETR trains sampling
         offsets and reference points at a tenth.
     weight_decay: on all parameters. weight_decays: another one for parameters with such a text in their name; norms and
@@ -34,15 +37,13 @@ def adamw(
 
     The first text that a name contains counts. Raises UserError for a text that no name contains.
     """
-    if backbone_lr == 0:
-        model.backbone.freeze()
     factors, decays = lr_factors or {}, weight_decays or {}
-    backbone = {id(p) for part in (model.backbone, model.get_submodule("encoder.position")) for p in part.parameters()}
-    backbone -= {id(p) for blocks in plugged_in(model) for p in blocks.parameters()}
+    new = {id(p) for blocks in plugged_in(model) for p in blocks.parameters()}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in trained.items():
-        rate, group = (backbone_lr, "lr_backbone") if id(parameter) in backbone else (lr, "lr")
+        of_backbone = name.startswith(_AT_BACKBONE_RATE) and id(parameter) not in new
+        rate, group = (backbone_lr, "lr_backbone") if of_backbone else (lr, "lr")
         parts = [next((part for part in special if part in name), "") for special in (factors, decays)]
         group = "_".join([group, *filter(None, dict.fromkeys(parts))])
         options = {"lr": rate * factors.get(parts[0], 1.0), "weight_decay": decays.get(parts[1], weight_decay)}

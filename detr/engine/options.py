@@ -15,7 +15,7 @@ class TrainerConfig:
     """Fixed options of the loop.
 
     epochs: passes over the training data. max_steps: ends the training earlier or later than that, where given.
-    accumulate: batches whose gradients are added up for one step of the optimiser.
+    accumulate: batches whose gradients are added up for one step of the optimizer.
     precision: fp32, bf16, or fp16 with a scaled loss; losses and matching are in fp32 always.
     compile: compile the model, which pays on GPUs. A few compilations serve all sizes of images; they are counted in
         `compilations`.

@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType, TracebackType
+from typing import Any
 
 from detr.errors import Interrupted
 
@@ -17,12 +18,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._received: list[signal.Signals] = []
+        self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
         return bool(self._received)
 
     def __enter__(self) -> "StopRequest":
+        self._received.clear()
         self._previous = {number: signal.signal(number, self._on_signal) for number in self._signals}
         return self
 

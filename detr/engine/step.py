@@ -1,4 +1,4 @@
-"""One step of the optimiser: what happens between a batch and changed weights."""
+"""One step of the optimizer: what happens between a batch and changed weights."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from detr import distributed
+from detr.engine.batches import Batch
 from detr.engine.options import TrainerConfig
 from detr.engine.profile import phase
 from detr.errors import NonFiniteError, UserError
@@ -17,7 +18,6 @@ from detr.losses import SetCriterion
 from detr.models.attention import Policy
 from detr.types import ImageBatch, Predictions, Target
 
-Batch = tuple[ImageBatch, Sequence[Target]]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -57,18 +57,18 @@ class TrainingStep:
         """Losses by name, over all batches and processes, and norms of the gradient.
 
         Raises NonFiniteError, in all processes, where there is nothing sound to learn from in one of them; weights,
-        statistics and optimiser are then as before.
+        statistics and the optimizer are then as before.
         """
         kept = [buffer.clone() for buffer in self.model.buffers()] if self.config.non_finite == "skip" else []
         try:
-            return self._step(batches, step)
+            return self._attempt(batches, step)
         except NonFiniteError:
             for buffer, before in zip(self.model.buffers(), kept, strict=False):
                 buffer.copy_(before)
             self.optimizer.zero_grad(set_to_none=True)
             raise
 
-    def _step(self, batches: Sequence[Batch], step: int) -> dict[str, float]:
+    def _attempt(self, batches: Sequence[Batch], step: int) -> dict[str, float]:
         targets = [target for _, of_batch in batches for target in of_batch]
         counts = distributed.gather(torch.tensor([len(target) for target in targets], device=self.device))
         self.optimizer.zero_grad(set_to_none=True)
@@ -88,14 +88,14 @@ class TrainingStep:
             return self._update(parts, targets)
 
     def _update(self, parts: Sequence[Mapping[str, Tensor]], targets: Sequence[Target]) -> dict[str, float]:
-        """Clip the gradient, step the optimiser; returns what is logged. parts: losses of the accumulated batches."""
+        """Clip the gradient, step the optimizer; returns what is logged. parts: losses of the accumulated batches."""
         self.scaler.unscale_(self.optimizer)
         norms = self._clip_gradients()
         # Parts of a loss add up to that of the step; what is logged only is a mean.
         sums = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
         means = {name: value / (1 if name.startswith("loss") else len(parts)) for name, value in sums.items()}
         names = [*means, *norms]
-        # One synchronisation for everything that is logged.
+        # One synchronization for everything that is logged.
         values = distributed.mean(torch.stack([*means.values(), *norms.values()]).detach()).tolist()
         result = dict(zip(names, values, strict=True))
         sound = [result["loss"]] if self.scaler.is_enabled() else values  # the scaler itself sees to the gradient

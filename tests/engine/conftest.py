@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
-from detr.engine import Trainer, TrainerConfig
+from detr.engine import Callback, Trainer, TrainerConfig, standard_callbacks
 from detr.engine.optim import Cosine, adamw
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.losses import HungarianMatcher, SetCriterion
@@ -28,6 +28,7 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
         attention: Any = None,
         batch_size: int = 6,
         dropout: float = 0.1,
+        callbacks: dict[str, Callback] | None = None,
         **options: Any,
     ) -> Trainer:
         recipe = transforms.train(sizes=[40, 48], max_size=64, crop=False)
@@ -35,6 +36,14 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
         val = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
         model = tiny_detr(num_classes=3, num_queries=queries, dropout=dropout, attention=attention)
         criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=3)
+        config = TrainerConfig(**{"epochs": 4, "resume": "auto", **options})
+        evaluator = CocoEvaluator(
+            loader=evaluation_loader(val, batch_size=4, workers=0),
+            annotations=val.annotations,
+            categories=train.categories,
+            diagnostics=MatchingDiagnostics(HungarianMatcher()),
+            limit=config.limit_evaluation_images,
+        )
         run_dir = tmp_path / run
         run_dir.mkdir(exist_ok=True)
         return Trainer(
@@ -43,15 +52,9 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
             optimizer=adamw(model, lr=lr, backbone_lr=lr),
             schedule=Cosine(warmup=0.1),
             loader=TrainLoader(train, batch_size=batch_size, workers=0, seed=seed),
-            evaluator=CocoEvaluator(
-                loader=evaluation_loader(val, batch_size=4, workers=0),
-                annotations=val.annotations,
-                categories=train.categories,
-                diagnostics=MatchingDiagnostics(HungarianMatcher()),
-                limit=options.get("limit_evaluation_images"),
-            ),
+            callbacks=standard_callbacks(config, model=model, evaluator=evaluator, own=callbacks),
             reporter=Reporter(sinks={"jsonl": JsonLines()}, run_dir=run_dir, log_every=1),
-            config=TrainerConfig(**{"epochs": 4, "resume": "auto", **options}),
+            config=config,
             run_dir=run_dir,
             metadata={"config": {"data": {}, "model": {}, "optimizer": {"lr": lr}}, "categories": []},
             seed=seed,

@@ -46,5 +46,5 @@ class StopsAt:
     def close(self) -> None: ...
 
     def advance(self, losses: Any) -> None:
-        if self.trainer.step == self.at:
+        if self.trainer.state.step == self.at:
             signal.raise_signal(signal.SIGUSR1)

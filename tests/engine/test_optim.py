@@ -21,11 +21,13 @@ def test_groups_partition_the_trainable_parameters(tiny_detr: Callable[..., DETR
     assert {id(p) for p in groups["lr_backbone"]["params"]} == {id(p) for p in model.backbone.parameters()}
 
 
-def test_no_backbone_learning_rate_freezes_it(tiny_detr: Callable[..., DETR]) -> None:
+def test_what_does_not_train_is_in_no_group(tiny_detr: Callable[..., DETR]) -> None:
     model = tiny_detr()
     model.backbone = ResNet(name="resnet18", norm="batch", freeze=[])
-    assert [group["name"] for group in adamw(model, backbone_lr=0.0).param_groups] == ["lr"]
-    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert [group["name"] for group in adamw(model, backbone_lr=0.0).param_groups] == ["lr_backbone", "lr"]
+    assert all(p.requires_grad for p in model.parameters())
+    model.backbone.freeze()
+    assert [group["name"] for group in adamw(model).param_groups] == ["lr"]
 
 
 def test_step_decay_is_the_published_schedule() -> None:

@@ -24,7 +24,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, stops
         assert last(interrupted.run_dir)["training"]["step"] == step
     resumed = make("parts")
     resumed.fit()
-    assert resumed.step == straight.step == 16
+    assert resumed.state.step == straight.state.step == 16
     assert_same_state(last(straight.run_dir), last(resumed.run_dir))
 
     def losses(trainer: Trainer) -> list[tuple[int, float]]:
@@ -38,17 +38,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, stops
 def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
     straight, trainer = make("straight"), make("parts")
     straight.fit()
-    evaluate = trainer.evaluator
+    evaluation = trainer.callbacks["evaluation"]
+    evaluate = evaluation.evaluator
 
     def stop_while_evaluating(model: Any, stop: Callable[[], bool]) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return evaluate(model, stop=stop)
 
-    trainer.evaluator = stop_while_evaluating  # type: ignore[assignment]
+    evaluation.evaluator = stop_while_evaluating
     with pytest.raises(Interrupted):
         trainer.fit()
     training = last(trainer.run_dir)["training"]
-    assert (training["step"], training["evaluated_step"]) == (4, 0)
+    assert (training["step"], training["callbacks"]["evaluation"]["evaluated_step"]) == (4, 0)
     resumed = make("parts")
     resumed.fit()
     assert_same_state(last(straight.run_dir), last(resumed.run_dir))
@@ -59,8 +60,8 @@ def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
 def test_options_come_from_the_configuration_not_the_checkpoint(make: Make) -> None:
     make("run", max_steps=2).fit()
     changed = make("run", max_steps=20, lr=0.5)
-    changed._resume()
-    assert changed.step == 2 and changed.rates == [0.5, 0.5]
+    changed.state.resume("auto")
+    assert changed.state.step == 2 and changed.rates == [0.5, 0.5]
     assert [group["lr"] for group in changed.optimizer.param_groups] == [0.5, 0.5]
 
 

@@ -105,7 +105,7 @@ def test_best_and_last_are_kept_and_metrics_written(make: Make) -> None:
         "triangle",
     }
     best = checkpoint.load(trainer.run_dir / "checkpoints" / "best.pt")
-    assert best["training"]["best"] == trainer.best > -1
+    assert best["training"]["callbacks"]["evaluation"]["best"] == trainer.callbacks["evaluation"].best > -1
     assert len(list((trainer.run_dir / "predictions").glob("*.jpg"))) == 7
 
 
@@ -176,14 +176,15 @@ def test_moving_average_is_evaluated_saved_and_resumed(make: Make) -> None:
     saved, resumed = last(straight.run_dir), last(parts.run_dir)
     assert_same_state(saved, resumed)
     name = "heads.0.class_head.weight"
-    assert torch.equal(saved["model"][name], straight.average.module.state_dict()[name])
+    assert torch.equal(saved["model"][name], straight.state.evaluated.state_dict()[name])
     assert not torch.equal(saved["model"][name], saved["training"]["model"][name])
 
 
 def test_the_average_is_that_of_the_weights(make: Make) -> None:
     trainer, seen = make(ema=0.5, max_steps=3), []
-    update = trainer.average.update_parameters
-    trainer.average.update_parameters = lambda model: (
+    average = trainer.callbacks["moving_average"].average
+    update = average.update_parameters
+    average.update_parameters = lambda model: (
         seen.append(model.heads[0].class_head.weight.clone()),
         update(model),
     )
@@ -192,7 +193,7 @@ def test_the_average_is_that_of_the_weights(make: Make) -> None:
     for steps, weight in enumerate(seen[1:], start=1):
         decay = min(0.5, (1 + steps) / (10 + steps))
         wanted = decay * wanted + (1 - decay) * weight
-    torch.testing.assert_close(trainer.average.module.heads[0].class_head.weight, wanted)
+    torch.testing.assert_close(trainer.state.evaluated.heads[0].class_head.weight, wanted)
 
 
 def test_frozen_parts_train_from_their_epoch_on(make: Make) -> None:
@@ -217,16 +218,17 @@ def test_frozen_parts_train_from_their_epoch_on(make: Make) -> None:
 def test_training_ends_when_patience_is_over(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(patience=2, epochs=9, monitor="AP50")
     values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
-    evaluate = trainer.evaluator
+    evaluation = trainer.callbacks["evaluation"]
+    evaluate = evaluation.evaluator
 
     def with_values(model: Any, stop: Callable[[], bool]) -> Any:
-        evaluation = evaluate(model, stop=stop)
-        evaluation.metrics.summary["AP50"] = next(values)
-        return evaluation
+        found = evaluate(model, stop=stop)
+        found.metrics.summary["AP50"] = next(values)
+        return found
 
-    trainer.evaluator = with_values  # type: ignore[assignment]
+    evaluation.evaluator = with_values
     trainer.fit()
-    assert (trainer.step, trainer.best_step, trainer.best) == (16, 8, 0.3)
+    assert (trainer.state.step, evaluation.best_step, evaluation.best) == (16, 8, 0.3)
     with pytest.raises(UserError, match=r"trainer\.monitor: 'mAP' is not among the metrics, which are AP, AP50"):
         make("other", monitor="mAP", max_steps=1).fit()
 
@@ -234,7 +236,7 @@ def test_training_ends_when_patience_is_over(make: Make, monkeypatch: pytest.Mon
 def test_quick_looks(make: Make) -> None:
     trainer = make(limit_epoch_steps=2, limit_evaluation_images=4, epochs=2)
     trainer.fit()
-    assert trainer.step == 4 and len(records(trainer, "val")) == 2
+    assert trainer.state.step == 4 and len(records(trainer, "val")) == 2
     again, seen = make("again", overfit_batches=1, epochs=3), []
     again.model.register_forward_pre_hook(lambda model, given: seen.append(given[0].images) if model.training else None)
     again.fit()

@@ -1,0 +1,35 @@
+"""When checkpoints are saved."""
+
+import time
+from collections.abc import Mapping
+
+from detr.engine.callbacks.evaluation import Evaluation
+from detr.engine.trainer import Callback, Trainer
+
+
+class Checkpointing(Callback):
+    """Saves last.pt after every evaluation and between them, and best.pt where the evaluation was the best so far.
+
+    every_steps, every_minutes: between two checkpoints; 0 for none beside those of evaluations.
+    """
+
+    def __init__(self, *, evaluation: Evaluation, every_steps: int, every_minutes: float) -> None:
+        self.evaluation, self.every_steps, self.every_minutes = evaluation, every_steps, every_minutes
+        self.saved_at = time.monotonic()
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.saved_at = time.monotonic()
+
+    def on_step_end(self, trainer: Trainer, losses: Mapping[str, float]) -> None:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if (self.every_steps and trainer.state.step % self.every_steps == 0) or 0 < self.every_minutes <= minutes:
+            self._save(trainer)
+
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        if self.evaluation.best_step == trainer.state.step:
+            trainer.state.save("best.pt")
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.state.save()
+        self.saved_at = time.monotonic()

@@ -1,0 +1,65 @@
+"""Evaluation between epochs, and which one was the best."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from detr import distributed
+from detr.engine.trainer import Callback, Trainer
+from detr.errors import UserError
+from detr.evaluation import CocoEvaluator
+
+
+class Evaluation(Callback):
+    """Evaluates after every so many epochs and at the end of the training.
+
+    It saves a checkpoint before: an evaluation that fails must not cost the training before it.
+
+    every: epochs between two evaluations.
+    monitor: the metric whose highest value is the best. Raises UserError, after an evaluation, where there is none of
+        that name.
+    """
+
+    def __init__(self, *, evaluator: CocoEvaluator, every: int, monitor: str) -> None:
+        self.evaluator, self.every, self.monitor = evaluator, every, monitor
+        self.evaluated_step = self.best_step = 0
+        self.best = -math.inf
+
+    def on_start(self, trainer: Trainer) -> None:
+        if not trainer.state.path("best.pt").exists():
+            self.best = -math.inf  # the best one stayed in another folder
+        self.on_epoch_end(trainer)  # the one before which, or within which, a training that is resumed was stopped
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        if self._is_due(trainer):
+            trainer.state.save()
+            self._evaluate(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.state.step == self.evaluated_step:
+            return False
+        whole = trainer.state.step % trainer.epoch_steps == 0
+        return trainer.finished or (whole and trainer.epoch % self.every == 0)
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        evaluation = self.evaluator(trainer.state.evaluated, stop=lambda: trainer.stop.requested)
+        trainer.stop_if_requested()
+        step = self.evaluated_step = trainer.state.step
+        metrics = distributed.from_first(evaluation.metrics.summary if evaluation else {})
+        if evaluation is not None:
+            evaluation.metrics.save(trainer.run_dir / "evaluation" / "metrics.json")
+            trainer.reporter.evaluation(step, {**metrics, **evaluation.diagnostics}, evaluation.samples)
+        if self.monitor not in metrics:
+            raise UserError(
+                f"trainer.monitor: '{self.monitor}' is not among the metrics, which are {', '.join(metrics)}."
+            )
+        if metrics[self.monitor] > self.best:
+            self.best, self.best_step = metrics[self.monitor], step
+        for callback in trainer.callbacks.values():
+            callback.on_evaluation_end(trainer, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluated_step": self.evaluated_step, "best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.evaluated_step, self.best, self.best_step = state["evaluated_step"], state["best"], state["best_step"]

@@ -1,0 +1,43 @@
+"""Parts of the model that do not train, for good or up to an epoch."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from detr.engine.trainer import Callback, Trainer
+from detr.errors import UserError
+
+
+class Freezing(Callback):
+    """Parts train or not, by the epoch; the statistics of their batch norms stay as well while they do not.
+
+    parts: by name, each with the epoch from which it trains; None: never.
+    Raises UserError for a part that the model does not have.
+    """
+
+    def __init__(self, *, model: nn.Module, parts: Mapping[str, int | None]) -> None:
+        self.parts = parts
+        self.parameters = {part: _trainable(model, part) for part in parts}
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        before = [parameter.requires_grad for parameter in trainer.model.parameters()]
+        for part, until in self.parts.items():
+            trains = until is not None and trainer.epoch >= until
+            for parameter in self.parameters[part]:
+                parameter.requires_grad_(trains)
+            if not trains:
+                trainer.model.get_submodule(part).eval()
+        if before != [parameter.requires_grad for parameter in trainer.model.parameters()]:
+            trainer.update.parallelize()
+
+
+def _trainable(model: nn.Module, part: str) -> list[nn.Parameter]:
+    """The parameters of a part of the model that train without this callback."""
+    try:
+        return [parameter for parameter in model.get_submodule(part).parameters() if parameter.requires_grad]
+    except AttributeError:
+        known = [name for name, _ in model.named_children()]
+        raise UserError(
+            f"trainer.freeze: the model has no part '{part}'; its parts are {', '.join(known)}, and parts of these "
+            "such as transformer.encoder."
+        ) from None

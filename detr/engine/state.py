@@ -1,0 +1,192 @@
+"""The state of a training, which its checkpoints keep and from which it goes on."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from detr import distributed
+from detr.engine import checkpoint
+from detr.engine.options import flat
+from detr.errors import UserError
+
+logger = logging.getLogger(__name__)
+_OF_A_START = ("run_dir", "trainer.resume", "weights", "device", "debug")  # options that say nothing of the training
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    str,
+    Tensor,
+    nn.Parameter,
+)  # what loading accepts, which runs no code of the file
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What has a state of its own in the checkpoint: a dict of tensors and plain values; empty where it has none."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class TrainingState:
+    """All that a training needs to go on bit for bit: weights, optimizer, loss scale, number of steps, callbacks.
+
+    images: in one step, of all processes. metadata: what else a checkpoint needs to be used alone: `config` and
+    `categories`. keep: last checkpoints that are kept.
+
+    step: steps done. skipped: how many of these changed nothing.
+    averaged: the moving average of the model, which is evaluated and saved for use instead of it, where there is one.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scaler: GradScaler,
+        callbacks: Mapping[str, Stateful],
+        run_dir: Path,
+        images: int,
+        metadata: Mapping[str, Any],
+        keep: int,
+    ) -> None:
+        self.model, self.optimizer, self.scaler, self.callbacks = model, optimizer, scaler, callbacks
+        self.run_dir, self.images, self.metadata, self.keep = run_dir, images, metadata, keep
+        self.averaged: nn.Module | None = None
+        self.step = self.skipped = 0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The moving average of the model where there is one, else the model."""
+        return self.model if self.averaged is None else self.averaged
+
+    def path(self, name: str = "last.pt") -> Path:
+        return self.run_dir / "checkpoints" / name
+
+    def save(self, name: str = "last.pt") -> Path:
+        """Write a checkpoint, in process 0 alone; returns where. Raises UserError where it cannot be written."""
+        path = self.path(name)
+        if distributed.rank() == 0:
+            content = {**self.metadata, "model": self.evaluated.state_dict(), "training": self._training()}
+            checkpoint.save(path, content, keep=self.keep if name == "last.pt" else 1)
+        return path
+
+    def resume(self, source: str | None) -> Path | None:
+        """Go on from the checkpoint at a path; with `auto` from the run's newest one that is whole, if there is any.
+
+        Returns which one it was. Raises UserError where it is of another training than this one.
+        """
+        self._callback_states()  # one that cannot be saved is to be known before any work
+        path, content = self._read(source)
+        if content is None:
+            return None
+        training, weights = content["training"], checkpoint.model_state(content, path)
+        self._check(content, path)
+        checkpoint.load_model_state(self.model, training.get("model", weights), path)
+        if self.averaged is not None:
+            checkpoint.load_model_state(self.averaged, weights, path)
+        self._restore(training, path)
+        for name, state in training["callbacks"].items():
+            self._restore_callback(name, state, path)
+        if changes := list(_changes(content["config"], self.metadata["config"])):
+            logger.warning("From here on other options hold than in the checkpoint: %s.", "; ".join(changes))
+        return path
+
+    def _training(self) -> dict[str, Any]:
+        model = {} if self.averaged is None else {"model": self.model.state_dict()}
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "images": self.images,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "callbacks": self._callback_states(),
+            **model,
+        }
+
+    def _callback_states(self) -> dict[str, dict[str, Any]]:
+        states = {name: state for name, callback in self.callbacks.items() if (state := callback.state_dict())}
+        for name, state in states.items():
+            if (kind := _not_plain(state)) is not None:
+                raise UserError(
+                    f"callbacks.{name}: its state_dict() holds a {kind}, which no checkpoint can be read back with. "
+                    "Return tensors, numbers, texts, and lists and dicts of these."
+                )
+        return states
+
+    def _read(self, source: str | None) -> tuple[Path, dict[str, Any] | None]:
+        if source == "auto":
+            return checkpoint.newest(self.path())
+        path = Path(source or self.path())
+        return path, checkpoint.load(path) if source else None
+
+    def _check(self, content: Mapping[str, Any], path: Path) -> None:
+        training = content["training"]
+        if not isinstance(training.get("callbacks"), dict):
+            raise UserError(
+                f"Checkpoint {path} is of an earlier version of this framework: its weights can be used, but the "
+                "training cannot go on from it. Start anew from its weights with weights=PATH."
+            )
+        if content["categories"] != self.metadata["categories"]:
+            raise UserError(
+                f"Checkpoint {path} was trained on other classes than the training data have. Resume on the same data, "
+                "or start anew from its weights with weights=PATH."
+            )
+        if training.get("images") != self.images:
+            raise UserError(
+                f"Checkpoint {path} counts steps of {training.get('images')} images, now a step has {self.images} "
+                "(data.batch_size * trainer.accumulate * processes). Set these so that the product is the same, or "
+                "start anew from its weights with weights=PATH."
+            )
+
+    def _restore(self, training: Mapping[str, Any], path: Path) -> None:
+        """The optimizer's options, such as rates, stay as they are configured."""
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(training["optimizer"])
+            if training["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(training["scaler"])
+            self.step, self.skipped = training["step"], training["skipped"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"Checkpoint {path} has no training state of these parameter groups: {error}. Resume with the "
+                "same model and optimizer options, or start anew from its weights with weights=PATH."
+            ) from None
+        for group, configured in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(configured)
+
+    def _restore_callback(self, name: str, state: Mapping[str, Any], path: Path) -> None:
+        if name not in self.callbacks:
+            return  # it is no longer configured
+        try:
+            self.callbacks[name].load_state_dict(state)
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"callbacks.{name} cannot take its state from checkpoint {path}: {error}. Give it the options that it "
+                "had, or another name to start it anew."
+            ) from error
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """The options that differ, with both values."""
+    old, new = dict(flat(before)), dict(flat(now))
+    for name in old | new:
+        if old.get(name) != new.get(name) and name not in _OF_A_START:
+            yield f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+
+
+def _not_plain(value: Any) -> str | None:
+    """The type of the first thing in a state that a checkpoint could not be read back with."""
+    if type(value) in (dict, OrderedDict):
+        return next(filter(None, map(_not_plain, [*value, *value.values()])), None)
+    if type(value) in (list, tuple):
+        return next(filter(None, map(_not_plain, value)), None)
+    return None if type(value) in _PLAIN else type(value).__name__
