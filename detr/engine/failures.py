@@ -13,7 +13,7 @@ from detr.errors import UserError
 from detr.files import read_tensors
 from detr.types import ImageBatch, Target
 
-FORMAT = "detr-failure-1"
+FORMAT = "detr-failure-2"
 
 
 def save(
@@ -27,8 +27,7 @@ def save(
         "format": FORMAT,
         "model": model.state_dict(),
         "batches": [
-            {"images": batch.images, "mask": batch.mask, "targets": [vars(target) for target in targets]}
-            for batch, targets in batches
+            {"images": vars(batch), "targets": [vars(target) for target in targets]} for batch, targets in batches
         ],
         "step": step,
         "seed": seed,
@@ -44,7 +43,6 @@ def load(path: str | Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise UserError(f"{path} holds no failed step. Give a file of a run's failures folder.")
     content["batches"] = [
-        (ImageBatch(images=row["images"], mask=row["mask"]), [Target(**target) for target in row["targets"]])
-        for row in content["batches"]
+        (ImageBatch(**row["images"]), [Target(**target) for target in row["targets"]]) for row in content["batches"]
     ]
     return content

@@ -39,7 +39,10 @@ class Reporter:
         own = sinks.values() if distributed.rank() == 0 else ()
         self.sinks, self.run_dir = [sink for sink in own if sink is not None], run_dir
         self.log_every, self.threshold = log_every, threshold
+        self.total_steps = 0
         self._started: list[Sink] = []
+        self._sums: dict[str, float] = {}
+        self._count, self._images, self._waited, self._since = 0, 0, 0.0, 0.0
 
     def start(self, step: int, total_steps: int) -> None:
         """step: steps done before. Must come before everything else."""
@@ -63,7 +66,7 @@ class Reporter:
         self._waited += waited
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._tell(lambda sink: sink.advance(losses))
+        self._send(lambda sink: sink.advance(losses))
         if step % self.log_every and step != self.total_steps:
             return
         seconds = time.perf_counter() - self._since
@@ -93,7 +96,7 @@ class Reporter:
         folder.mkdir(parents=True, exist_ok=True)
         for index, picture in enumerate(pictures):
             picture.save(folder / f"{index}.jpg", quality=92)
-        self._tell(lambda sink: sink.pictures(step, pictures))
+        self._send(lambda sink: sink.pictures(step, pictures))
         self._reset()  # the time of the evaluation is not training time
 
     def __enter__(self) -> "Reporter":
@@ -102,13 +105,13 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell(lambda sink: sink.close())
+        self._send(lambda sink: sink.close())
 
     def _scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
-        self._tell(lambda sink: sink.scalars(step, values, group))
+        self._send(lambda sink: sink.scalars(step, values, group))
 
-    def _tell(self, call: Callable[[Sink], None]) -> None:
-        """A training is not to end because of its log."""
+    def _send(self, call: Callable[[Sink], None]) -> None:
+        """Pass something to all sinks; one that fails is left out from then on: a training must not end by its log."""
         for sink in list(self._started):
             try:
                 call(sink)
@@ -118,7 +121,7 @@ class Reporter:
                 logger.warning("Nothing more goes to %s: %s.", type(sink).__name__, error.with_traceback(None))
 
     def _reset(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._sums = {}
         self._count, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
 
 
