@@ -12,7 +12,7 @@ from detr.errors import UserError
 
 
 def accelerated(model: nn.Module, config: TrainerConfig) -> nn.Module:
-    """The model in channels-last layout; activation checkpointing, synchronised batch norm, compilation if asked for.
+    """The model in channels-last layout; activation checkpointing, synchronized batch norm, compilation if asked for.
 
     Its parameters keep their names. Raises UserError where the device cannot do it.
     """

@@ -47,7 +47,7 @@ class Callback:
         """After an evaluation, before its checkpoint. metrics: by name, such as AP."""
 
     def on_end(self, trainer: "Trainer") -> None:
-        """Last of all, also after an error or a signal; `trainer.finished` tells these from the end of the training."""
+        """Last of all, also after an error or a signal; `trainer.finished` says whether the training is complete."""
 
     def state_dict(self) -> dict[str, Any]:
         """What checkpoints keep of it: tensors, numbers, texts, lists and dicts."""
@@ -119,6 +119,13 @@ class Trainer:
         """End the training after this step, as if it were the last; to be called in all processes."""
         self.ends_early = True
 
+    def stop_if_requested(self) -> None:
+        """After a signal in any process: save, and raise Interrupted in all of them."""
+        if distributed.any_of(self.stop.requested):
+            path = self.state.save()
+            distributed.barrier()  # a launcher ends all processes when the first one is gone
+            raise Interrupted(f"Stopped by a signal at step {self.state.step}. Go on with trainer.resume={path}")
+
     def fit(self) -> None:
         """Train to the end. Raises Interrupted after a signal, with everything saved."""
         if path := self.state.resume(self.config.resume):
@@ -141,11 +148,10 @@ class Trainer:
         self.criterion.train()
         for callback in self.callbacks.values():
             callback.on_epoch_start(self)
+        epoch = 0 if self.config.overfit_batches else self.epoch
         start = self.state.step % self.epoch_steps * self.config.accumulate
         asked = time.perf_counter()
-        for batches in grouped(
-            self.loader.epoch(0 if self.config.overfit_batches else self.epoch, start), self.config.accumulate
-        ):
+        for batches in grouped(self.loader.epoch(epoch, start), self.config.accumulate):
             waited = time.perf_counter() - asked
             if losses := self._learn(batches):
                 self._report(losses, batches, waited)
@@ -185,10 +191,3 @@ class Trainer:
             logged["compilations"] = compilations()
         images = sum(len(batch) for batch, _ in batches) * distributed.world_size()
         self.reporter.step(self.state.step, losses, logged, images, waited)
-
-    def stop_if_requested(self) -> None:
-        """After a signal in any process: save, and raise Interrupted in all of them."""
-        if distributed.any_of(self.stop.requested):
-            path = self.state.save()
-            distributed.barrier()  # a launcher ends all processes when the first one is gone
-            raise Interrupted(f"Stopped by a signal at step {self.state.step}. Go on with trainer.resume={path}")

@@ -38,6 +38,6 @@ def _trainable(model: nn.Module, part: str) -> list[nn.Parameter]:
     except AttributeError:
         known = [name for name, _ in model.named_children()]
         raise UserError(
-            f"trainer.freeze: the model has no part '{part}'; its parts are {', '.join(known)}, and parts of these "
-            "such as transformer.encoder."
+            f"trainer.freeze: the model has no part '{part}'; its parts are {', '.join(known)}, and parts of these by "
+            "dotted names."
         ) from None
