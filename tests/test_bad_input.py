@@ -453,6 +453,13 @@ CASES = [
         ("instances_val.json",),
         annotations(lambda content: content.update(images=[], annotations=[]), "val"),
     ),
+    Case(
+        "folder of another project for generated shapes",
+        TRAIN,
+        ("data=shapes", "data.root={tmp}/data"),
+        ("/data", "holds something else", "Nothing in it was changed", "data.root"),
+        write("data/manifest.json", b'{"name": "web application"}'),
+    ),
     # Options
     Case("misspelt option", TRAIN, ("model.num_querys=5",), ("num_querys",)),
     Case("misspelt fixed option", TRAIN, ("trainer.epoch=5",), ("epoch",)),

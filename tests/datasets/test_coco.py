@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from datasets import CocoDetection, TrainLoader, evaluation_loader, shapes, transforms
+from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
 from detr.boxes import cxcywh_to_xyxy
 from detr.errors import UserError
 from detr.types import Category
@@ -164,40 +164,3 @@ def test_evaluation_sees_each_image_once(shapes_root: Path) -> None:
     dataset = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
     ids = [t.image_id for _, targets in evaluation_loader(dataset, batch_size=3, workers=0) for t in targets]
     assert ids == [record.id for record in dataset.records] and len(ids) == 7
-
-
-def test_shapes_are_deterministic_and_repaired(tmp_path: Path) -> None:
-    def read(root: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-    first, second = tmp_path / "a", tmp_path / "b"
-    for root in (first, second):
-        shapes.generate(root, train_images=5, val_images=3, image_size=64, seed=2)
-    assert read(first) == read(second)
-    before, damaged = read(first), first / "train" / "000001.jpg"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    shapes.generate(first, train_images=5, val_images=3, image_size=64, seed=2)
-    assert read(first) == before
-    shapes.generate(first, train_images=5, val_images=3, image_size=64, seed=3)
-    assert read(first) != before
-
-
-def test_shapes_never_replace_anything_else(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"holds something else.*data\.root"):
-        shapes.generate(tmp_path, train_images=1, val_images=1)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
-
-
-def test_boxes_of_shapes_are_tight(tmp_path: Path) -> None:
-    shapes.generate(tmp_path / "s", train_images=30, val_images=1, image_size=96, min_objects=1, max_objects=1)
-    dataset = CocoDetection(tmp_path / "s" / "train", tmp_path / "s" / "instances_train.json")
-    for image, target in (dataset[index] for index in range(10)):
-        x1, y1, x2, y2 = (cxcywh_to_xyxy(target.boxes)[0] * 96).tolist()
-        pixels = image.float()
-        inside = pixels[:, round(y1 + y2) // 2, round(x1 + x2) // 2]
-        close = (pixels - inside[:, None, None]).abs().amax(0) < 12
-        ys, xs = torch.nonzero(
-            close[max(int(y1) - 3, 0) : int(y2) + 4, max(int(x1) - 3, 0) : int(x2) + 4], as_tuple=True
-        )
-        assert xs.max() - xs.min() <= x2 - x1 + 3 and ys.max() - ys.min() <= y2 - y1 + 3
