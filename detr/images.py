@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 height width"]:
     """Read any image that Pillow knows as 8-bit RGB, channels-last in memory, which resizes fastest.
 
-    Greyscale, palette, CMYK and 16-bit images are converted, transparency is dropped. size: (height, width) that the
+    Grayscale, palette, CMYK and 16-bit images are converted, transparency is dropped. size: (height, width) that the
     annotations were made for. It decides whether the orientation stored in the file's EXIF data is meant; where it
     cannot tell, and without it, the image is turned upright, as viewers and annotation tools show it.
 

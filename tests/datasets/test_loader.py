@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
+from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
+from datasets.formats.coco import read_coco
 from detr import distributed
 from detr.errors import UserError
 from detr.types import ImageBatch, Target
@@ -39,11 +40,13 @@ def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 
 @pytest.fixture
-def damaged(shapes_root: Path, tmp_path: Path) -> CocoDetection:
+def damaged(shapes_root: Path, tmp_path: Path) -> DetectionDataset:
     """A set with four of 24 training images spoilt, each in another way, two of them in a row; they are skipped."""
     root = tmp_path / "set"
     shutil.copytree(shapes_root, root)
-    dataset = CocoDetection(root / "train", root / "instances_train.json", RECIPE, seed=5, unreadable="skip")
+    dataset = DetectionDataset(
+        read_coco(images=root / "train", annotations=root / "instances_train.json"), RECIPE, seed=5, unreadable="skip"
+    )
     empty, cut, gone, other = (root / "train" / dataset.records[index].file_name for index in (3, 4, 11, 23))
     empty.write_bytes(b"")
     cut.write_bytes(cut.read_bytes()[:200])
@@ -52,8 +55,10 @@ def damaged(shapes_root: Path, tmp_path: Path) -> CocoDetection:
     return dataset
 
 
-def shapes_set(root: Path, split: str = "train", recipe: Any = RECIPE) -> CocoDetection:
-    return CocoDetection(root / split, root / f"instances_{split}.json", recipe, seed=5)
+def shapes_set(root: Path, split: str = "train", recipe: Any = RECIPE) -> DetectionDataset:
+    return DetectionDataset(
+        read_coco(images=root / split, annotations=root / f"instances_{split}.json"), recipe, seed=5
+    )
 
 
 def images_of(batches: Iterable[tuple[ImageBatch, list[Target]]]) -> list[tuple[torch.Tensor, Target]]:
@@ -80,7 +85,7 @@ def assert_same_images(a: list[tuple[torch.Tensor, Target]], b: list[tuple[torch
 class Sizes:
     """A data set of black images of these sizes, (height, width)."""
 
-    annotations = Path("none.json")
+    source = Path("none.json")
 
     def __init__(self, sizes: list[tuple[int, int]]) -> None:
         self.records = [type("Record", (), {"size": size}) for size in sizes]
@@ -214,7 +219,7 @@ def test_batches_are_padded_to_a_multiple(shapes_root: Path, workers: int) -> No
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_next_image_takes_the_place_of_an_unreadable_one(
-    damaged: CocoDetection, shapes_root: Path, caplog: pytest.LogCaptureFixture, workers: int
+    damaged: DetectionDataset, shapes_root: Path, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     sound = shapes_set(shapes_root)
     next_of = {3: 5, 4: 5, 11: 12, 23: 0}
@@ -234,7 +239,7 @@ def test_the_next_image_takes_the_place_of_an_unreadable_one(
 
 
 def test_many_unreadable_images_are_counted_and_a_few_named(
-    damaged: CocoDetection, caplog: pytest.LogCaptureFixture
+    damaged: DetectionDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in list(damaged.folder.iterdir())[:15]:
         path.write_bytes(b"")
@@ -247,7 +252,7 @@ def test_many_unreadable_images_are_counted_and_a_few_named(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_no_readable_image_at_all_ends_the_training(damaged: CocoDetection, workers: int) -> None:
+def test_no_readable_image_at_all_ends_the_training(damaged: DetectionDataset, workers: int) -> None:
     for path in damaged.folder.iterdir():
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"Not one of the 24 images in \S*train can be read.*\.jpg cannot be read"):
@@ -255,9 +260,11 @@ def test_no_readable_image_at_all_ends_the_training(damaged: CocoDetection, work
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_stops_evaluation_and_by_default_training(damaged: CocoDetection, workers: int) -> None:
+def test_an_unreadable_image_stops_evaluation_and_by_default_training(damaged: DetectionDataset, workers: int) -> None:
     (damaged.folder / damaged.records[11].file_name).write_bytes(b"")  # one that is not there is found before
-    dataset = CocoDetection(damaged.folder, damaged.annotations, transforms.evaluation(size=48, max_size=48))
+    dataset = DetectionDataset(
+        read_coco(images=damaged.folder, annotations=damaged.source), transforms.evaluation(size=48, max_size=48)
+    )
     with pytest.raises(UserError, match=r"000003\.jpg cannot be read.*Replace it"):
         list(evaluation_loader(dataset, batch_size=2, workers=workers))
     with pytest.raises(UserError, match=r"0000\d\d\.jpg cannot be read.*Replace it"):
@@ -266,11 +273,13 @@ def test_an_unreadable_image_stops_evaluation_and_by_default_training(damaged: C
 
 def test_an_unknown_way_with_unreadable_images_is_refused(shapes_root: Path) -> None:
     with pytest.raises(UserError, match=r"data\.unreadable: wanted stop or skip, got 'ignore'"):
-        CocoDetection(shapes_root / "val", shapes_root / "instances_val.json", unreadable="ignore")
+        DetectionDataset(
+            read_coco(images=shapes_root / "val", annotations=shapes_root / "instances_val.json"), unreadable="ignore"
+        )
 
 
 def test_a_training_goes_on_exactly_where_it_was_with_everything_on(
-    damaged: CocoDetection, as_process: Callable[[int, int], None]
+    damaged: DetectionDataset, as_process: Callable[[int, int], None]
 ) -> None:
     as_process(1, 2)
     options = {"batch_size": 3, "seed": 7, "group_by_aspect": True, "pad_to": 32}
@@ -311,10 +320,11 @@ def test_a_worker_killed_between_two_epochs(shapes_root: Path) -> None:
 
 TOO_LITTLE = """
 import sys
-from datasets import CocoDetection, TrainLoader, transforms
+from datasets import DetectionDataset, TrainLoader, transforms
+from datasets.formats.coco import read_coco
 root = sys.argv[1]
 recipe = transforms.evaluation(size=600, max_size=600)
-dataset = CocoDetection(f"{root}/train", f"{root}/instances_train.json", recipe)
+dataset = DetectionDataset(read_coco(images=f"{root}/train", annotations=f"{root}/instances_train.json"), recipe)
 try:
     list(TrainLoader(dataset, batch_size=4, workers=1, seed=0).epoch(0))
 except ValueError as error:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
+from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
+from datasets.formats.coco import read_coco
 from detr.engine import Trainer, TrainerConfig
 from detr.engine.optim import Cosine, adamw
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
@@ -31,8 +32,10 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
         **options: Any,
     ) -> Trainer:
         recipe = transforms.train(sizes=[40, 48], max_size=64, crop=False)
-        train = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json", recipe, seed=seed)
-        val = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
+        train = DetectionDataset(
+            read_coco(images=shapes_root / "train", annotations=shapes_root / "instances_train.json"), recipe, seed=seed
+        )
+        val = DetectionDataset(read_coco(images=shapes_root / "val", annotations=shapes_root / "instances_val.json"))
         model = tiny_detr(num_classes=3, num_queries=queries, dropout=dropout, attention=attention)
         criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=3)
         run_dir = tmp_path / run
@@ -45,7 +48,7 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
             loader=TrainLoader(train, batch_size=batch_size, workers=0, seed=seed),
             evaluator=CocoEvaluator(
                 loader=evaluation_loader(val, batch_size=4, workers=0),
-                annotations=val.annotations,
+                annotations=val.ground_truth(),
                 categories=train.categories,
                 diagnostics=MatchingDiagnostics(HungarianMatcher()),
                 limit=options.get("limit_evaluation_images"),
