@@ -721,6 +721,35 @@ CASES = [
         ),
         code=0,
     ),
+    Case(
+        "hostile configuration of the validation data",
+        EVALUATE,
+        BAD,
+        ("data.val", *TARGET),
+        checkpoint(
+            lambda content, tmp: content["config"]["data"].update(
+                val={"_target_": "datasets.shapes.generate", "root": str(tmp / "marker")}
+            )
+        ),
+        without=("data",),
+    ),
+    Case(
+        "checkpoint from before there were data formats",
+        EVALUATE,
+        BAD,
+        ("AP50",),
+        checkpoint(lambda content, _: content["config"]["data"]["val"].pop("_target_")),
+        code=0,
+        without=("data",),
+    ),
+    Case(
+        "validation data by half",
+        EVALUATE,
+        (*BAD, "data.val.images={tmp}/data/val"),
+        ("data.val", "annotations", "Set data.val.annotations"),
+        checkpoint(lambda content, _: content["config"]["data"].pop("val")),
+        without=("data",),
+    ),
     Case("resume from a missing file", TRAIN, ("trainer.resume={tmp}/none.pt",), ("none.pt", "does not exist")),
     Case(
         "resume with other parameter groups",

@@ -12,10 +12,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
-from datasets.formats.coco import read_coco
 from detr.boxes import cxcywh_to_xyxy
 from detr.errors import UserError
 from detr.types import Category
+from tests.helpers.data import coco_set, shapes_set
 
 Write = Callable[..., tuple[Path, Path]]
 
@@ -43,13 +43,9 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def written(folder: Path, annotations: Path, **options: Any) -> DetectionDataset:
-    return DetectionDataset(read_coco(images=folder, annotations=annotations), **options)
-
-
 def test_category_ids_with_gaps_become_ranks(write: Write) -> None:
     rows = [{"category_id": 90, "bbox": [1, 2, 5, 6]}, {"category_id": 3, "bbox": [0, 0, 30, 20], "image_id": 10}]
-    dataset = written(*write(rows, categories=(90, 3, 17)))
+    dataset = coco_set(*write(rows, categories=(90, 3, 17)))
     assert dataset.categories == [Category(3, "c3"), Category(17, "c17"), Category(90, "c90")]
     (_, first), (_, second) = dataset[0], dataset[1]
     assert (first.labels.tolist(), first.image_id, first.original_size) == ([2], 0, (20, 30))
@@ -64,7 +60,7 @@ def test_crowds_and_bad_boxes_are_left_out_and_counted(write: Write, caplog: pyt
     boxes = [[1, 1, 5, 5], [1, 1, float("nan"), 5], [1, 1, -3, 5], [1, 1, 0, 5], [40, 1, 5, 5], [-5, -5, 10, 10]]
     rows = [{"category_id": 3, "bbox": box} for box in boxes]
     rows.append({"category_id": 3, "bbox": [2, 2, 9, 9], "iscrowd": 1})
-    dataset = written(*write(rows))
+    dataset = coco_set(*write(rows))
     xyxy = cxcywh_to_xyxy(dataset[0][1].boxes) * torch.tensor([30, 20, 30, 20.0])
     torch.testing.assert_close(xyxy, torch.tensor([[1, 1, 6, 6], [0, 0, 5, 5.0]]))  # the last one clipped to the image
     kept = [entry["bbox"] for entry in dataset.ground_truth()["annotations"]]
@@ -73,16 +69,14 @@ def test_crowds_and_bad_boxes_are_left_out_and_counted(write: Write, caplog: pyt
 
 
 def test_images_without_objects_stay(write: Write) -> None:
-    dataset = written(*write([]))
+    dataset = coco_set(*write([]))
     assert len(dataset) == 2
     assert dataset[1][1].boxes.shape == (0, 4)
 
 
 def test_every_image_of_coco_reads_as_with_pycocotools(shared: Path) -> None:
     folder = shared / "data" / "coco_sample"
-    dataset = DetectionDataset(
-        read_coco(images=folder / "images" / "train", annotations=folder / "instances_train.json")
-    )
+    dataset = coco_set(folder / "images" / "train", folder / "instances_train.json")
     reference = COCO(folder / "instances_train.json")
     assert [category.id for category in dataset.categories] == sorted(reference.getCatIds())
     assert any(not len(dataset[index][1]) for index in range(len(dataset)))
@@ -99,9 +93,7 @@ def test_every_image_of_coco_reads_as_with_pycocotools(shared: Path) -> None:
 
 def augmented(root: Path, seed: int = 5) -> DetectionDataset:
     recipe = transforms.train(sizes=[40, 48, 56], max_size=80, crop_from=[50, 60], crop_min=30, crop_max=50)
-    return DetectionDataset(
-        read_coco(images=root / "train", annotations=root / "instances_train.json"), recipe, seed=seed
-    )
+    return shapes_set(root, "train", recipe, seed=seed)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -169,6 +161,6 @@ def test_an_epoch_can_start_in_the_middle(shapes_root: Path) -> None:
 
 
 def test_evaluation_sees_each_image_once(shapes_root: Path) -> None:
-    dataset = DetectionDataset(read_coco(images=shapes_root / "val", annotations=shapes_root / "instances_val.json"))
+    dataset = shapes_set(shapes_root, "val")
     ids = [t.image_id for _, targets in evaluation_loader(dataset, batch_size=3, workers=0) for t in targets]
     assert ids == [record.id for record in dataset.records] and len(ids) == 7

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets import DetectionDataset, shapes
-from datasets.formats.coco import read_coco
+from datasets import shapes
 from detr.boxes import cxcywh_to_xyxy
 from detr.errors import UserError
 from tests.conftest import REPOSITORY
+from tests.helpers.data import coco_set
 
 SMALL = {"train_images": 3, "val_images": 2, "image_size": 32}
 
@@ -155,9 +155,7 @@ def test_jobs_that_start_at_once_share_one_set(tmp_path: Path) -> None:
 
 def test_boxes_are_tight(tmp_path: Path) -> None:
     shapes.generate(tmp_path / "s", train_images=30, val_images=1, image_size=96, min_objects=1, max_objects=1)
-    dataset = DetectionDataset(
-        read_coco(images=tmp_path / "s" / "train", annotations=tmp_path / "s" / "instances_train.json")
-    )
+    dataset = coco_set(tmp_path / "s" / "train", tmp_path / "s" / "instances_train.json")
     for image, target in (dataset[index] for index in range(10)):
         x1, y1, x2, y2 = (cxcywh_to_xyxy(target.boxes)[0] * 96).tolist()
         pixels = image.float()

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from datasets import DetectionDataset, transforms
-from datasets.formats.coco import read_coco
+from datasets import transforms
 from detr.boxes import cxcywh_to_xyxy
+from tests.helpers.data import coco_set, shapes_set
 
 
 def marked(height: int, width: int, box: tuple[int, int, int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -65,8 +65,9 @@ def test_crop_windows_are_within_their_limits() -> None:
 
 def test_evaluation_is_within_a_gray_level_of_pillow(shared: Path) -> None:
     folder = shared / "data" / "coco_sample"
-    dataset = DetectionDataset(
-        read_coco(images=folder / "images" / "val", annotations=folder / "instances_val.json"),
+    dataset = coco_set(
+        folder / "images" / "val",
+        folder / "instances_val.json",
         transforms.evaluation(size=800, max_size=1333),
     )
     for index in range(0, len(dataset), 5):
@@ -78,10 +79,8 @@ def test_evaluation_is_within_a_gray_level_of_pillow(shared: Path) -> None:
 
 def test_objects_cut_away_by_a_crop_are_dropped(shapes_root: Path) -> None:
     recipe = transforms.train(sizes=[48], max_size=96, crop_from=[96], crop_min=24, crop_max=30)
-    dataset = DetectionDataset(
-        read_coco(images=shapes_root / "train", annotations=shapes_root / "instances_train.json"), recipe
-    )
-    plain = DetectionDataset(read_coco(images=shapes_root / "train", annotations=shapes_root / "instances_train.json"))
+    dataset = shapes_set(shapes_root, "train", recipe)
+    plain = shapes_set(shapes_root)
     counts = [(len(dataset[(epoch, i)][1]), len(plain[i][1])) for i in range(24) for epoch in range(3)]
     assert all(cut <= whole for cut, whole in counts) and any(cut < whole for cut, whole in counts)
     for i in range(24):

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
-from datasets.formats.coco import read_coco
+from datasets import TrainLoader, evaluation_loader, transforms
 from detr.engine import Trainer, TrainerConfig
 from detr.engine.optim import Cosine, adamw
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
@@ -15,6 +14,7 @@ from detr.losses import HungarianMatcher, SetCriterion
 from detr.models.detr import DETR
 from detr.reporting import JsonLines, Reporter
 from tests.engine.runs import Make
+from tests.helpers.data import shapes_set
 
 
 @pytest.fixture
@@ -32,10 +32,8 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
         **options: Any,
     ) -> Trainer:
         recipe = transforms.train(sizes=[40, 48], max_size=64, crop=False)
-        train = DetectionDataset(
-            read_coco(images=shapes_root / "train", annotations=shapes_root / "instances_train.json"), recipe, seed=seed
-        )
-        val = DetectionDataset(read_coco(images=shapes_root / "val", annotations=shapes_root / "instances_val.json"))
+        train = shapes_set(shapes_root, "train", recipe, seed=seed)
+        val = shapes_set(shapes_root, "val")
         model = tiny_detr(num_classes=3, num_queries=queries, dropout=dropout, attention=attention)
         criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=3)
         run_dir = tmp_path / run

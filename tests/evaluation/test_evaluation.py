@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from datasets import DetectionDataset, evaluation_loader
-from datasets.formats.coco import read_coco
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics, coco_metrics, evaluate_coco
 from detr.losses import HungarianMatcher
 from detr.types import ImageBatch, Predictions
+from tests.helpers.data import shapes_set
 
 
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])
@@ -122,7 +122,7 @@ class Oracle(torch.nn.Module):
 
 
 def test_a_perfect_model_scores_one(shapes_root: Path) -> None:
-    dataset = DetectionDataset(read_coco(images=shapes_root / "val", annotations=shapes_root / "instances_val.json"))
+    dataset = shapes_set(shapes_root, "val")
     evaluator = CocoEvaluator(
         loader=evaluation_loader(dataset, batch_size=3, workers=0),
         annotations=dataset.ground_truth(),
