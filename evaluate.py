@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on COCO-format data: python evaluate.py checkpoint=PATH data=coco data.root=DIR"""
+"""Evaluate a checkpoint: python evaluate.py checkpoint=PATH data=coco data.root=DIR"""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from datasets import CocoDetection, evaluation_loader, transforms
+from datasets import DetectionDataset, evaluation_loader, transforms
 from detr import distributed
 from detr.config import build, check_config, evaluation_data, exit_codes, pick_device, run_directory
 from detr.detector import Detector
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 @exit_codes()
 def main(config: DictConfig) -> None:
+    config.data.train = None  # not read: what is left open there does not matter
     check_config(config)
     device = pick_device(config.device)
     with distributed.process_group(device), run_directory(config) as run_dir:
@@ -32,7 +33,9 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     data = evaluation_data(config, detector.config)
     build(config.data.prepare, path="data.prepare")
     size = {"size": data.get("size") or detector.size, "max_size": data.get("max_size") or detector.max_size}
-    dataset = CocoDetection(**data["val"], transforms=transforms.evaluation(**size), categories=detector.categories)
+    # The node may be the checkpoint's, which is not to be trusted with more.
+    annotations = build(data["val"], path="data.val", allow=("datasets.formats", *config.allow_targets))
+    dataset = DetectionDataset(annotations, transforms.evaluation(**size), categories=detector.categories)
     logger.info("Evaluating on %d images with a short side of %d pixels.", len(dataset), size["size"])
 
     evaluator = CocoEvaluator(

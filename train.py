@@ -8,7 +8,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from datasets import training_data
+from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
 from detr import distributed
 from detr.config import build, build_criterion, build_model, check_config, exit_codes, pick_device, plain, run_directory
 from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
@@ -30,24 +30,26 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
 
-    with distributed.first_on_machine():
-        build(config.data.prepare, path="data.prepare")
-    augmentation = build(config.data.transforms, path="data.transforms")
-    data = training_data(plain(config.data), augmentation, seed=config.seed, epochs=options.total_epochs)
-    num_classes = len(data.categories)
+    train_set, val_set = data_sets(config)
+    batches = {name: config.data[name] for name in ("batch_size", "workers", "pad_to")}
+    loader = TrainLoader(train_set, **batches, seed=config.seed, group_by_aspect=config.data.group_by_aspect)
+    plain_transforms = build(config.data.plain_transforms, path="data.plain_transforms")
+    epochs = options.total_epochs(len(loader))
+    loader.end_augmentation(plain_transforms, after=config.data.plain_after, epochs=epochs)
+    categories, num_classes = train_set.categories, len(train_set.categories)
 
     model = build_model(config.model, num_classes=num_classes, pretrained=config.weights is None)
     if config.weights is not None:
-        load_weights(model, config.weights, data.categories)
+        load_weights(model, config.weights, categories)
     model = accelerated(model.to(device), options)
     backbone: Any = model.backbone
     if config.optimizer.get("backbone_lr") == 0:
         backbone.freeze()
     criterion = build_criterion(config.criterion, num_classes=num_classes).to(device)
     evaluator = CocoEvaluator(
-        loader=data.val,
-        annotations=data.annotations,
-        categories=data.categories,
+        loader=evaluation_loader(val_set, **batches),
+        annotations=val_set.ground_truth(),
+        categories=categories,
         diagnostics=MatchingDiagnostics(criterion.match),
         limit=options.limit_evaluation_images,
         **config.evaluation,
@@ -57,17 +59,30 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         criterion=criterion,
         optimizer=build(config.optimizer, path="optimizer", model=model),
         schedule=build(config.scheduler, path="scheduler"),
-        loader=data.train,
+        loader=loader,
         callbacks=standard_callbacks(
             options, model=model, evaluator=evaluator, own=build(config.callbacks, path="callbacks")
         ),
         reporter=Reporter(sinks=build(config.logger, path="logger"), run_dir=run_dir, log_every=config.log_every),
         config=options,
         run_dir=run_dir,
-        metadata={"config": plain(config), "categories": [asdict(category) for category in data.categories]},
+        metadata={"config": plain(config), "categories": [asdict(category) for category in categories]},
         seed=config.seed,
     )
     trainer.fit()
+
+
+def data_sets(config: DictConfig) -> tuple[DetectionDataset, DetectionDataset]:
+    """For training, and for validation with the same categories."""
+    data = config.data
+    with distributed.first_on_machine():
+        build(data.prepare, path="data.prepare")
+    parts = {name: build(data[name], path=f"data.{name}") for name in ("train", "val", "transforms", "mixing")}
+    train_set = DetectionDataset(
+        parts["train"], parts["transforms"], mixing=parts["mixing"], seed=config.seed, unreadable=data.unreadable
+    )
+    resized = transforms.evaluation(size=data.size, max_size=data.max_size)
+    return train_set, DetectionDataset(parts["val"], resized, categories=train_set.categories)
 
 
 if __name__ == "__main__":

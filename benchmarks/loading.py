@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 
 from benchmarks.measure import Row, threads
 from benchmarks.transforms import photographs
-from datasets import CocoDetection, TrainLoader
+from datasets import DetectionDataset, TrainLoader
+from datasets.formats.coco import read_coco
 from datasets.loader import ShuffledBatches
 from detr.config import build, compose
 
@@ -34,7 +35,7 @@ def run(*, folder: Path | None = None, annotations: Path | None = None) -> Itera
     with tempfile.TemporaryDirectory() as temporary, threads(1):
         images, chosen = photographs(Path(temporary), folder, annotations)
         for workers in (0, 1, 2):
-            dataset = CocoDetection(images, chosen, recipe)
+            dataset = DetectionDataset(read_coco(images=images, annotations=chosen), recipe)
             speed, waiting = _train(TrainLoader(dataset, batch_size=BATCH, workers=workers, seed=0))
             name = f"loading with {workers} workers, {STEP * 1000:.0f} ms a step of {BATCH} images"
             yield Row(name, "images/s", speed, more_is_better=True)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from benchmarks.measure import Row, threads
 from benchmarks.published import load
-from datasets import CocoDetection
+from datasets import DetectionDataset
+from datasets.formats.coco import read_coco
 from datasets.transforms import evaluation
 from detr.config import build, compose
 from tools.timing import medians
@@ -35,8 +36,13 @@ def run(
         folder, chosen = photographs(Path(temporary), folder, annotations)
         data = compose(["data=custom"]).data
         ours = {
-            "train": CocoDetection(folder, chosen, transforms=build(data.transforms, path="data.transforms")),
-            "val": CocoDetection(folder, chosen, transforms=evaluation(size=data.size, max_size=data.max_size)),
+            "train": DetectionDataset(
+                read_coco(images=folder, annotations=chosen), transforms=build(data.transforms, path="data.transforms")
+            ),
+            "val": DetectionDataset(
+                read_coco(images=folder, annotations=chosen),
+                transforms=evaluation(size=data.size, max_size=data.max_size),
+            ),
         }
         published = {} if checkout is None else _published_sets(checkout, folder, chosen)
         for split, name in (("train", "train"), ("val", "evaluation")):
@@ -65,7 +71,7 @@ def _reader(dataset: Any) -> Callable[[], None]:
     def read() -> None:
         nonlocal epoch
         for index in range(len(dataset)):
-            dataset[(epoch, index) if isinstance(dataset, CocoDetection) else index]
+            dataset[(epoch, index) if isinstance(dataset, DetectionDataset) else index]
         epoch += 1
 
     return read
@@ -80,7 +86,7 @@ def _published_sets(checkout: Path, folder: Path, annotations: Path) -> dict[str
         }
 
 
-def _difference(dataset: CocoDetection) -> float:
+def _difference(dataset: DetectionDataset) -> float:
     differences = []
     for index, record in enumerate(dataset.records):
         image = dataset[index][0].permute(1, 2, 0).numpy()

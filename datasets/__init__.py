@@ -1,7 +1,6 @@
-"""Data sets in COCO format: reading, augmenting, batching, and the generated `shapes` set."""
+"""Data sets: reading annotations of any format, augmenting, batching, and the generated `shapes` set."""
 
-from datasets.coco import CocoDetection
+from datasets.detection import DetectionDataset
 from datasets.loader import TrainLoader, evaluation_loader
-from datasets.training import training_data
 
-__all__ = ["CocoDetection", "TrainLoader", "evaluation_loader", "training_data"]
+__all__ = ["DetectionDataset", "TrainLoader", "evaluation_loader"]

@@ -1,16 +1,18 @@
 """From data sets to batches."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
-from datasets.coco import CocoDetection
+from datasets.detection import DetectionDataset
 from datasets.workers import Batch, BatchLoader
 from detr import distributed
 from detr.errors import UserError
 
+logger = logging.getLogger(__name__)
 _CHUNK = 50  # batches whose images are sorted together: enough to be similar, few enough to stay shuffled
 
 
@@ -54,7 +56,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: CocoDetection,
+        dataset: DetectionDataset,
         *,
         batch_size: int,
         workers: int,
@@ -66,7 +68,7 @@ class TrainLoader:
         if len(dataset) < batch_size * processes:
             each = f" in each of {processes} processes" if processes > 1 else ""
             raise UserError(
-                f"{dataset.annotations} has {len(dataset)} images, too few for one batch of {batch_size}{each}. "
+                f"{dataset.source} has {len(dataset)} images, too few for one batch of {batch_size}{each}. "
                 "Lower data.batch_size, or use more images."
             )
         self._dataset, self.batch_size = dataset, batch_size
@@ -76,16 +78,20 @@ class TrainLoader:
             dataset, workers=workers, pad_to=pad_to, batch_sampler=self._sampler, persistent_workers=workers > 0
         )
 
-    def switch_transforms(self, transforms: Callable[..., Any], *, after: float, epochs: int) -> None:
+    def end_augmentation(self, transforms: Callable[..., Any] | None, *, after: float, epochs: int) -> None:
         """Give training images other transforms after a fraction of the training, in whole epochs, at least one.
 
-        after: 1.0 never switches. epochs: of the training, begun ones counted. Comes before the first epoch.
-        Raises UserError where `after` is not in [0, 1].
+        Mixing ends there too. after: 1.0 never. epochs: of the training, begun ones counted. Comes before the first
+        epoch. Raises UserError where `after` is not in [0, 1].
         """
         if not 0 <= after <= 1:
             raise UserError(f"data.plain_after: wanted a fraction of the training in [0, 1], got {after}.")
         if after < 1:
-            self._dataset.switch_transforms(transforms, min(round(after * epochs), epochs - 1))
+            epoch = min(round(after * epochs), epochs - 1)
+            self._dataset.end_augmentation(transforms, epoch)
+            logger.info(
+                "After %d of %d epochs data.plain_transforms take the place of all augmentation.", epoch, epochs
+            )
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -100,12 +106,12 @@ class TrainLoader:
             self._dataset.report_unreadable()
 
 
-def evaluation_loader(dataset: CocoDetection, *, batch_size: int, workers: int, pad_to: int = 1) -> Iterable[Batch]:
-    """Every image once, in the order of the annotation file; raises UserError where there is none.
+def evaluation_loader(dataset: DetectionDataset, *, batch_size: int, workers: int, pad_to: int = 1) -> Iterable[Batch]:
+    """Every image once, in the order of the data set; raises UserError where there is none.
 
     Processes of one run take turns in that order; with fewer images than processes the last ones have no batch at all.
     """
     if len(dataset) == 0:
-        raise UserError(f"{dataset.annotations} lists no images, so there is nothing to evaluate on.")
+        raise UserError(f"{dataset.source} lists no images, so there is nothing to evaluate on.")
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     return BatchLoader(dataset, workers=workers, pad_to=pad_to, batch_size=batch_size, sampler=own)

@@ -1,16 +1,17 @@
-"""A generated COCO-format data set of coloured circles, squares and triangles, for trying things out anywhere."""
+"""A generated COCO-format data set of colored circles, squares and triangles, for trying things out anywhere."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
-import shutil
+import re
 import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image, ImageDraw
 
 from detr.errors import UserError
@@ -18,6 +19,9 @@ from detr.errors import UserError
 logger = logging.getLogger(__name__)
 
 CATEGORIES = ("circle", "square", "triangle")
+FORMAT = "DETR generated shapes"
+_MANIFEST = "manifest.json"
+_GENERATED = re.compile(r"(train|val)/\d{6,}\.jpg|instances_(train|val)\.json")
 _OVERSAMPLING = 2
 
 
@@ -33,12 +37,12 @@ def generate(
 ) -> None:
     """Write the set to `root` as train/, val/, instances_train.json and instances_val.json, unless it is there.
 
-    Each image has min_objects..max_objects shapes of random colour, size and rotation on a shaded, noisy background;
-    later shapes may cover up to half of an earlier one. The same options give the same images. A manifest with a
-    checksum tells a complete set from a damaged or different one, which is generated again. Raises UserError where
-    `root` holds anything else.
+    Each image has min_objects..max_objects shapes of random color, size and rotation on a shaded, noisy background;
+    later shapes may cover up to half of an earlier one. The same options give the same images.
+
+    A manifest lists the files with their checksum. A set that is damaged or has other options is generated again; only
+    files that the manifest lists are replaced. Raises UserError where `root` holds any other file.
     """
-    root = Path(root)
     options = {
         "train_images": train_images,
         "val_images": val_images,
@@ -47,29 +51,86 @@ def generate(
         "max_objects": max_objects,
         "seed": seed,
     }
-    manifest = root / "manifest.json"
-    if manifest.exists():
-        with contextlib.suppress(ValueError):
-            if json.loads(manifest.read_text()) == {"options": options, "sha256": _checksum(root)}:
-                return
-        logger.info("The shapes in %s are damaged or of other options; generating them again.", root)
-    elif root.exists() and any(root.iterdir()):
-        raise UserError(f"The folder {root} holds something else than generated shapes. Name a new one in data.root.")
-    logger.info("Generating %d + %d images of shapes in %s.", train_images, val_images, root)
+    root = Path(root).resolve()
+    if _is_complete(root, options):
+        return
     root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=root.parent))
-    for number, (split, count) in enumerate((("train", train_images), ("val", val_images))):
-        _generate_split(temporary, split, count, (seed, number), image_size, min_objects, max_objects)
-    (temporary / manifest.name).write_text(json.dumps({"options": options, "sha256": _checksum(temporary)}, indent=2))
-    shutil.rmtree(root, ignore_errors=True)
-    temporary.rename(root)
+    with FileLock(f"{root}.lock"):
+        if _is_complete(root, options):  # another job has just generated it
+            return
+        _check_replaceable(root)
+        logger.info("Generating %d + %d images of shapes in %s.", train_images, val_images, root)
+        with tempfile.TemporaryDirectory(dir=root.parent) as temporary:
+            complete = Path(temporary) / root.name
+            for number, (split, count) in enumerate((("train", train_images), ("val", val_images))):
+                _generate_split(complete, split, count, (seed, number), image_size, min_objects, max_objects)
+            files = sorted(_files(complete))
+            content = {"format": FORMAT, "options": options, "sha256": _checksum(complete, files), "files": files}
+            (complete / _MANIFEST).write_text(json.dumps(content, indent=2))
+            _remove(root)
+            complete.rename(root)
 
 
-def _checksum(root: Path) -> str:
+def _is_complete(root: Path, options: Mapping[str, int]) -> bool:
+    manifest = _manifest(root)
+    return manifest.get("options") == options and manifest["sha256"] == _checksum(root, manifest["files"])
+
+
+def _check_replaceable(root: Path) -> None:
+    """Refuse a folder that holds anything beside the files of its manifest."""
+    manifest = _manifest(root)
+    own = {_MANIFEST, *manifest["files"]} if manifest else set()
+    foreign = root.name if root.is_file() else next((name for name in _files(root) if name not in own), "")
+    if foreign:
+        raise UserError(
+            f"The folder {root} holds something else than generated shapes: {foreign}. Nothing in it was changed. Name "
+            "a new folder in data.root, or move that one away."
+        )
+    if manifest:
+        logger.info("The shapes in %s are damaged or of other options; generating them again.", root)
+
+
+def _remove(root: Path) -> None:
+    """Remove a replaceable set, its manifest last. A folder stays, with an error, where a file has just been added."""
+    _check_replaceable(root)
+    for name in sorted(_files(root), key=lambda name: name == _MANIFEST):
+        (root / name).unlink()
+    for folder in sorted(root.rglob("*"), reverse=True):
+        folder.rmdir()
+    if root.exists():
+        root.rmdir()
+
+
+def _manifest(root: Path) -> dict[str, Any]:
+    """The manifest of the generated set in a folder; empty where it has none, or one of another program."""
+    try:
+        content = json.loads((root / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    keys = content.keys() if isinstance(content, dict) else set()
+    if keys == {"format", "options", "sha256", "files"} and content["format"] == FORMAT:
+        return content
+    if keys == {"options", "sha256"}:  # sets of former versions, of which the checksum is the proof
+        files = sorted(set(_files(root)) - {_MANIFEST})
+        if all(map(_GENERATED.fullmatch, files)) and content["sha256"] == _checksum(root, files):
+            return {**content, "files": files}
+    return {}
+
+
+def _files(root: Path) -> Iterator[str]:
+    """Names of everything below a folder but folders; links are not followed."""
+    for path in root.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            yield path.relative_to(root).as_posix()
+
+
+def _checksum(root: Path, files: Collection[str]) -> str | None:
+    """Of names and contents; None where a file is missing."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and path.name != "manifest.json":
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    for name in files:
+        if not (root / name).is_file():
+            return None
+        digest.update(name.encode() + (root / name).read_bytes())
     return digest.hexdigest()
 
 
@@ -118,8 +179,8 @@ def _picture(rng: np.random.Generator, size: int, count: int) -> tuple[Image.Ima
         outline, box = _shape(rng, category, size)
         if any(_covered(old, box) > 0.5 for _, old in objects):
             continue
-        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
-        draw.polygon([(x * _OVERSAMPLING, y * _OVERSAMPLING) for x, y in outline], fill=colour)
+        color = tuple(int(value) for value in rng.integers(0, 256, 3))
+        draw.polygon([(x * _OVERSAMPLING, y * _OVERSAMPLING) for x, y in outline], fill=color)
         objects.append((category, box))
     return canvas.resize((size, size), Image.Resampling.BOX), objects
 

@@ -1,6 +1,6 @@
 """DETR's augmentation and evaluation recipes (Carion et al., ECCV 2020, section 4) on torchvision's v2 transforms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,12 +73,6 @@ def train(
         cropped = v2.Compose([RandomShortSide(crop_from), RandomSizeCrop(crop_min, crop_max), resize])
         resize = v2.RandomChoice([resize, cropped])
     return v2.Compose([v2.RandomHorizontalFlip(horizontal_flip), v2.RandomVerticalFlip(vertical_flip), resize])
-
-
-def without_augmentation(recipe: Mapping[str, Any], *, size: int, max_size: int) -> v2.Transform:
-    """Training without augmentation: resize as in evaluation, with no more than the flips of `recipe`'s options."""
-    flips = {name: recipe.get(name, 0.0) for name in ("horizontal_flip", "vertical_flip")}
-    return train(sizes=[size], max_size=max_size, crop=False, **flips)
 
 
 def evaluation(*, size: int, max_size: int) -> v2.Transform:

@@ -4,7 +4,6 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from os import setpgrp
 from typing import Any
@@ -18,6 +17,7 @@ from detr.images import pad_to_batch
 from detr.types import ImageBatch, Target
 
 Batch = tuple[ImageBatch, list[Target]]
+_ALIGNMENT = 8  # bytes, which every dtype's size divides
 
 
 class BatchLoader:
@@ -63,17 +63,16 @@ def _in_shared_memory(batch: ImageBatch, targets: Sequence[Target]) -> Batch:
     """Ready to be sent to the training process.
 
     torch would do this in a thread, whose errors it only prints: the training would wait for the batch for ever. All
-    targets together take two pieces of memory, because each piece is an open file, of which there are not many.
+    targets together take one piece of memory, because each piece is an open file, of which there are not many.
     """
-    batch.images.share_memory_()
-    batch.mask.share_memory_()
-    counts = [len(target) for target in targets]
-    labels = torch.cat([target.labels for target in targets]).share_memory_().split(counts)
-    boxes = torch.cat([target.boxes for target in targets]).share_memory_().split(counts)
-    return batch, [
-        replace(target, labels=own_labels, boxes=own_boxes)
-        for target, own_labels, own_boxes in zip(targets, labels, boxes, strict=True)
-    ]
+    tensors = [tensor for target in targets for tensor in target.tensors().values()]
+    sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
+    memory = iter(torch.empty(sum(sizes), dtype=torch.uint8).share_memory_().split(sizes))
+
+    def move(tensor: Tensor) -> Tensor:
+        return next(memory)[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    return batch.map(Tensor.share_memory_), [target.map(move) for target in targets]
 
 
 def _leave_process_group(worker: int) -> None:
@@ -83,7 +82,7 @@ def _leave_process_group(worker: int) -> None:
 
 @contextmanager
 def _deaths_unheard() -> Iterator[None]:
-    """Keep torch from raising the death of a worker in the midst of a training step; the next batch tells of it too."""
+    """Keep torch from raising the death of a worker in the midst of a training step; the next batch reports it too."""
     before = signal.getsignal(signal.SIGCHLD)
     yield
     if before is not None and threading.current_thread() is threading.main_thread():

@@ -453,6 +453,13 @@ CASES = [
         ("instances_val.json",),
         annotations(lambda content: content.update(images=[], annotations=[]), "val"),
     ),
+    Case(
+        "folder of another project for generated shapes",
+        TRAIN,
+        ("data=shapes", "data.root={tmp}/data"),
+        ("/data", "holds something else", "Nothing in it was changed", "data.root"),
+        write("data/manifest.json", b'{"name": "web application"}'),
+    ),
     # Options
     Case("misspelt option", TRAIN, ("model.num_querys=5",), ("num_querys",)),
     Case("misspelt fixed option", TRAIN, ("trainer.epoch=5",), ("epoch",)),
@@ -714,6 +721,35 @@ CASES = [
             lambda content, tmp: content["config"]["data"].update(prepare=in_folder(LOG_FILE, tmp), transforms=LOG_FILE)
         ),
         code=0,
+    ),
+    Case(
+        "hostile configuration of the validation data",
+        EVALUATE,
+        BAD,
+        ("data.val", *TARGET),
+        checkpoint(
+            lambda content, tmp: content["config"]["data"].update(
+                val={"_target_": "datasets.shapes.generate", "root": str(tmp / "marker")}
+            )
+        ),
+        without=("data",),
+    ),
+    Case(
+        "checkpoint from before there were data formats",
+        EVALUATE,
+        BAD,
+        ("AP50",),
+        checkpoint(lambda content, _: content["config"]["data"]["val"].pop("_target_")),
+        code=0,
+        without=("data",),
+    ),
+    Case(
+        "validation data by half",
+        EVALUATE,
+        (*BAD, "data.val.images={tmp}/data/val"),
+        ("data.val", "annotations", "Set data.val.annotations"),
+        checkpoint(lambda content, _: content["config"]["data"].pop("val")),
+        without=("data",),
     ),
     Case("resume from a missing file", TRAIN, ("trainer.resume={tmp}/none.pt",), ("none.pt", "does not exist")),
     Case(

@@ -23,6 +23,8 @@ from detr.errors import UserError
 
 logger = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# The reader of checkpoints that were written when there was no other format.
+_COCO = "datasets.formats.coco.read_coco"
 schema.register()
 
 
@@ -91,16 +93,22 @@ def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[
 
     trained: the checkpoint's configuration, None for published weights.
     """
-    given = plain(config.data)
+    given = {key: value for key, value in plain(config.data).items() if value is not None}
     known = trained["data"] if trained else {}
-    data = {**known, **{key: value for key, value in given.items() if value is not None}}
-    data["val"] = {key: value or known.get("val", {}).get(key) for key, value in given["val"].items()}
-    if None in data["val"].values():
+    return {**known, **given, "val": _split(given.get("val", {}), known.get("val", {}))}
+
+
+def _split(given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The node of a split: options that are given, and for the rest those known, where both are of one format."""
+    given = {key: value for key, value in given.items() if value is not None}
+    if not (given or known):
         raise UserError(
             "The checkpoint does not say what to evaluate on. Set data=coco data.root=DIR, or data.val.images=DIR and "
             "data.val.annotations=FILE."
         )
-    return data
+    known = {"_target_": _COCO, **known}
+    same = given.get("_target_", known["_target_"]) == known["_target_"]
+    return {**known, **given} if same else given
 
 
 def pick_device(name: str) -> torch.device:

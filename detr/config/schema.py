@@ -10,18 +10,11 @@ from detr.engine import TrainerConfig
 
 
 @dataclass
-class SplitConfig:
-    """images: folder. annotations: JSON file in COCO format."""
-
-    images: str | None = MISSING
-    annotations: str | None = MISSING
-
-
-@dataclass
 class DataConfig:
     """size, max_size: short side and limit of the long side in evaluation and prediction, in pixels.
 
-    plain_after: fraction of the training after which its images are resized like those, and flipped, but no more.
+    train, val: readers of the two splits. transforms: of training images. mixing: of several of them, before.
+    plain_after: fraction of the training after which plain_transforms take the place of both.
     batch_size: images in a batch of each process. workers: processes that load images, for each process.
     group_by_aspect: training batches of images with similar aspect ratios.
     pad_to: batches are padded to a multiple of so many pixels.
@@ -29,12 +22,14 @@ class DataConfig:
     """
 
     root: str | None = MISSING
-    train: SplitConfig = field(default_factory=SplitConfig)
-    val: SplitConfig = field(default_factory=SplitConfig)
+    train: Any = MISSING
+    val: Any = MISSING
     size: int | None = 800
     max_size: int | None = 1333
     transforms: Any = None
+    mixing: Any = None
     plain_after: float = 1.0
+    plain_transforms: Any = None
     prepare: Any = None
     batch_size: int = 2
     workers: int = 4

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from datasets import CocoDetection, TrainLoader, evaluation_loader, shapes, transforms
+from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
 from detr.boxes import cxcywh_to_xyxy
 from detr.errors import UserError
 from detr.types import Category
+from tests.helpers.data import coco_set, shapes_set
 
 Write = Callable[..., tuple[Path, Path]]
 
@@ -44,7 +45,7 @@ def write(tmp_path: Path) -> Write:
 
 def test_category_ids_with_gaps_become_ranks(write: Write) -> None:
     rows = [{"category_id": 90, "bbox": [1, 2, 5, 6]}, {"category_id": 3, "bbox": [0, 0, 30, 20], "image_id": 10}]
-    dataset = CocoDetection(*write(rows, categories=(90, 3, 17)))
+    dataset = coco_set(*write(rows, categories=(90, 3, 17)))
     assert dataset.categories == [Category(3, "c3"), Category(17, "c17"), Category(90, "c90")]
     (_, first), (_, second) = dataset[0], dataset[1]
     assert (first.labels.tolist(), first.image_id, first.original_size) == ([2], 0, (20, 30))
@@ -59,7 +60,7 @@ def test_crowds_and_bad_boxes_are_left_out_and_counted(write: Write, caplog: pyt
     boxes = [[1, 1, 5, 5], [1, 1, float("nan"), 5], [1, 1, -3, 5], [1, 1, 0, 5], [40, 1, 5, 5], [-5, -5, 10, 10]]
     rows = [{"category_id": 3, "bbox": box} for box in boxes]
     rows.append({"category_id": 3, "bbox": [2, 2, 9, 9], "iscrowd": 1})
-    dataset = CocoDetection(*write(rows))
+    dataset = coco_set(*write(rows))
     xyxy = cxcywh_to_xyxy(dataset[0][1].boxes) * torch.tensor([30, 20, 30, 20.0])
     torch.testing.assert_close(xyxy, torch.tensor([[1, 1, 6, 6], [0, 0, 5, 5.0]]))  # the last one clipped to the image
     kept = [entry["bbox"] for entry in dataset.ground_truth()["annotations"]]
@@ -68,14 +69,14 @@ def test_crowds_and_bad_boxes_are_left_out_and_counted(write: Write, caplog: pyt
 
 
 def test_images_without_objects_stay(write: Write) -> None:
-    dataset = CocoDetection(*write([]))
+    dataset = coco_set(*write([]))
     assert len(dataset) == 2
     assert dataset[1][1].boxes.shape == (0, 4)
 
 
 def test_every_image_of_coco_reads_as_with_pycocotools(shared: Path) -> None:
     folder = shared / "data" / "coco_sample"
-    dataset = CocoDetection(folder / "images" / "train", folder / "instances_train.json")
+    dataset = coco_set(folder / "images" / "train", folder / "instances_train.json")
     reference = COCO(folder / "instances_train.json")
     assert [category.id for category in dataset.categories] == sorted(reference.getCatIds())
     assert any(not len(dataset[index][1]) for index in range(len(dataset)))
@@ -90,9 +91,9 @@ def test_every_image_of_coco_reads_as_with_pycocotools(shared: Path) -> None:
         torch.testing.assert_close(found, boxes.reshape(-1, 4), atol=0.05, rtol=0)
 
 
-def augmented(root: Path, seed: int = 5) -> CocoDetection:
+def augmented(root: Path, seed: int = 5) -> DetectionDataset:
     recipe = transforms.train(sizes=[40, 48, 56], max_size=80, crop_from=[50, 60], crop_min=30, crop_max=50)
-    return CocoDetection(root / "train", root / "instances_train.json", recipe, seed=seed)
+    return shapes_set(root, "train", recipe, seed=seed)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -131,10 +132,9 @@ def test_augmentation_ends_after_a_fraction_of_the_training(
     shapes_root: Path, workers: int, after: float, plain: list[bool]
 ) -> None:
     dataset, whole = augmented(shapes_root), augmented(shapes_root)
-    recipe = {"sizes": [1], "horizontal_flip": 0.5, "vertical_flip": 0.25}
-    whole.transforms = transforms.without_augmentation(recipe, size=44, max_size=60)
+    whole.transforms = transforms.train(sizes=[44], max_size=60, crop=False, horizontal_flip=0.5, vertical_flip=0.25)
     loader = TrainLoader(dataset, batch_size=5, workers=workers, seed=7)
-    loader.switch_transforms(whole.transforms, after=after, epochs=3)
+    loader.end_augmentation(whole.transforms, after=after, epochs=3)
     for epoch, expected in enumerate(plain):
         (_, targets) = next(iter(loader.epoch(epoch)))
         index = next(i for i, record in enumerate(dataset.records) if record.id == targets[0].image_id)
@@ -147,7 +147,7 @@ def test_augmentation_ends_after_a_fraction_of_the_training(
 def test_a_fraction_beyond_the_training_is_refused(shapes_root: Path, after: float) -> None:
     loader = TrainLoader(augmented(shapes_root), batch_size=5, workers=0, seed=7)
     with pytest.raises(UserError, match=r"data\.plain_after: wanted a fraction of the training in \[0, 1\], got"):
-        loader.switch_transforms(transforms.evaluation(size=44, max_size=60), after=after, epochs=3)
+        loader.end_augmentation(transforms.evaluation(size=44, max_size=60), after=after, epochs=3)
 
 
 def test_an_epoch_can_start_in_the_middle(shapes_root: Path) -> None:
@@ -161,43 +161,6 @@ def test_an_epoch_can_start_in_the_middle(shapes_root: Path) -> None:
 
 
 def test_evaluation_sees_each_image_once(shapes_root: Path) -> None:
-    dataset = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
+    dataset = shapes_set(shapes_root, "val")
     ids = [t.image_id for _, targets in evaluation_loader(dataset, batch_size=3, workers=0) for t in targets]
     assert ids == [record.id for record in dataset.records] and len(ids) == 7
-
-
-def test_shapes_are_deterministic_and_repaired(tmp_path: Path) -> None:
-    def read(root: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-    first, second = tmp_path / "a", tmp_path / "b"
-    for root in (first, second):
-        shapes.generate(root, train_images=5, val_images=3, image_size=64, seed=2)
-    assert read(first) == read(second)
-    before, damaged = read(first), first / "train" / "000001.jpg"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    shapes.generate(first, train_images=5, val_images=3, image_size=64, seed=2)
-    assert read(first) == before
-    shapes.generate(first, train_images=5, val_images=3, image_size=64, seed=3)
-    assert read(first) != before
-
-
-def test_shapes_never_replace_anything_else(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"holds something else.*data\.root"):
-        shapes.generate(tmp_path, train_images=1, val_images=1)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
-
-
-def test_boxes_of_shapes_are_tight(tmp_path: Path) -> None:
-    shapes.generate(tmp_path / "s", train_images=30, val_images=1, image_size=96, min_objects=1, max_objects=1)
-    dataset = CocoDetection(tmp_path / "s" / "train", tmp_path / "s" / "instances_train.json")
-    for image, target in (dataset[index] for index in range(10)):
-        x1, y1, x2, y2 = (cxcywh_to_xyxy(target.boxes)[0] * 96).tolist()
-        pixels = image.float()
-        inside = pixels[:, round(y1 + y2) // 2, round(x1 + x2) // 2]
-        close = (pixels - inside[:, None, None]).abs().amax(0) < 12
-        ys, xs = torch.nonzero(
-            close[max(int(y1) - 3, 0) : int(y2) + 4, max(int(x1) - 3, 0) : int(x2) + 4], as_tuple=True
-        )
-        assert xs.max() - xs.min() <= x2 - x1 + 3 and ys.max() - ys.min() <= y2 - y1 + 3

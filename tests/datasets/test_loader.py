@@ -11,18 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
+from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
+from datasets.workers import BatchLoader
 from detr import distributed
 from detr.errors import UserError
 from detr.types import ImageBatch, Target
 from tests.helpers import with_small_disk
 from tests.helpers.commands import REPOSITORY
+from tests.helpers.data import coco_set, shapes_set
 
 RECIPE = transforms.train(sizes=[40, 48, 56], max_size=80, crop_from=[50, 60], crop_min=30, crop_max=50)
 
@@ -39,11 +42,11 @@ def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 
 @pytest.fixture
-def damaged(shapes_root: Path, tmp_path: Path) -> CocoDetection:
+def damaged(shapes_root: Path, tmp_path: Path) -> DetectionDataset:
     """A set with four of 24 training images spoilt, each in another way, two of them in a row; they are skipped."""
     root = tmp_path / "set"
     shutil.copytree(shapes_root, root)
-    dataset = CocoDetection(root / "train", root / "instances_train.json", RECIPE, seed=5, unreadable="skip")
+    dataset = shapes_set(root, "train", RECIPE, seed=5, unreadable="skip")
     empty, cut, gone, other = (root / "train" / dataset.records[index].file_name for index in (3, 4, 11, 23))
     empty.write_bytes(b"")
     cut.write_bytes(cut.read_bytes()[:200])
@@ -52,8 +55,8 @@ def damaged(shapes_root: Path, tmp_path: Path) -> CocoDetection:
     return dataset
 
 
-def shapes_set(root: Path, split: str = "train", recipe: Any = RECIPE) -> CocoDetection:
-    return CocoDetection(root / split, root / f"instances_{split}.json", recipe, seed=5)
+def augmented(root: Path) -> DetectionDataset:
+    return shapes_set(root, transforms=RECIPE, seed=5)
 
 
 def images_of(batches: Iterable[tuple[ImageBatch, list[Target]]]) -> list[tuple[torch.Tensor, Target]]:
@@ -80,7 +83,7 @@ def assert_same_images(a: list[tuple[torch.Tensor, Target]], b: list[tuple[torch
 class Sizes:
     """A data set of black images of these sizes, (height, width)."""
 
-    annotations = Path("none.json")
+    source = Path("none.json")
 
     def __init__(self, sizes: list[tuple[int, int]]) -> None:
         self.records = [type("Record", (), {"size": size}) for size in sizes]
@@ -120,11 +123,17 @@ def test_processes_have_the_batches_of_one_process_among_them(
     batch_size: int,
     options: dict[str, Any],
 ) -> None:
-    one = TrainLoader(shapes_set(shapes_root), batch_size=processes * batch_size, workers=0, seed=7, **options)
+    one = TrainLoader(
+        augmented(shapes_root),
+        batch_size=processes * batch_size,
+        workers=0,
+        seed=7,
+        **options,
+    )
     several = []
     for rank in range(processes):
         as_process(rank, processes)
-        several.append(TrainLoader(shapes_set(shapes_root), batch_size=batch_size, workers=0, seed=7, **options))
+        several.append(TrainLoader(augmented(shapes_root), batch_size=batch_size, workers=0, seed=7, **options))
     assert {len(loader) for loader in several} == {len(one)} == {24 // (processes * batch_size)}
     for epoch, start in ((0, 0), (3, 1)):
         whole = list(one.epoch(epoch, start))
@@ -138,7 +147,7 @@ def test_processes_have_the_batches_of_one_process_among_them(
 def test_processes_evaluate_each_image_once_among_them(
     shapes_root: Path, as_process: Callable[[int, int], None], processes: int, workers: int
 ) -> None:
-    dataset = shapes_set(shapes_root, "val", None)
+    dataset = shapes_set(shapes_root, "val")
     everything = images_of(evaluation_loader(dataset, batch_size=2, workers=0))
     parts = []
     for rank in range(processes):
@@ -152,7 +161,7 @@ def test_processes_evaluate_each_image_once_among_them(
 def test_too_few_images_for_all_processes(shapes_root: Path, as_process: Callable[[int, int], None]) -> None:
     as_process(1, 5)
     with pytest.raises(UserError, match=r"has 24 images, too few for one batch of 5 in each of 5 processes\. Lower"):
-        TrainLoader(shapes_set(shapes_root), batch_size=5, workers=0, seed=7)
+        TrainLoader(augmented(shapes_root), batch_size=5, workers=0, seed=7)
 
 
 # Groups and padding
@@ -194,8 +203,8 @@ def test_groups_of_similar_images_save_padding_and_are_still_shuffled(batch_size
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_are_padded_to_a_multiple(shapes_root: Path, workers: int) -> None:
     options = {"batch_size": 5, "workers": workers, "seed": 7}
-    plain = list(TrainLoader(shapes_set(shapes_root), **options).epoch(1))
-    padded = list(TrainLoader(shapes_set(shapes_root), pad_to=32, **options).epoch(1))
+    plain = list(TrainLoader(augmented(shapes_root), **options).epoch(1))
+    padded = list(TrainLoader(augmented(shapes_root), pad_to=32, **options).epoch(1))
     assert_same_images(images_of(plain), images_of(padded))
     for (before, _), (after, _) in zip(plain, padded, strict=True):
         height, width = (math.ceil(extent / 32) * 32 for extent in before.images.shape[2:])
@@ -209,14 +218,55 @@ def test_batches_are_padded_to_a_multiple(shapes_root: Path, workers: int) -> No
     assert shapes == {(74, 74)}
 
 
+@dataclass(frozen=True)
+class MarkedTarget(Target):
+    """A target with one more thing to know of each object, as a mask head would want."""
+
+    masks: torch.Tensor
+    visible: torch.Tensor | None = None
+
+
+class Marked(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+        count = (index * 3) % 5  # 0, 3, 1, 4, 2
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randint(256, (3, 11, 13 + index), generator=generator).to(torch.uint8)
+        target = MarkedTarget(
+            labels=torch.randint(7, (count,), generator=generator),
+            boxes=torch.rand(count, 4, generator=generator),
+            image_id=index,
+            original_size=(11, 13),
+            masks=torch.rand(count, 11, 13 + index, generator=generator) > 0.5,
+        )
+        return image, target
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_every_tensor_of_a_target_comes_from_a_worker(batch_size: int) -> None:
+    loaders = [BatchLoader(Marked(), workers=workers, pad_to=1, batch_size=batch_size) for workers in (0, 2)]
+    for (batch, targets), (same, same_targets) in zip(*loaders, strict=True):
+        assert torch.equal(batch.images, same.images) and same.images.stride() == batch.images.stride()
+        for a, b in zip(targets, same_targets, strict=True):
+            assert isinstance(b, MarkedTarget) and (a.image_id, a.visible) == (b.image_id, b.visible)
+            assert [t.dtype for t in a.tensors().values()] == [t.dtype for t in b.tensors().values()]
+            assert all(torch.equal(a.tensors()[name], b.tensors()[name]) for name in ("labels", "boxes", "masks"))
+        memory = {
+            t.untyped_storage().data_ptr() for target in same_targets for t in target.tensors().values() if len(t)
+        }
+        assert len(memory) <= 1, "each piece of memory is an open file"
+
+
 # Images that cannot be read
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_next_image_takes_the_place_of_an_unreadable_one(
-    damaged: CocoDetection, shapes_root: Path, caplog: pytest.LogCaptureFixture, workers: int
+    damaged: DetectionDataset, shapes_root: Path, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
-    sound = shapes_set(shapes_root)
+    sound = augmented(shapes_root)
     next_of = {3: 5, 4: 5, 11: 12, 23: 0}
     loaders = [
         TrainLoader(dataset, batch_size=6, workers=count, seed=7) for dataset, count in ((sound, 0), (damaged, workers))
@@ -234,7 +284,7 @@ def test_the_next_image_takes_the_place_of_an_unreadable_one(
 
 
 def test_many_unreadable_images_are_counted_and_a_few_named(
-    damaged: CocoDetection, caplog: pytest.LogCaptureFixture
+    damaged: DetectionDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in list(damaged.folder.iterdir())[:15]:
         path.write_bytes(b"")
@@ -247,7 +297,7 @@ def test_many_unreadable_images_are_counted_and_a_few_named(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_no_readable_image_at_all_ends_the_training(damaged: CocoDetection, workers: int) -> None:
+def test_no_readable_image_at_all_ends_the_training(damaged: DetectionDataset, workers: int) -> None:
     for path in damaged.folder.iterdir():
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"Not one of the 24 images in \S*train can be read.*\.jpg cannot be read"):
@@ -255,9 +305,9 @@ def test_no_readable_image_at_all_ends_the_training(damaged: CocoDetection, work
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_stops_evaluation_and_by_default_training(damaged: CocoDetection, workers: int) -> None:
+def test_an_unreadable_image_stops_evaluation_and_by_default_training(damaged: DetectionDataset, workers: int) -> None:
     (damaged.folder / damaged.records[11].file_name).write_bytes(b"")  # one that is not there is found before
-    dataset = CocoDetection(damaged.folder, damaged.annotations, transforms.evaluation(size=48, max_size=48))
+    dataset = coco_set(damaged.folder, damaged.source, transforms.evaluation(size=48, max_size=48))
     with pytest.raises(UserError, match=r"000003\.jpg cannot be read.*Replace it"):
         list(evaluation_loader(dataset, batch_size=2, workers=workers))
     with pytest.raises(UserError, match=r"0000\d\d\.jpg cannot be read.*Replace it"):
@@ -266,11 +316,11 @@ def test_an_unreadable_image_stops_evaluation_and_by_default_training(damaged: C
 
 def test_an_unknown_way_with_unreadable_images_is_refused(shapes_root: Path) -> None:
     with pytest.raises(UserError, match=r"data\.unreadable: wanted stop or skip, got 'ignore'"):
-        CocoDetection(shapes_root / "val", shapes_root / "instances_val.json", unreadable="ignore")
+        shapes_set(shapes_root, "val", unreadable="ignore")
 
 
 def test_a_training_goes_on_exactly_where_it_was_with_everything_on(
-    damaged: CocoDetection, as_process: Callable[[int, int], None]
+    damaged: DetectionDataset, as_process: Callable[[int, int], None]
 ) -> None:
     as_process(1, 2)
     options = {"batch_size": 3, "seed": 7, "group_by_aspect": True, "pad_to": 32}
@@ -286,7 +336,7 @@ def test_a_training_goes_on_exactly_where_it_was_with_everything_on(
 
 @pytest.mark.parametrize(("evaluated", "number"), [(False, signal.SIGKILL), (True, signal.SIGBUS)])
 def test_a_killed_worker_is_told_at_the_next_batch(shapes_root: Path, evaluated: bool, number: int) -> None:
-    dataset = shapes_set(shapes_root)
+    dataset = augmented(shapes_root)
     before = set(multiprocessing.active_children())
     if evaluated:
         batches = iter(evaluation_loader(dataset, batch_size=1, workers=2))
@@ -302,7 +352,7 @@ def test_a_killed_worker_is_told_at_the_next_batch(shapes_root: Path, evaluated:
 
 def test_a_worker_killed_between_two_epochs(shapes_root: Path) -> None:
     before = set(multiprocessing.active_children())
-    loader = TrainLoader(shapes_set(shapes_root), batch_size=4, workers=1, seed=7)
+    loader = TrainLoader(augmented(shapes_root), batch_size=4, workers=1, seed=7)
     list(loader.epoch(0))
     os.kill((set(multiprocessing.active_children()) - before).pop().pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"process that loads images died"):
@@ -311,10 +361,11 @@ def test_a_worker_killed_between_two_epochs(shapes_root: Path) -> None:
 
 TOO_LITTLE = """
 import sys
-from datasets import CocoDetection, TrainLoader, transforms
+from datasets import DetectionDataset, TrainLoader, transforms
+from datasets.formats.coco import read_coco
 root = sys.argv[1]
 recipe = transforms.evaluation(size=600, max_size=600)
-dataset = CocoDetection(f"{root}/train", f"{root}/instances_train.json", recipe)
+dataset = DetectionDataset(read_coco(images=f"{root}/train", annotations=f"{root}/instances_train.json"), recipe)
 try:
     list(TrainLoader(dataset, batch_size=4, workers=1, seed=0).epoch(0))
 except ValueError as error:

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from datasets import CocoDetection, transforms
+from datasets import transforms
 from detr.boxes import cxcywh_to_xyxy
+from tests.helpers.data import coco_set, shapes_set
 
 
 def marked(height: int, width: int, box: tuple[int, int, int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -44,15 +45,14 @@ def test_short_sides_are_drawn_from_the_list() -> None:
     assert sizes == {40, 48, 56}
 
 
-def test_the_plain_recipe_keeps_flips_and_size_only() -> None:
-    flipped = {"horizontal_flip": 1.0, "vertical_flip": 1.0, "sizes": [40, 48], "crop": True}
-    image, objects = transforms.without_augmentation(flipped, size=77, max_size=131)(*marked(77, 131, (30, 20, 70, 50)))
+def test_without_crops_the_recipe_flips_and_resizes_as_in_evaluation() -> None:
+    flips = transforms.train(sizes=[77], max_size=131, crop=False, horizontal_flip=1.0, vertical_flip=1.0)
+    image, objects = flips(*marked(77, 131, (30, 20, 70, 50)))
     torch.testing.assert_close(objects["boxes"].as_subclass(torch.Tensor), torch.tensor([[61.0, 27.0, 101.0, 57.0]]))
     assert tuple(image.shape) == (3, 77, 131)
+    unflipped = transforms.train(sizes=[50], max_size=60, crop=False, horizontal_flip=0.0)
     evaluated = transforms.evaluation(size=50, max_size=60)(*marked(77, 131, (30, 20, 70, 50)))
-    assert torch.equal(
-        transforms.without_augmentation({}, size=50, max_size=60)(*marked(77, 131, (30, 20, 70, 50)))[0], evaluated[0]
-    )
+    assert torch.equal(unflipped(*marked(77, 131, (30, 20, 70, 50)))[0], evaluated[0])
 
 
 def test_crop_windows_are_within_their_limits() -> None:
@@ -63,10 +63,12 @@ def test_crop_windows_are_within_their_limits() -> None:
     assert transforms.RandomSizeCrop(20, 50)(*marked(11, 13, (1, 1, 9, 9)))[0].shape[1:] == (11, 13)
 
 
-def test_evaluation_is_within_a_grey_level_of_pillow(shared: Path) -> None:
+def test_evaluation_is_within_a_gray_level_of_pillow(shared: Path) -> None:
     folder = shared / "data" / "coco_sample"
-    dataset = CocoDetection(
-        folder / "images" / "val", folder / "instances_val.json", transforms.evaluation(size=800, max_size=1333)
+    dataset = coco_set(
+        folder / "images" / "val",
+        folder / "instances_val.json",
+        transforms.evaluation(size=800, max_size=1333),
     )
     for index in range(0, len(dataset), 5):
         image, _ = dataset[index]
@@ -77,8 +79,8 @@ def test_evaluation_is_within_a_grey_level_of_pillow(shared: Path) -> None:
 
 def test_objects_cut_away_by_a_crop_are_dropped(shapes_root: Path) -> None:
     recipe = transforms.train(sizes=[48], max_size=96, crop_from=[96], crop_min=24, crop_max=30)
-    dataset = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json", recipe)
-    plain = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json")
+    dataset = shapes_set(shapes_root, "train", recipe)
+    plain = shapes_set(shapes_root)
     counts = [(len(dataset[(epoch, i)][1]), len(plain[i][1])) for i in range(24) for epoch in range(3)]
     assert all(cut <= whole for cut, whole in counts) and any(cut < whole for cut, whole in counts)
     for i in range(24):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from datasets import CocoDetection, TrainLoader, evaluation_loader, transforms
+from datasets import TrainLoader, evaluation_loader, transforms
 from detr.engine import Callback, Trainer, TrainerConfig, standard_callbacks
 from detr.engine.optim import Cosine, adamw
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
@@ -14,6 +14,7 @@ from detr.losses import HungarianMatcher, SetCriterion
 from detr.models.detr import DETR
 from detr.reporting import JsonLines, Reporter
 from tests.engine.runs import Make
+from tests.helpers.data import shapes_set
 
 
 @pytest.fixture
@@ -32,14 +33,14 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
         **options: Any,
     ) -> Trainer:
         recipe = transforms.train(sizes=[40, 48], max_size=64, crop=False)
-        train = CocoDetection(shapes_root / "train", shapes_root / "instances_train.json", recipe, seed=seed)
-        val = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
+        train = shapes_set(shapes_root, "train", recipe, seed=seed)
+        val = shapes_set(shapes_root, "val")
         model = tiny_detr(num_classes=3, num_queries=queries, dropout=dropout, attention=attention)
         criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=3)
         config = TrainerConfig(**{"epochs": 4, "resume": "auto", **options})
         evaluator = CocoEvaluator(
             loader=evaluation_loader(val, batch_size=4, workers=0),
-            annotations=val.annotations,
+            annotations=val.ground_truth(),
             categories=train.categories,
             diagnostics=MatchingDiagnostics(HungarianMatcher()),
             limit=config.limit_evaluation_images,

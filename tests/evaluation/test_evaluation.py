@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets import CocoDetection, evaluation_loader
-from detr.boxes import xyxy_to_cxcywh
+from datasets import DetectionDataset, evaluation_loader
 from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics, to_results
 from detr.losses import HungarianMatcher
 from detr.types import Category, Detections, ImageBatch, Predictions
+from tests.helpers.data import shapes_set
 
 
 class Oracle(torch.nn.Module):
     """Knows the answers: a first query for each object, the rest no object. It counts the images it is shown."""
 
-    def __init__(self, dataset: CocoDetection) -> None:
+    def __init__(self, dataset: DetectionDataset) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.dataset, self.seen = dataset, 0
@@ -27,18 +27,18 @@ class Oracle(torch.nn.Module):
         for row in range(len(batch)):
             record = self.dataset.records[self.seen]
             height, width = record.size
-            for query, (box, label) in enumerate(zip(record.boxes, record.labels, strict=True)):
+            for query, ((x, y, w, h), label) in enumerate(zip(record.boxes, record.labels, strict=True)):
                 logits[0, row, query, 3], logits[0, row, query, label] = -9, 9
-                boxes[0, row, query] = xyxy_to_cxcywh(torch.tensor(box)) / torch.tensor([width, height, width, height])
+                boxes[0, row, query] = torch.tensor([(x + w / 2) / width, (y + h / 2) / height, w / width, h / height])
             self.seen += 1
         return Predictions(logits=logits, boxes=boxes)
 
 
 def test_a_perfect_model_scores_one(shapes_root: Path) -> None:
-    dataset = CocoDetection(shapes_root / "val", shapes_root / "instances_val.json")
+    dataset = shapes_set(shapes_root, "val")
     evaluator = CocoEvaluator(
         loader=evaluation_loader(dataset, batch_size=3, workers=0),
-        annotations=dataset.annotations,
+        annotations=dataset.ground_truth(),
         categories=dataset.categories,
         samples=4,
         diagnostics=MatchingDiagnostics(HungarianMatcher()),
@@ -52,8 +52,9 @@ def test_a_perfect_model_scores_one(shapes_root: Path) -> None:
     assert evaluation.diagnostics == pytest.approx(diagnostics, abs=1e-5)
     image, detections = evaluation.samples[0]
     assert image.shape == (3, 48, 48)
+    boxes = dataset.records[0].boxes + np.pad(dataset.records[0].boxes[:, :2], ((0, 0), (2, 0)))  # to xyxy
     torch.testing.assert_close(
-        detections.above(0.5).boxes.sort(0).values, torch.tensor(dataset.records[0].boxes).sort(0).values
+        detections.above(0.5).boxes.sort(0).values, torch.from_numpy(boxes).float().sort(0).values
     )
 
 

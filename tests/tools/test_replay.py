@@ -13,8 +13,8 @@ from detr.config import build_model, compose, plain
 from detr.engine import failures
 from detr.errors import UserError
 from detr.images import pad_to_batch
-from tests.helpers.commands import REPOSITORY, TINY_MODEL
 from tests.helpers import random_targets
+from tests.helpers.commands import REPOSITORY, TINY_MODEL
 from tools import replay
 
 Save = Callable[..., Path]

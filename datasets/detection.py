@@ -1,0 +1,273 @@
+"""Annotated images of any format as a torch data set."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from datasets.formats.base import Annotations, ImageRecord, brief
+from datasets.mixing import Mixing, Sample
+from detr.boxes import xyxy_to_cxcywh
+from detr.errors import UserError
+from detr.images import read_image
+from detr.types import Category, Target
+
+logger = logging.getLogger(__name__)
+UNREADABLE = ("stop", "skip")
+_PROBLEMS = ("NaN or infinite", "of negative size", "of zero size", "outside the image")
+
+
+class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
+    """Images and training targets.
+
+    Targets leave crowds out; images without objects stay in. Labels are the ranks of category ids, 0..K-1, and
+    `categories` lists them in that order.
+
+    annotations: from a reader of `datasets.formats`.
+    transforms: called with an image (uint8 tensor) and {"boxes": tv_tensors.BoundingBoxes, "labels": Tensor}, as
+        those of torchvision.transforms.v2 are. Randomness must come from torch's default generator, which is seeded
+        from (seed, epoch, index): the k-th sample of an epoch is the same for any number of workers.
+    mixing: makes one sample of several, before `transforms`.
+    categories: the classes to use, such as those that a checkpoint was trained on; the annotations' own by default.
+    seed: of the augmentation.
+    unreadable: what to do where an image cannot be read: stop with a UserError, or skip it: the next one that can be
+        read takes its place. `report_unreadable` warns of these.
+
+    Items are asked for by index, or by (epoch, index). Raises UserError where the images are not usable; boxes without
+    any area inside their image are dropped, with a warning that counts them.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        transforms: Callable[..., Any] | None = None,
+        *,
+        mixing: Mixing | None = None,
+        categories: Sequence[Category] | None = None,
+        seed: int = 0,
+        unreadable: str = "stop",
+    ) -> None:
+        if unreadable not in UNREADABLE:
+            raise UserError(f"data.unreadable: wanted {' or '.join(UNREADABLE)}, got '{unreadable}'.")
+        self.source, self.folder = annotations.source, annotations.images
+        self.transforms, self.mixing, self.seed, self.unreadable = transforms, mixing, seed, unreadable
+        self._plain_transforms, self._plain_epoch = transforms, math.inf
+        self._own_categories = annotations.categories
+        self.categories = list(annotations.categories if categories is None else categories)
+        _check_same_categories(annotations.categories, self.categories, self.source)
+        rank_of = {category.id: rank for rank, category in enumerate(self.categories)}
+        self._rank_of_own = np.array([rank_of[category.id] for category in annotations.categories], dtype=np.int64)
+        self.records = _usable(annotations.records, self.source)
+        _check_files(self.folder, self.records, self.source)
+        # Of each image whether it was skipped; shared with the loader's processes, which are those that find out.
+        self._skipped = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def end_augmentation(self, transforms: Callable[..., Any] | None, epoch: int) -> None:
+        """From this epoch on use other transforms and no mixing. Comes before a loader's workers: these hold copies."""
+        self._plain_transforms, self._plain_epoch = transforms, epoch
+
+    def ground_truth(self) -> dict[str, Any]:
+        """What to evaluate against, as the content of a COCO annotation file; without the boxes that were dropped."""
+        categories = self._own_categories
+        rows = [
+            {"image_id": record.id, "category_id": categories[label].id, "bbox": box, "area": area, "iscrowd": crowd}
+            for record in self.records
+            for label, box, area, crowd in zip(
+                record.labels.tolist(),
+                record.boxes.tolist(),
+                record.areas.tolist(),
+                record.crowds.astype(int).tolist(),
+                strict=True,
+            )
+        ]
+        return {
+            "images": [
+                {"id": record.id, "file_name": record.file_name, "height": record.size[0], "width": record.size[1]}
+                for record in self.records
+            ],
+            "annotations": [{"id": number, **row} for number, row in enumerate(rows, start=1)],
+            "categories": [{"id": category.id, "name": category.name} for category in categories],
+        }
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[UInt8[Tensor, "3 _ _"], Target]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record, (image, objects) = self._sample(index)
+        plain = epoch >= self._plain_epoch
+        transforms = self._plain_transforms if plain else self.transforms
+        with _seeded(self.seed, epoch, index):
+            if self.mixing is not None and not plain:
+                image, objects = self.mixing(image, objects, self._draw)
+            if transforms is not None:
+                image, objects = transforms(image, objects)
+        boxes, labels = objects["boxes"].as_subclass(Tensor), objects["labels"]
+
+        height, width = image.shape[1:]
+        limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
+        boxes = boxes.clamp(min=0).minimum(limits)
+        visible = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a crop can have cut a box away
+        boxes = xyxy_to_cxcywh(boxes[visible]) / limits
+        target = Target(labels=labels[visible], boxes=boxes, image_id=record.id, original_size=record.size)
+        return image.as_subclass(Tensor), target
+
+    def report_unreadable(self) -> None:
+        """Warn of the images that were skipped since the last time, in this process and the loader's."""
+        names = [self.records[index].file_name for index in self._skipped.nonzero()[:, 0].tolist()]
+        self._skipped.zero_()
+        if names:
+            text = "%d images in %s could not be read and were skipped: %s. Replace them, or remove them from %s."
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            logger.warning(text, len(names), self.folder, shown, self.source)
+
+    def _draw(self) -> Sample:
+        return self._sample(int(torch.randint(len(self), ())))[1]
+
+    def _sample(self, index: int) -> tuple[ImageRecord, Sample]:
+        """The image with this index, or the next one after it that can be read, and its objects but crowds."""
+        record, image = self._read(index)
+        objects = record.select(~record.crowds)
+        boxes = torch.from_numpy(_clipped(objects.boxes, np.array(record.size)).astype(np.float32))
+        return record, (
+            tv_tensors.Image(image),
+            {
+                "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=record.size),
+                "labels": torch.from_numpy(self._rank_of_own[objects.labels]),
+            },
+        )
+
+    def _read(self, index: int) -> tuple[ImageRecord, UInt8[Tensor, "3 _ _"]]:
+        index = range(len(self))[index]
+        for place in range(index, index + len(self)):
+            record = self.records[place % len(self)]
+            try:
+                return record, read_image(self.folder / record.file_name, record.size)
+            except UserError as error:
+                if self.unreadable == "stop":
+                    raise
+                self._skipped[place % len(self)] = True
+                reason = error
+        raise UserError(f"Not one of the {len(self)} images in {self.folder} can be read. The last one: {reason}")
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """torch's default generator as (seed, epoch, index) alone decide, and afterwards as before."""
+    with torch.random.fork_rng(devices=[]):
+        entropy = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
+        torch.default_generator.manual_seed(int(entropy[0]))
+        yield
+
+
+def _check_same_categories(own: Sequence[Category], wanted: Sequence[Category], source: Path) -> None:
+    names = {category.id: category.name for category in wanted}
+    for category in own:
+        if category.id not in names:
+            known = ", ".join(f"{c.id} '{c.name}'" for c in wanted[:5])
+            raise UserError(
+                f"Annotation file {source} has the category {category.id} '{category.name}', which the model does not "
+                f"know; it was trained on {len(wanted)} categories ({known}, ...). Use annotations with the same "
+                "categories for training and evaluation."
+            )
+        if names[category.id] not in (category.name, str(category.id)):  # weights without names have ids for names
+            raise UserError(
+                f"Annotation file {source} calls category {category.id} '{category.name}', but the model was trained "
+                f"with '{names[category.id]}' under that id. Use the same ids and names for training and evaluation."
+            )
+
+
+def _usable(records: Sequence[ImageRecord], source: Path) -> list[ImageRecord]:
+    """The records without the objects whose boxes have no area inside their image; a warning counts these."""
+    if not records:
+        return []
+    counts = [len(record.boxes) for record in records]
+    boxes = np.concatenate([record.boxes for record in records])
+    crowds = np.concatenate([record.crowds for record in records])
+    problems = _problems(boxes, np.repeat([record.size for record in records], counts, axis=0))
+    usable = problems < 0
+    if usable.all():
+        return list(records)
+    kept = int((usable & ~crowds).sum())
+    dropped = np.bincount(problems[~usable], minlength=len(_PROBLEMS)).tolist()
+    text = ", ".join(f"{count} {problem}" for count, problem in zip(dropped, _PROBLEMS, strict=True) if count)
+    if kept == 0:
+        raise UserError(
+            f"{source}: not one of the {sum(dropped)} boxes is usable ({text}). Boxes are [x, y, width, height] in "
+            "pixels of the image, with the origin at the top left."
+        )
+    logger.warning("%s: dropped %d of %d boxes: %s.", source, sum(dropped), sum(dropped) + kept, text)
+    parts = np.split(usable, np.cumsum(counts)[:-1])
+    return [record if part.all() else record.select(part) for record, part in zip(records, parts, strict=True)]
+
+
+def _problems(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """What makes each box unusable, as the first index in _PROBLEMS; -1 where nothing does."""
+    extents, corners = boxes[:, 2:], _clipped(boxes, sizes)
+    found = (
+        ~np.isfinite(boxes).all(1),
+        (extents < 0).any(1),
+        (extents == 0).any(1),
+        ~(corners[:, :2] < corners[:, 2:]).all(1),
+    )
+    return np.select(found, range(len(_PROBLEMS)), -1)
+
+
+def _clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Boxes of x, y, width, height as xyxy inside their images. sizes: (height, width) of each image, or of one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        far = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes[..., ::-1])
+    return np.concatenate((np.maximum(boxes[:, :2], 0.0), far), axis=1)
+
+
+def _check_files(folder: Path, records: Sequence[ImageRecord], source: Path) -> None:
+    for record in records:
+        _check_file_name(record, source)
+    if not folder.is_dir():
+        raise UserError(
+            f"Image folder {folder} does not exist. Set data.root, or data.train.images and data.val.images."
+        )
+    # One listing a folder instead of one system call an image; links alone are looked at.
+    root, present, leading_out = folder.resolve(), set(), set()
+    for parent in {PurePosixPath(record.file_name).parent for record in records}:
+        if not (folder / parent).is_dir():
+            continue
+        inside = (folder / parent).resolve().is_relative_to(root)
+        with os.scandir(folder / parent) as entries:
+            for entry in entries:
+                name = str(parent / entry.name)
+                if entry.is_file():
+                    present.add(name)
+                if not inside or (entry.is_symlink() and not Path(entry).resolve().is_relative_to(root)):
+                    leading_out.add(name)
+    missing = [record.file_name for record in records if str(PurePosixPath(record.file_name)) not in present]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(records)} image files are missing in {folder}, the first is "
+            f"{brief(missing[0])}. Complete the folder, or remove the images from the annotation file."
+        )
+    outside = [record.file_name for record in records if str(PurePosixPath(record.file_name)) in leading_out]
+    if outside:
+        raise UserError(
+            f"{len(outside)} of {len(records)} image files are links that lead out of {folder}, the first is "
+            f"{brief(outside[0])}. Put the files themselves there, or name the folder that holds them all."
+        )
+
+
+def _check_file_name(record: ImageRecord, source: Path) -> None:
+    parts = PureWindowsPath(record.file_name)  # which takes both kinds of slashes for one
+    if parts.root or ".." in parts.parts or "\0" in record.file_name:
+        raise UserError(
+            f"{source}: image {record.id} has the file name {brief(record.file_name)}, which leads out of the image "
+            "folder or is no name at all. Give names relative to the folder in data.train.images and data.val.images."
+        )
