@@ -64,8 +64,8 @@ def _inputs(queries: int, device: str) -> tuple[Predictions, list[Target]]:
 def _boxes(generator: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
     """Inside the image, and as in photographs mostly small: half have sides below a sixth of it."""
     sides = 0.02 + 0.6 * generator.random((*shape, 2)) ** 2
-    centres = sides / 2 + (1 - sides) * generator.random((*shape, 2))
-    return torch.from_numpy(np.concatenate((centres, sides), axis=-1)).float()
+    centers = sides / 2 + (1 - sides) * generator.random((*shape, 2))
+    return torch.from_numpy(np.concatenate((centers, sides), axis=-1)).float()
 
 
 def _with_backward(loss: Callable[[], Tensor], predictions: Predictions) -> tuple[Tensor, ...]:
