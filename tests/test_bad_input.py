@@ -476,7 +476,21 @@ CASES = [
     ),
     Case("dropout above 1", TRAIN, ("model.encoder.dropout=1.5",), ("dropout", "1.5")),
     Case("nhead does not divide d_model", TRAIN, ("model.encoder.nhead=3",), ("nhead", "16", "3")),
-    Case("loss that does not fit the head", TRAIN, ("criterion=focal",), ("class head", "model.background=false")),
+    Case(
+        "loss that does not fit the head",
+        TRAIN,
+        ("criterion=focal", "model.background=true"),
+        ("class head", "background=False"),
+    ),
+    Case(
+        "output for no object that the loss has no use for",
+        TRAIN,
+        ("criterion=focal", "criterion.classification.background=true"),
+        ("criterion.classification.background", "False", "True"),
+    ),
+    Case(
+        "term without a loss", TRAIN, ("criterion.terms.giou=null",), ("wanted a subclass of", "Term", "giou", "None")
+    ),
     Case("denoising without anchors", TRAIN, ("model/denoising=cdn",), ("denoising", "anchors", "model/queries=")),
     Case("refinement without anchors", TRAIN, ("model.refine=true",), ("refine", "anchors", "model/queries=")),
     Case("too few levels", TRAIN, ("model.neck.num_levels=0",), ("num_levels", "at least 1")),

@@ -1,33 +1,25 @@
 """Classification losses of set prediction, each with the matching cost that fits it."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from detr.types import Matches
+from detr.losses.terms import Matched, Term
 
 
-class ClassificationLoss(nn.Module):
-    """What a classification loss has: the loss of all layers in one pass, and the cost of pairs for the matching.
+class ClassificationLoss(Term):
+    """The loss of classes over all queries, and the cost of pairs that the matching takes from it.
 
-    background: whether the head has one more output than there are classes, the last, for no object.
+    background: whether the class head has one more output than there are classes, the last, for no object. A loss
+        works with one of both only; the configuration of the model follows this option.
     """
 
-    background: bool
-
-    def forward(
-        self,
-        logits: Float[Tensor, "layers batch queries classes"],
-        matches: Matches,
-        labels: Int64[Tensor, "layers pairs"],
-        overlaps: Float[Tensor, "layers pairs"],
-    ) -> Float[Tensor, " layers"]:
-        """The loss of each layer, summed over queries and not yet divided by `divisor`.
-
-        labels: of the matched targets; overlaps: IoU of the pairs, without a gradient.
-        """
-        raise NotImplementedError
+    def __init__(self, *, background: bool, weight: float = 1.0) -> None:
+        super().__init__(weight=weight)
+        self.background = background
 
     def cost(
         self,
@@ -43,12 +35,6 @@ class ClassificationLoss(nn.Module):
         """Which queries claim an object."""
         raise NotImplementedError
 
-    def divisor(
-        self, num_boxes: Float[Tensor, ""], pairs: Float[Tensor, ""], queries: Float[Tensor, ""]
-    ) -> Float[Tensor, ""]:
-        """What the loss is to be divided by, for so many target boxes, pairs and queries."""
-        raise NotImplementedError
-
 
 class CrossEntropy(ClassificationLoss):
     """Softmax over the classes and no object (Carion et al., ECCV 2020); its cost is the probability, negative.
@@ -56,19 +42,24 @@ class CrossEntropy(ClassificationLoss):
     no_object_weight: weight of queries without an object in the mean over queries, which is a weighted one.
     """
 
-    background = True
-
-    def __init__(self, *, no_object_weight: float = 0.1) -> None:
-        super().__init__()
+    def __init__(self, *, weight: float = 1.0, background: Literal[True] = True, no_object_weight: float = 0.1) -> None:
+        super().__init__(weight=weight, background=background)
         self.no_object_weight = no_object_weight
 
-    def forward(self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor) -> Float[Tensor, " layers"]:
+    def forward(self, matched: Matched) -> Float[Tensor, " layers"]:
+        logits = matched.logits
         no_object = logits.shape[-1] - 1
         wanted = torch.full(logits.shape[:3], no_object, device=logits.device)
-        wanted[_layer(logits), matches.image, matches.query] = labels
+        wanted[matched.places] = matched.labels
         loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(wanted)
         weight = torch.ones_like(loss).masked_fill(wanted == no_object, self.no_object_weight)
-        return (loss * weight).sum((1, 2))
+        # Without any query the sum is zero, and so shall be the loss.
+        divisor = self._total_weight(matched)
+        return (loss * weight).sum((1, 2)) / divisor.clamp(min=torch.finfo(divisor.dtype).tiny)
+
+    def _total_weight(self, matched: Matched) -> Float[Tensor, ""]:
+        pairs = matched.num_pairs
+        return pairs + self.no_object_weight * (matched.num_queries - pairs)
 
     def cost(self, logits: Tensor, image: Tensor, labels: Tensor, overlaps: Tensor) -> Float[Tensor, "targets queries"]:
         return logits.softmax(-1)[image, :, labels].neg_()
@@ -76,48 +67,40 @@ class CrossEntropy(ClassificationLoss):
     def finds(self, logits: Tensor) -> Bool[Tensor, "*batch"]:
         return logits.argmax(-1) != logits.shape[-1] - 1
 
-    def divisor(self, num_boxes: Tensor, pairs: Tensor, queries: Tensor) -> Float[Tensor, ""]:
-        return pairs + self.no_object_weight * (queries - pairs)
-
 
 class SigmoidLoss(ClassificationLoss):
     """Binary losses, one for each query and class, summed and divided by the number of boxes.
 
-    A subclass says what a pair of query and class is charged that is `positive` (matched, and of the target's class),
-    and what all others, the `negative` ones. The cost is that of Deformable DETR (Zhu et al., ICLR 2021) for all: the
-    focal loss of a positive pair minus that of a negative one.
+    A subclass gives the loss of a `positive` query and class (matched, and the class of the target) and that of all
+    others, the `negative` ones. The cost is that of Deformable DETR (Zhu et al., ICLR 2021) for all: the focal loss of
+    a positive minus that of a negative.
 
     alpha, gamma: as each subclass says; the cost always has 0.25 and 2, as published.
     """
 
-    background = False
-
-    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
-        super().__init__()
+    def __init__(
+        self, *, weight: float = 1.0, background: Literal[False] = False, alpha: float = 0.25, gamma: float = 2.0
+    ) -> None:
+        super().__init__(weight=weight, background=background)
         self.alpha, self.gamma = alpha, gamma
 
     def negative(self, logits: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         raise NotImplementedError
 
-    def positive(
-        self, logits: Float[Tensor, "layers pairs"], overlaps: Float[Tensor, "layers pairs"]
-    ) -> Float[Tensor, "layers pairs"]:
+    def positive(self, logits: Float[Tensor, "layers pairs"], matched: Matched) -> Float[Tensor, "layers pairs"]:
         raise NotImplementedError
 
-    def forward(self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor) -> Float[Tensor, " layers"]:
-        matched = _layer(logits), matches.image, matches.query, labels
-        loss = self.negative(logits)
-        loss[matched] = self.positive(logits[matched], overlaps)
-        return loss.sum((1, 2, 3))
+    def forward(self, matched: Matched) -> Float[Tensor, " layers"]:
+        positives = *matched.places, matched.labels
+        loss = self.negative(matched.logits)
+        loss[positives] = self.positive(matched.logits[positives], matched)
+        return loss.sum((1, 2, 3)) / matched.num_boxes
 
     def cost(self, logits: Tensor, image: Tensor, labels: Tensor, overlaps: Tensor) -> Float[Tensor, "targets queries"]:
         return _focal_cost(logits[image, :, labels].sigmoid_())
 
     def finds(self, logits: Tensor) -> Bool[Tensor, "*batch"]:
         return (logits > 0).any(-1)  # a score above 0.5
-
-    def divisor(self, num_boxes: Tensor, pairs: Tensor, queries: Tensor) -> Float[Tensor, ""]:
-        return num_boxes
 
 
 class SigmoidFocal(SigmoidLoss):
@@ -129,7 +112,7 @@ class SigmoidFocal(SigmoidLoss):
     def negative(self, logits: Tensor) -> Float[Tensor, "*batch"]:
         return (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
 
-    def positive(self, logits: Tensor, overlaps: Tensor) -> Float[Tensor, "layers pairs"]:
+    def positive(self, logits: Tensor, matched: Matched) -> Float[Tensor, "layers pairs"]:
         return self.alpha * (-logits).sigmoid() ** self.gamma * F.softplus(-logits)
 
 
@@ -139,14 +122,16 @@ class Varifocal(SigmoidLoss):
     alpha * p^gamma: weight of negatives, a constant to the gradient.
     """
 
-    def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0) -> None:
-        super().__init__(alpha=alpha, gamma=gamma)
+    def __init__(
+        self, *, weight: float = 1.0, background: Literal[False] = False, alpha: float = 0.75, gamma: float = 2.0
+    ) -> None:
+        super().__init__(weight=weight, background=background, alpha=alpha, gamma=gamma)
 
     def negative(self, logits: Tensor) -> Float[Tensor, "*batch"]:
         return self.alpha * logits.detach().sigmoid() ** self.gamma * F.softplus(logits)
 
-    def positive(self, logits: Tensor, overlaps: Tensor) -> Float[Tensor, "layers pairs"]:
-        return overlaps * _cross_entropy(logits, overlaps)
+    def positive(self, logits: Tensor, matched: Matched) -> Float[Tensor, "layers pairs"]:
+        return matched.overlaps * _cross_entropy(logits, matched.overlaps)
 
 
 class IoUAwareBCE(SigmoidLoss):
@@ -158,8 +143,8 @@ class IoUAwareBCE(SigmoidLoss):
     def negative(self, logits: Tensor) -> Float[Tensor, "*batch"]:
         return logits.sigmoid() ** self.gamma * F.softplus(logits)
 
-    def positive(self, logits: Tensor, overlaps: Tensor) -> Float[Tensor, "layers pairs"]:
-        quality = logits.detach().sigmoid() ** self.alpha * overlaps ** (1 - self.alpha)
+    def positive(self, logits: Tensor, matched: Matched) -> Float[Tensor, "layers pairs"]:
+        quality = logits.detach().sigmoid() ** self.alpha * matched.overlaps ** (1 - self.alpha)
         return _cross_entropy(logits, quality.clamp(min=0.01))
 
 
@@ -176,14 +161,9 @@ class PositionSupervised(SigmoidLoss):
     def negative(self, logits: Tensor) -> Float[Tensor, "*batch"]:
         return (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
 
-    def positive(self, logits: Tensor, overlaps: Tensor) -> Float[Tensor, "layers pairs"]:
-        wanted = overlaps**2
+    def positive(self, logits: Tensor, matched: Matched) -> Float[Tensor, "layers pairs"]:
+        wanted = _relative_overlaps(matched) ** 2
         return self.alpha * (wanted - logits.sigmoid()).abs() ** self.gamma * _cross_entropy(logits, wanted)
-
-    def forward(self, logits: Tensor, matches: Matches, labels: Tensor, overlaps: Tensor) -> Float[Tensor, " layers"]:
-        best = overlaps.new_full(logits.shape[:2], 1e-8)
-        best = best.scatter_reduce(1, matches.image.expand_as(overlaps), overlaps, "amax")
-        return super().forward(logits, matches, labels, overlaps / best[:, matches.image])
 
     def cost(self, logits: Tensor, image: Tensor, labels: Tensor, overlaps: Tensor) -> Float[Tensor, "targets queries"]:
         modulation = ((overlaps + 1) / 2).clamp_(0, 1).sqrt_()  # rounding may leave the range
@@ -196,18 +176,24 @@ class MatchabilityAware(SigmoidLoss):
     alpha * p^gamma: weight of negatives, a constant to the gradient.
     """
 
-    def __init__(self, *, alpha: float = 1.0, gamma: float = 1.5) -> None:
-        super().__init__(alpha=alpha, gamma=gamma)
+    def __init__(
+        self, *, weight: float = 1.0, background: Literal[False] = False, alpha: float = 1.0, gamma: float = 1.5
+    ) -> None:
+        super().__init__(weight=weight, background=background, alpha=alpha, gamma=gamma)
 
     def negative(self, logits: Tensor) -> Float[Tensor, "*batch"]:
         return self.alpha * logits.detach().sigmoid() ** self.gamma * F.softplus(logits)
 
-    def positive(self, logits: Tensor, overlaps: Tensor) -> Float[Tensor, "layers pairs"]:
-        return _cross_entropy(logits, overlaps**self.gamma)
+    def positive(self, logits: Tensor, matched: Matched) -> Float[Tensor, "layers pairs"]:
+        return _cross_entropy(logits, matched.overlaps**self.gamma)
 
 
-def _layer(logits: Tensor) -> Int64[Tensor, "layers 1"]:
-    return torch.arange(len(logits), device=logits.device)[:, None]
+def _relative_overlaps(matched: Matched) -> Float[Tensor, "layers pairs"]:
+    """IoUs as shares of the best one in each image and layer."""
+    overlaps, image = matched.overlaps, matched.matches.image
+    best = overlaps.new_full(matched.logits.shape[:2], 1e-8)
+    best = best.scatter_reduce(1, image.expand_as(overlaps), overlaps, "amax")
+    return overlaps / best[:, image]
 
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:

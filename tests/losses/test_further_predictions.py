@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from detr.config import build_criterion, check_config, compose
 from detr.errors import UserError
 from detr.losses import ClassificationLoss, HungarianMatcher, SetCriterion
+from detr.losses.boxes import L1, GIoU
 from detr.losses.classification import (
     CrossEntropy,
     IoUAwareBCE,
@@ -29,7 +29,7 @@ each_loss = pytest.mark.parametrize("kind", LOSSES)
 def predictions_of(
     kind: type, layers: int = LAYERS, queries: int = QUERIES, classes: int = CLASSES, batch: int = 3
 ) -> Predictions:
-    outputs = classes + kind.background
+    outputs = classes + kind().background
     logits = torch.randn(layers, batch, queries, outputs, requires_grad=True)
     return Predictions(logits=logits, boxes=(torch.rand(layers, batch, queries, 4) * 0.4 + 0.2).requires_grad_())
 
@@ -39,10 +39,8 @@ def criterion_of(kind: type[ClassificationLoss], **options: object) -> SetCriter
         **{
             "matcher": HungarianMatcher(class_cost=2.0),
             "num_classes": CLASSES,
-            "classification": kind(),
-            "class_weight": 2.0,
-            "box_weight": 3.0,
-            "giou_weight": 0.5,
+            "classification": kind(weight=2.0),
+            "terms": {"bbox": L1(weight=3.0), "giou": GIoU(weight=0.5)},
             **options,
         }
     )
@@ -221,38 +219,21 @@ def test_class_error_and_cardinality_of_sigmoid_losses() -> None:
 @pytest.mark.parametrize(
     ("kind", "outputs", "message"),
     [
-        (SigmoidFocal, 6, r"has 6 outputs, wanted 5 for 5 classes and a sigmoid loss: set model\.background=false"),
-        (CrossEntropy, 5, r"has 5 outputs, wanted 6 for 5 classes and a softmax loss: set model\.background=true"),
+        (
+            SigmoidFocal,
+            6,
+            r"has 6 outputs, wanted 5 for 5 classes and a sigmoid loss: set the model's background=False",
+        ),
+        (CrossEntropy, 5, r"has 5 outputs, wanted 6 for 5 classes and a softmax loss: set the model's background=True"),
         (CrossEntropy, 92, r"has 92 outputs, wanted 6 for 5 classes.*num_classes=5"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(kind: type[ClassificationLoss], outputs: int, message: str) -> None:
-    predictions = predictions_of(kind, classes=outputs - kind.background)
+    predictions = predictions_of(kind, classes=outputs - kind().background)
     with pytest.raises(UserError, match=message):
         criterion_of(kind)(predictions, random_targets(COUNTS, CLASSES))
 
 
 def test_repeats_are_at_least_one() -> None:
-    with pytest.raises(UserError, match=r"criterion\.group_repeats: wanted at least 1, got 0"):
+    with pytest.raises(UserError, match=r"group_repeats: wanted at least 1, got 0"):
         criterion_of(CrossEntropy, group_repeats=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("set", CrossEntropy),
-        ("focal", SigmoidFocal),
-        ("varifocal", Varifocal),
-        ("iou_aware", IoUAwareBCE),
-        ("position_supervised", PositionSupervised),
-        ("matchability_aware", MatchabilityAware),
-    ],
-)
-def test_configurations_give_each_loss_its_defaults(name: str, kind: type[ClassificationLoss]) -> None:
-    config = compose([f"criterion={name}"])
-    check_config(config)
-    criterion = build_criterion(config.criterion, num_classes=CLASSES)
-    assert type(criterion.classification) is kind
-    options = ("no_object_weight",) if kind is CrossEntropy else ("alpha", "gamma")
-    assert all(getattr(criterion.classification, option) == getattr(kind(), option) for option in options)
-    assert criterion.matcher.class_cost == (1.0 if name == "set" else 2.0)

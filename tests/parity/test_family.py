@@ -193,7 +193,9 @@ def test_outputs_and_losses(kind: str, theirs: Any, ours: DETR) -> None:
 
     # Theirs weighs the class by 1, computes no loss of proposals, and of Conditional DETR here only the last layer's.
     last = slice(-1, None) if kind == "conditional" else slice(None)
-    criterion = build_criterion(compose(["criterion=focal", "criterion.class_weight=1.0"]).criterion, NUM_CLASSES)
+    criterion = build_criterion(
+        compose(["criterion=focal", "criterion.classification.weight=1.0"]).criterion, NUM_CLASSES
+    )
     losses = criterion(Predictions(logits=predictions.logits[last], boxes=predictions.boxes[last]), targets)
     for name, value in reference.loss_dict.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6, msg=name)

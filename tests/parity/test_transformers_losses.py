@@ -32,7 +32,7 @@ def test_focal_set_loss(seed: int) -> None:
     )
     # Theirs weighs the class by 1, like DINO.
     criterion = build_criterion(
-        compose(["criterion=focal", "criterion.class_weight=1.0"]).criterion, num_classes=CLASSES
+        compose(["criterion=focal", "criterion.classification.weight=1.0"]).criterion, num_classes=CLASSES
     )
     found = criterion(Predictions(logits=logits, boxes=boxes), targets)
     assert set(found) - set(expected) == {"loss", "class_error"}
