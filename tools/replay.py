@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 
 from detr.config import build_criterion, build_model, exit_codes
 from detr.config.build import MODELS
-from detr.engine import TrainerConfig, TrainingStep, checkpoint, failures
+from detr.engine import TrainerConfig, TrainingStep, failures
 from detr.errors import NonFiniteError
+from detr.weights import load_state
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     config, count = content["config"], len(content["categories"])
     own = tuple(filter(None, options.allow_targets.split(",")))
     model = build_model(config["model"], count, pretrained=False, allow=(*MODELS, *own)).to(options.device)
-    checkpoint.load_model_state(model, content["model"], options.path)
+    load_state(model, content["model"], options.path)
     criterion = build_criterion(config["criterion"], count, allow=("detr.losses", *own)).to(options.device)
     step = TrainingStep(
         model=model.train(),

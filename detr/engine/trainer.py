@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detr import distributed
-from detr.engine import checkpoint, failures
+from detr.engine import failures
 from detr.engine.accelerate import compilations
 from detr.engine.optim import Schedule
 from detr.engine.options import TrainerConfig, flat
@@ -25,6 +25,8 @@ from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.evaluation import CocoEvaluator
 from detr.losses import SetCriterion
 from detr.reporting import Reporter
+from detr.types import Category
+from detr.weights import Checkpoint, checkpoints, load_state, read_checkpoint
 
 logger = logging.getLogger(__name__)
 _OF_A_START = ("run_dir", "trainer.resume", "weights", "device", "debug")  # options that say nothing of the training
@@ -219,18 +221,23 @@ class Trainer:
             training |= {"model": model, "averaged": self.average.n_averaged}
             model = self.average.module.state_dict()
         keep = self.config.keep if name == "last.pt" else 1
-        checkpoint.save(path, {**self.metadata, "model": model, "training": training}, keep=keep)
+        checkpoints.save(path, {**self.metadata, "model": model, "training": training}, keep=keep)
         return path
 
     def _images_per_step(self) -> int:
         return self.loader.batch_size * self.config.accumulate * distributed.world_size()
 
     def _resume(self) -> None:
-        path, content = self._checkpoint()
-        if content is None:
+        checkpoint = self._checkpoint()
+        if checkpoint is None:
             return
-        training = content["training"]
-        if content["categories"] != self.metadata["categories"]:
+        path, training = checkpoint.path, checkpoint.training
+        if training is None:
+            raise UserError(
+                f"Checkpoint {path} is of version 1, whose training cannot go on. Start anew from its weights with "
+                f"weights={path} and another run_dir."
+            )
+        if checkpoint.categories != [Category(**row) for row in self.metadata["categories"]]:
             raise UserError(
                 f"Checkpoint {path} was trained on other classes than the training data have. Resume on the same data, "
                 "or start anew from its weights with weights=PATH."
@@ -241,9 +248,9 @@ class Trainer:
                 f"{self._images_per_step()} (data.batch_size * trainer.accumulate * processes). Set these so that the "
                 "product is the same, or start anew from its weights with weights=PATH."
             )
-        checkpoint.load_model_state(self.model, training.get("model", checkpoint.model_state(content, path)), path)
+        load_state(self.model, training.get("model", checkpoint.state), checkpoint)
         if self.average is not None:
-            checkpoint.load_model_state(self.average.module, checkpoint.model_state(content, path), path)
+            load_state(self.average.module, checkpoint.state, checkpoint)
             self.average.n_averaged.copy_(training.get("averaged", torch.tensor(1)))
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
@@ -262,7 +269,7 @@ class Trainer:
         if not (self.run_dir / "checkpoints" / "best.pt").exists():
             self.best = -math.inf  # the best one stayed in another folder
         logger.info("Going on from %s at step %d of %d.", path, self.step, self.total_steps)
-        before, now = dict(flat(content["config"])), dict(flat(self.metadata["config"]))
+        before, now = dict(flat(checkpoint.config)), dict(flat(self.metadata["config"]))
         changes = [
             f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}"
             for name in before | now
@@ -271,15 +278,13 @@ class Trainer:
         if changes:
             logger.warning("From here on other options hold than in the checkpoint: %s.", "; ".join(changes))
 
-    def _checkpoint(self) -> tuple[Path, dict[str, Any] | None]:
+    def _checkpoint(self) -> Checkpoint | None:
         """What to go on from; with `auto` the newest checkpoint in the run's folder that is whole, if there is any."""
-        path = self.run_dir / "checkpoints" / "last.pt"
         if self.config.resume is None:
-            return path, None
+            return None
         if self.config.resume != "auto":
-            path = Path(self.config.resume)
-            return path, checkpoint.load(path)
-        return checkpoint.newest(path)
+            return read_checkpoint(self.config.resume)
+        return checkpoints.newest(self.run_dir / "checkpoints" / "last.pt")
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

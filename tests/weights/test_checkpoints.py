@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from detr.engine import checkpoint
-from detr.engine.convert import DAB_DETR, convert, recognise
 from detr.errors import UserError
 from detr.models.detr import DETR
 from detr.types import Category
+from detr.weights import load_weights, read_checkpoint, save, to_published
+from detr.weights.families import DAB_DETR, convert, recognize
+from detr.weights.reading import FORMAT
 
 CLASSES = [Category(1, "cat"), Category(2, "dog")]
 OTHER_PARTS = {"config": {"data": {}, "model": {}}, "categories": [], "training": {}}
@@ -21,7 +22,7 @@ OTHER_PARTS = {"config": {"data": {}, "model": {}}, "categories": [], "training"
 
 def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoints" / "last.pt"
-    checkpoint.save(path, {**OTHER_PARTS, "model": {"a": torch.ones(3)}})
+    save(path, {**OTHER_PARTS, "model": {"a": torch.ones(3)}})
 
     def fail(content: Any, file: Any) -> None:
         file.write(b"half of a checkpoint")
@@ -29,9 +30,9 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(UserError, match=r"Cannot write .*last\.pt: .*No space left.*What was saved before is whole"):
-        checkpoint.save(path, {"model": {"a": torch.zeros(3)}})
+        save(path, {"model": {"a": torch.zeros(3)}})
     assert [found.name for found in path.parent.iterdir()] == ["last.pt"]
-    assert torch.equal(checkpoint.load(path)["model"]["a"], torch.ones(3))
+    assert torch.equal(read_checkpoint(path).state["a"], torch.ones(3))
 
 
 class Hostile:
@@ -44,40 +45,40 @@ class Hostile:
 
 def test_loading_runs_no_code(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    torch.save({"format": checkpoint.FORMAT, "model": Hostile(marker)}, tmp_path / "hostile.pt")
+    torch.save({"format": FORMAT, "model": Hostile(marker)}, tmp_path / "hostile.pt")
     with pytest.raises(UserError, match=r"hostile\.pt is refused.*could run code"):
-        checkpoint.load(tmp_path / "hostile.pt")
+        read_checkpoint(tmp_path / "hostile.pt")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 2000])
 def test_damaged_files_are_refused(tmp_path: Path, length: int) -> None:
-    checkpoint.save(tmp_path / "whole.pt", {"model": {"a": torch.ones(1000)}})
+    save(tmp_path / "whole.pt", {"model": {"a": torch.ones(1000)}})
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:length])
     with pytest.raises(UserError, match=r"cut\.pt is (refused|cut short)"):
-        checkpoint.load(tmp_path / "cut.pt")
+        read_checkpoint(tmp_path / "cut.pt")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        checkpoint.load(tmp_path / "none.pt")
+        read_checkpoint(tmp_path / "none.pt")
     with pytest.raises(UserError, match="is a folder"):
-        checkpoint.load(tmp_path)
+        read_checkpoint(tmp_path)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds a list"):
-        checkpoint.load(tmp_path / "list.pt")
+        read_checkpoint(tmp_path / "list.pt")
     torch.save({"model": {"class_embed.weight": torch.ones(1)}}, tmp_path / "published.pth")
     with pytest.raises(UserError, match=r"is of DETR, from its authors.*weights=PATH.*model=detr\."):
-        checkpoint.load(tmp_path / "published.pth")
+        read_checkpoint(tmp_path / "published.pth")
 
 
 def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
     published = tiny_detr(num_classes=91, num_queries=20)
-    torch.save({"model": checkpoint.to_published(published.state_dict())}, tmp_path / "detr.pth")
+    torch.save({"model": to_published(published.state_dict())}, tmp_path / "detr.pth")
     model = tiny_detr(num_classes=3, num_queries=11)
     torch.nn.init.constant_(model.heads[0].box_head.layers[0].weight, 5.0)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = checkpoint.load_weights(model, tmp_path / "detr.pth", CLASSES)
+    report = load_weights(model, tmp_path / "detr.pth", CLASSES)
     assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias", "queries.position.weight"}
     assert "trained anew: heads.0.class_head.weight (file [92, 32], model [4, 32])" in str(report)
     assert len(report.loaded) == len(fresh) - 3 and not report.unused
@@ -90,12 +91,12 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callabl
     state = tiny_detr().state_dict()
     state["heads.0.box_head.layers.0.weight"] = torch.ones(3, 3)
     del state["neck.levels.0.0.bias"]
-    checkpoint.save(tmp_path / "other.pt", {"model": state})
+    save(tmp_path / "other.pt", {**OTHER_PARTS, "model": state})
     with pytest.raises(
         UserError,
         match=r"not of the model that is configured.*2 tensors differ: neck\.levels\.0\.0\.bias is missing; heads.*box_head.*\[3, 3\]",
     ):
-        checkpoint.load_weights(tiny_detr(), tmp_path / "other.pt", CLASSES)
+        load_weights(tiny_detr(), tmp_path / "other.pt", CLASSES)
 
 
 def test_weights_of_another_family_are_refused_by_its_name(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
@@ -109,7 +110,7 @@ def test_weights_of_another_family_are_refused_by_its_name(tmp_path: Path, tiny_
         UserError,
         match=r"it holds Deformable DETR with refinement, set model=deformable_detr model\.refine=true model\.shared_heads=false\.",
     ):
-        checkpoint.load_weights(tiny_detr(), tmp_path / "refined.pth", CLASSES)
+        load_weights(tiny_detr(), tmp_path / "refined.pth", CLASSES)
 
 
 def test_backbones_of_timm_inside_transformers() -> None:
@@ -131,29 +132,29 @@ def test_copies_that_differ_are_refused() -> None:
 @pytest.mark.parametrize("names", [[], ["weight"]])
 def test_unknown_weights_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR], names: list[str]) -> None:
     state = {name: torch.ones(3) for name in names}
-    assert recognise(state) is None
+    assert recognize(state) is None
     with pytest.raises(UserError, match=r"Wanted weights of two-stage Deformable DETR, .*, DETR, got tensors such as"):
         convert(state)
     torch.save({"model": state}, tmp_path / "unknown.pth")
     with pytest.raises(UserError, match="not of the model that is configured"):
-        checkpoint.load_weights(tiny_detr(), tmp_path / "unknown.pth", CLASSES)
+        load_weights(tiny_detr(), tmp_path / "unknown.pth", CLASSES)
 
 
 def test_weights_of_other_relatives_are_refused() -> None:
     with pytest.raises(UserError, match="DN-DETR, DINO or DAB-Deformable-DETR from elsewhere cannot be converted yet"):
-        recognise({"class_embed.weight": torch.ones(3), "label_enc.weight": torch.ones(3)})
+        recognize({"class_embed.weight": torch.ones(3), "label_enc.weight": torch.ones(3)})
 
 
 def test_safetensors(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
     published = tiny_detr(num_classes=2)
     file = tmp_path / "model.safetensors"
-    save_file(checkpoint.to_published(published.state_dict()), file)
-    assert not checkpoint.load_weights(tiny_detr(num_classes=2), file, CLASSES).replaced
+    save_file(to_published(published.state_dict()), file)
+    assert not load_weights(tiny_detr(num_classes=2), file, CLASSES).replaced
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.safetensors is cut short or damaged"):
-        checkpoint.load_weights(tiny_detr(), file, CLASSES)
+        load_weights(tiny_detr(), file, CLASSES)
     with pytest.raises(UserError, match=r"none\.safetensors does not exist"):
-        checkpoint.load_weights(tiny_detr(), tmp_path / "none.safetensors", CLASSES)
+        load_weights(tiny_detr(), tmp_path / "none.safetensors", CLASSES)
 
 
 def test_the_head_of_other_classes_is_not_used_even_if_there_are_as_many(
@@ -162,10 +163,10 @@ def test_the_head_of_other_classes_is_not_used_even_if_there_are_as_many(
     trained = tiny_detr(num_classes=2)
     torch.nn.init.constant_(trained.heads[0].class_head.weight, 3.0)
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    checkpoint.save(tmp_path / "a.pt", {**OTHER_PARTS, "categories": categories, "model": trained.state_dict()})
+    save(tmp_path / "a.pt", {**OTHER_PARTS, "categories": categories, "model": trained.state_dict()})
     same, other = tiny_detr(num_classes=2), tiny_detr(num_classes=2)
-    assert not checkpoint.load_weights(same, tmp_path / "a.pt", CLASSES).replaced
+    assert not load_weights(same, tmp_path / "a.pt", CLASSES).replaced
     assert torch.equal(same.heads[0].class_head.weight, trained.heads[0].class_head.weight)
-    report = checkpoint.load_weights(other, tmp_path / "a.pt", [Category(1, "cat"), Category(2, "gnu")])
+    report = load_weights(other, tmp_path / "a.pt", [Category(1, "cat"), Category(2, "gnu")])
     assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias"}
     assert not torch.equal(other.heads[0].class_head.weight, trained.heads[0].class_head.weight)
