@@ -82,13 +82,11 @@ def upgraded_model(model: Node, path: object) -> Node:
     options, position = {**_OF_BOTH, **_FURTHER, **model.pop("transformer")}, model.pop("position")
     if options.pop("_target_", _TRANSFORMER) != _TRANSFORMER:
         raise UserError(
-            f"Checkpoint {path} is of version 1 with a transformer of your own, which has no place any more."
+            f"Checkpoint {path} is of version 1 with a transformer of your own, which has no place any more. Write "
+            "it as an encoder and a decoder, and train the model anew."
         )
-    if (options["encoder_attention"], options["cross_attention"], options["num_levels"]) == (
-        "standard",
-        "deformable",
-        1,
-    ):
+    attention = options["encoder_attention"], options["cross_attention"]
+    if attention == ("standard", "deformable") and options["num_levels"] == 1:
         raise UserError(
             f"Checkpoint {path} is of version 1 with a standard encoder and a deformable decoder for one map, whose "
             "embedding of that map is no part of the model any more. Use it with version 1, or train the model anew."
