@@ -55,7 +55,7 @@ def read_weights(path: str | Path) -> Weights:
     Raises UserError where it is missing, damaged, incomplete, or none of these.
     """
     path, content = Path(path), read_tensors(path)
-    if content.get("format") in (FORMAT, version1.FORMAT):
+    if str(content.get("format")).startswith("detr-checkpoint-"):
         return _checkpoint(content, path)
     state = content.get("model", content)
     if not is_state_dict(state):
@@ -91,6 +91,11 @@ def is_state_dict(state: Any) -> TypeGuard[dict[str, Tensor]]:
 
 
 def _checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
+    if content["format"] not in (FORMAT, version1.FORMAT):
+        raise UserError(
+            f"Checkpoint {path} is of format {content['format']}, wanted {FORMAT} or {version1.FORMAT}. Use it with "
+            "the version of this framework that wrote it."
+        )
     for place in (("model",), ("categories",), ("training",), ("config", "data"), ("config", "model")):
         part: Any = content
         for key in place:

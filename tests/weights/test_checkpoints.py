@@ -1,22 +1,17 @@
-"""Saving that survives anything, loading that trusts nothing, weights from other models."""
+"""Saving that survives anything, reading that trusts nothing."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from detr.errors import UserError
-from detr.models.detr import DETR
 from detr.types import Category
-from detr.weights import load_weights, read_checkpoint, save, to_published
-from detr.weights.families import DAB_DETR, convert, recognize
+from detr.weights import Checkpoint, Published, Weights, read_checkpoint, read_weights, save
 from detr.weights.reading import FORMAT
 
-CLASSES = [Category(1, "cat"), Category(2, "dog")]
 OTHER_PARTS = {"config": {"data": {}, "model": {}}, "categories": [], "training": {}}
 
 
@@ -72,101 +67,39 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "published.pth")
 
 
-def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
-    published = tiny_detr(num_classes=91, num_queries=20)
-    torch.save({"model": to_published(published.state_dict())}, tmp_path / "detr.pth")
-    model = tiny_detr(num_classes=3, num_queries=11)
-    torch.nn.init.constant_(model.heads[0].box_head.layers[0].weight, 5.0)
-    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = load_weights(model, tmp_path / "detr.pth", CLASSES)
-    assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias", "queries.position.weight"}
-    assert "trained anew: heads.0.class_head.weight (file [92, 32], model [4, 32])" in str(report)
-    assert len(report.loaded) == len(fresh) - 3 and not report.unused
-    for name, tensor in model.state_dict().items():
-        expected = fresh[name] if name in report.replaced else published.state_dict()[name]
-        assert torch.equal(tensor, expected), name
+@pytest.mark.parametrize("missing", ["model", "config", "categories", "training"])
+def test_incomplete_checkpoints_are_refused(tmp_path: Path, missing: str) -> None:
+    parts = {**OTHER_PARTS, "model": {"a": torch.ones(3)}}
+    save(tmp_path / "last.pt", {name: part for name, part in parts.items() if name != missing})
+    with pytest.raises(UserError, match=rf"last\.pt lacks {missing}.*incomplete"):
+        read_weights(tmp_path / "last.pt")
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
-    state = tiny_detr().state_dict()
-    state["heads.0.box_head.layers.0.weight"] = torch.ones(3, 3)
-    del state["neck.levels.0.0.bias"]
-    save(tmp_path / "other.pt", {**OTHER_PARTS, "model": state})
-    with pytest.raises(
-        UserError,
-        match=r"not of the model that is configured.*2 tensors differ: neck\.levels\.0\.0\.bias is missing; heads.*box_head.*\[3, 3\]",
-    ):
-        load_weights(tiny_detr(), tmp_path / "other.pt", CLASSES)
+@pytest.mark.parametrize("broken", [{"categories": [{"id": 1}]}, {"categories": [3]}, {"model": {"a": 3}}])
+def test_damaged_parts_are_refused(tmp_path: Path, broken: dict[str, Any]) -> None:
+    save(tmp_path / "last.pt", {**OTHER_PARTS, "model": {"a": torch.ones(3)}, **broken})
+    with pytest.raises(UserError, match=r"last\.pt .*incomplete"):
+        read_weights(tmp_path / "last.pt")
 
 
-def test_weights_of_another_family_are_refused_by_its_name(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
-    names = (
-        "class_embed.0",
-        "transformer.decoder.bbox_embed.0.layers.0",
-        "transformer.encoder.layers.0.self_attn.sampling_offsets",
+def test_every_kind_of_file_is_recognized(tmp_path: Path) -> None:
+    state = {"a": torch.ones(3)}
+    save(tmp_path / "ours.pt", {**OTHER_PARTS, "categories": [{"id": 4, "name": "cat"}], "model": state})
+    torch.save({**OTHER_PARTS, "model": state, "format": "detr-checkpoint-1"}, tmp_path / "before.pt")
+    torch.save({"class_embed.weight": torch.ones(3, 2)}, tmp_path / "published.pth")
+    torch.save({"model": state}, tmp_path / "alone.pt")
+    ours, before, published, alone = (
+        read_weights(tmp_path / name) for name in ("ours.pt", "before.pt", "published.pth", "alone.pt")
     )
-    torch.save({"model": {f"{name}.weight": torch.ones(2, 3) for name in names}}, tmp_path / "refined.pth")
-    with pytest.raises(
-        UserError,
-        match=r"it holds Deformable DETR with refinement, set model=deformable_detr model\.refine=true model\.shared_heads=false\.",
-    ):
-        load_weights(tiny_detr(), tmp_path / "refined.pth", CLASSES)
+    assert isinstance(ours, Checkpoint) and ours.categories == [Category(4, "cat")] and ours.training == {}
+    assert isinstance(before, Checkpoint) and before.training is None
+    assert isinstance(published, Published) and list(published.state) == ["heads.0.class_head.weight"]
+    assert type(alone) is Weights and alone.state.keys() == state.keys()
+    with pytest.raises(UserError, match=r"alone\.pt is another program's file or holds weights alone.*weights=PATH\.$"):
+        read_checkpoint(tmp_path / "alone.pt")
 
 
-def test_backbones_of_timm_inside_transformers() -> None:
-    prefix = "model.backbone.conv_encoder.model"
-    names = (f"{prefix}.layer1.0.bn1.weight", f"{prefix}._backbone.conv1.weight", f"{prefix}.bn1.num_batches_tracked")
-    found = convert({name: torch.ones(3) for name in names}, DAB_DETR)
-    assert list(found.state) == ["backbone.body.layer1.0.bn1.weight", "backbone.body.conv1.weight"]
-    assert list(found.dropped) == [names[2]]
-
-
-def test_copies_that_differ_are_refused() -> None:
-    state = {f"{name}bbox_embed.layers.0.bias": torch.ones(3) for name in ("", "transformer.decoder.")}
-    assert list(convert(state, DAB_DETR).state) == ["heads.0.box_head.layers.0.bias"]
-    state["bbox_embed.layers.0.bias"] = torch.zeros(3)
-    with pytest.raises(UserError, match=r"transformer\.decoder\.bbox_embed\.layers\.0\.bias is not the copy"):
-        convert(state, DAB_DETR)
-
-
-@pytest.mark.parametrize("names", [[], ["weight"]])
-def test_unknown_weights_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR], names: list[str]) -> None:
-    state = {name: torch.ones(3) for name in names}
-    assert recognize(state) is None
-    with pytest.raises(UserError, match=r"Wanted weights of two-stage Deformable DETR, .*, DETR, got tensors such as"):
-        convert(state)
-    torch.save({"model": state}, tmp_path / "unknown.pth")
-    with pytest.raises(UserError, match="not of the model that is configured"):
-        load_weights(tiny_detr(), tmp_path / "unknown.pth", CLASSES)
-
-
-def test_weights_of_other_relatives_are_refused() -> None:
-    with pytest.raises(UserError, match="DN-DETR, DINO or DAB-Deformable-DETR from elsewhere cannot be converted yet"):
-        recognize({"class_embed.weight": torch.ones(3), "label_enc.weight": torch.ones(3)})
-
-
-def test_safetensors(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
-    published = tiny_detr(num_classes=2)
-    file = tmp_path / "model.safetensors"
-    save_file(to_published(published.state_dict()), file)
-    assert not load_weights(tiny_detr(num_classes=2), file, CLASSES).replaced
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"model\.safetensors is cut short or damaged"):
-        load_weights(tiny_detr(), file, CLASSES)
-    with pytest.raises(UserError, match=r"none\.safetensors does not exist"):
-        load_weights(tiny_detr(), tmp_path / "none.safetensors", CLASSES)
-
-
-def test_the_head_of_other_classes_is_not_used_even_if_there_are_as_many(
-    tmp_path: Path, tiny_detr: Callable[..., DETR]
-) -> None:
-    trained = tiny_detr(num_classes=2)
-    torch.nn.init.constant_(trained.heads[0].class_head.weight, 3.0)
-    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    save(tmp_path / "a.pt", {**OTHER_PARTS, "categories": categories, "model": trained.state_dict()})
-    same, other = tiny_detr(num_classes=2), tiny_detr(num_classes=2)
-    assert not load_weights(same, tmp_path / "a.pt", CLASSES).replaced
-    assert torch.equal(same.heads[0].class_head.weight, trained.heads[0].class_head.weight)
-    report = load_weights(other, tmp_path / "a.pt", [Category(1, "cat"), Category(2, "gnu")])
-    assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias"}
-    assert not torch.equal(other.heads[0].class_head.weight, trained.heads[0].class_head.weight)
+def test_checkpoints_of_later_versions_are_refused(tmp_path: Path) -> None:
+    torch.save({**OTHER_PARTS, "model": {}, "format": "detr-checkpoint-9"}, tmp_path / "later.pt")
+    with pytest.raises(UserError, match=r"later\.pt is of format detr-checkpoint-9, wanted detr-checkpoint-2"):
+        read_weights(tmp_path / "later.pt")

@@ -7,7 +7,6 @@ last layer's logits and boxes, where each tensor is filled by its name (`filled`
 import json
 import math
 import zlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from tests.helpers import make_batch
 
 RECORDED = sorted(Path(__file__).with_name("version1").glob("*.json"))
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 7, "name": "gnu"}]
-with_new_models = pytest.mark.skipif(find_spec("detr.models.encoders") is None, reason="needs the models of version 2")
 
 
 def filled(name: str, shape: list[int]) -> Tensor:
@@ -71,7 +69,6 @@ def test_training_state_is_left_out(saved: Path, recorded: dict[str, Any]) -> No
     assert not any(name.startswith(("transformer.", "position.")) for name in checkpoint.state)
 
 
-@with_new_models
 @torch.inference_mode()
 def test_numbers_are_those_of_version_1(saved: Path, recorded: dict[str, Any]) -> None:
     checkpoint = read_checkpoint(saved)

@@ -124,15 +124,15 @@ def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Tensors that theirs has nothing for, such as those of attention blocks, keep our names. Raises UserError where the
     model is none of FAMILIES.
     """
-    ours = dict(state_dict)
-    family = next((family for family in FAMILIES if has_marks(ours, family.our_marks)), None)
+    family = next((family for family in FAMILIES if has_marks(state_dict, family.our_marks)), None)
     if family is None:
         raise UserError(
-            f"Wanted a state dict of our {_NAMES}, got tensors such as {_examples(state_dict)}. There are no published "
-            "names for other models."
+            f"Wanted our weights of {_NAMES}, got tensors such as {_examples(state_dict)}. Other models have no "
+            "published names. Use weights=PATH, or Detector.from_checkpoint, with the checkpoint as it is."
         )
+    ours = family.release(dict(state_dict))
     renamings = reversed_names(family.authors, decoder_layers(ours))
-    return {renamed(name): tensor for name, tensor in family.release(ours).items() for renamed in renamings}
+    return {renamed(name): tensor for name, tensor in ours.items() for renamed in renamings}
 
 
 def _examples(state: Mapping[str, Tensor]) -> str:
