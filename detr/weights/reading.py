@@ -109,7 +109,7 @@ def _checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"Checkpoint {path} is incomplete: {error!r}. Use an intact copy.") from None
     if not is_state_dict(content["model"]):
-        raise UserError(f"Checkpoint {path} holds no weights, so it is incomplete. Use an intact copy.")
+        raise UserError(f"Checkpoint {path} holds no 'model' state dict, so it is incomplete. Use an intact copy.")
     return Checkpoint(
         path=path,
         state=content["model"],

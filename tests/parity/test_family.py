@@ -52,7 +52,7 @@ def their_config(kind: str, **options: Any) -> tuple[Any, Any]:
     transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
     common = {"use_timm_backbone": False, "use_pretrained_backbone": False, "class_cost": 2, **options}
     if kind == "conditional":
-        # With auxiliary_loss, their decoder hands on normalised outputs, unlike the published one.
+        # With auxiliary_loss, their decoder hands on normalized outputs, unlike the published one.
         config = transformers.ConditionalDetrConfig(backbone=None, auxiliary_loss=False, **common)
         return config, transformers.ConditionalDetrForObjectDetection
     if kind == "dab":
@@ -89,7 +89,7 @@ def copies(modules: nn.ModuleList) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def randomise(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     """Zero biases, zero boxes and unit norms would hide mistakes."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -132,7 +132,7 @@ def theirs(kind: str) -> Any:
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
     ).eval()
-    randomise(model)
+    randomize(model)
     if kind == "two_stage":
         hide_unusable_tokens(model)
     return model
@@ -396,4 +396,4 @@ def test_norms_of_deformable_decoders_are_numbered_by_definition() -> None:
     names = {1: "after cross-attention", 2: "after self-attention", 3: "after the feed-forward network"}
     state = {f"{prefix}{number}.weight": torch.tensor([float(number)]) for number in names}
     found = convert(state, families.DEFORMABLE_DETR).state
-    assert [int(found[f"{prefix}{number}.weight"]) for number in names] == [2, 1, 3]
+    assert [int(found[f"decoder.layers.4.norm{number}.weight"]) for number in names] == [2, 1, 3]

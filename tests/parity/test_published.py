@@ -127,7 +127,7 @@ def test_losses_and_matches(fixtures: dict[str, Any], case: str) -> None:
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "no_aux"])
-def test_gradients_and_optimiser_step(fixtures: dict[str, Any], recipe: ModuleType, variant: str) -> None:
+def test_gradients_and_optimizer_step(fixtures: dict[str, Any], recipe: ModuleType, variant: str) -> None:
     fixture, expected = fixtures[variant], fixtures[variant]["loss"]
     model = loaded(fixture, recipe)
     trainable = to_published({name: torch.tensor(p.requires_grad) for name, p in model.named_parameters()})

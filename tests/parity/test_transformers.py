@@ -37,7 +37,7 @@ def theirs() -> Any:
         decoder_attention_heads=4,
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
-        auxiliary_loss=False,  # with it, their decoder hands on normalised outputs, unlike the published one
+        auxiliary_loss=False,  # with it, their decoder hands on normalized outputs, unlike the published one
     )
     model = transformers.DetrForObjectDetection(config).eval()
     with torch.no_grad():
