@@ -12,9 +12,9 @@ from datasets import DetectionDataset, TrainLoader, evaluation_loader, transform
 from detr import distributed
 from detr.config import build, build_criterion, build_model, check_config, exit_codes, pick_device, plain, run_directory
 from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
-from detr.engine.checkpoint import load_weights
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.reporting import Reporter
+from detr.weights import load_weights
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

@@ -13,14 +13,13 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from detr.config import build_model
 from detr.config.build import MODELS
-from detr.engine import checkpoint
 from detr.errors import UserError
-from detr.files import read_tensors
 from detr.images import pad_to_batch, read_image, resize, short_side_size, to_tensor
 from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
 from detr.postprocess import postprocess
 from detr.types import Category, Detections
+from detr.weights import Published, as_checkpoint, load_state, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -65,30 +64,26 @@ class Detector:
         allow_targets: packages of your own that the checkpoint's model is built from, beside detr.models.
         Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed.
         """
-        content = read_tensors(path)
-        config, foreign = None, checkpoint.converted(content)
-        if model is None or content.get("format") == checkpoint.FORMAT:
-            config = checkpoint.checked(content, path)["config"]
+        weights = read_weights(path)
+        config = None
+        if isinstance(weights, Published) and model is not None:
+            logger.info("Using %s.", weights)
+            categories = published_categories(weights.converted.num_classes)
+            size, max_size = _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE
+        else:
+            checkpoint = as_checkpoint(weights)
+            categories, config = checkpoint.categories, checkpoint.config
+            model = config["model"]
             try:
-                model = config["model"]
                 size, max_size = int(config["data"]["size"]), int(config["data"]["max_size"])
-                categories = [Category(id=row["id"], name=row["name"]) for row in content["categories"]]
             except (LookupError, TypeError, ValueError) as error:
                 raise UserError(f"Checkpoint {path} is incomplete: {error!r}. Use an intact copy.") from None
-        else:
-            if foreign is None:
-                raise UserError(f"{path} holds no weights of a model that is known. Use a file that train.py wrote.")
-            categories = published_categories(foreign.num_classes)
-            size, max_size = _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE
         allow = (*MODELS, *allow_targets)
         try:
             detector = build_model(model, num_classes=len(categories), pretrained=False, allow=allow)
         except UserError as error:
             raise UserError(f"Checkpoint {path}: {error}") from None
-        if foreign:
-            logger.info("%s: %s.", path, foreign)
-        state = foreign.state if foreign else checkpoint.model_state(content, path)
-        checkpoint.load_model_state(detector, state, path, foreign)
+        load_state(detector, weights.state, weights)
         return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)
 
     def predict(
@@ -117,7 +112,7 @@ class Detector:
         if len(point) != 2 or not all(0 <= part <= 1 for part in point):
             raise UserError(
                 f"Detector.attention: wanted point as x and y in [0, 1] of the image, got {list(point)}. Correct "
-                "attention_point, such as attention_point=[0.5,0.5] for the centre."
+                "attention_point, such as attention_point=[0.5,0.5] for the center."
             )
         if not isinstance(self.model, DETR):
             raise UserError(

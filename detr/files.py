@@ -1,9 +1,11 @@
-"""Files from anywhere, read without running code from them and without waiting for what is no file."""
+"""Files from anywhere: read without running code from them, and written whole or not at all."""
 
 import os
 import pickle
 import stat
 import struct
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -77,6 +79,47 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def write_tensors(path: str | Path, content: Mapping[str, Any], *, keep: int = 1) -> None:
+    """Write tensors and plain values so that `path` holds either the old or the new file, whole, whatever happens.
+
+    keep: how many to keep: those before it go on as NAME-1, NAME-2 ...
+    Raises UserError where it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        for age in range(keep - 1, 0, -1):
+            if (newer := earlier(path, age - 1)).exists():
+                with suppress(FileNotFoundError):
+                    earlier(path, age).unlink()
+                os.link(newer, earlier(path, age))  # so that there is no moment without a whole one
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself must survive a power cut
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        # torch reports a full disk by a RuntimeError of its own, raised from the error of the file.
+        cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError)), error)
+        raise UserError(
+            f"Cannot write {path}: {cause}. What was saved before is whole. Make room or restore the folder, then go "
+            "on with trainer.resume=auto and the same run_dir."
+        ) from error
+
+
+def earlier(path: Path, age: int) -> Path:
+    """Where the file goes that was at `path` so many saves ago."""
+    return path.with_stem(f"{path.stem}-{age}") if age else path
+
+
 def _first_sentence(error: BaseException) -> str:
-    """What an error of torch.load says, without its advice, which is not meant for files from elsewhere."""
+    """The message of an error of torch.load without its advice, which is not meant for files from elsewhere."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0].split('. ')[0]}".removesuffix(": ")

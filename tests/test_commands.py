@@ -15,7 +15,7 @@ from PIL import Image
 
 from detr import Detector
 from detr.config import build_model, compose, plain
-from detr.engine import checkpoint
+from detr.weights import read_checkpoint, save
 from tests.helpers.commands import REPOSITORY, TINY_MODEL, Outcome, checksum
 from tests.helpers.commands import run as run_inside
 
@@ -36,7 +36,7 @@ def save_tiny(path: Path, *overrides: str) -> None:
         "model": build_model(config.model, num_classes=2).state_dict(),
         "training": {},
     }
-    checkpoint.save(path, content)
+    save(path, content)
 
 
 def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp
     subprocess.run(["kill", f"-{signal.SIGTERM.value}", "--", f"-{process.pid}"], check=True)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    step = checkpoint.load(stopped / "checkpoints" / "last.pt")["training"]["step"]
+    step = read_checkpoint(stopped / "checkpoints" / "last.pt").training["step"]
     assert 2 <= step < 12
     assert f"at step {step}. Go on with trainer.resume=" in (stopped / "train.log").read_text()
     run("train.py", *options, f"run_dir={stopped}")

@@ -12,11 +12,11 @@ from PIL import Image
 from detr import Detector, UserError
 from detr import boxes as box_ops
 from detr.config import build_model, compose, plain
-from detr.engine import checkpoint
 from detr.images import pad_to_batch
 from detr.models.detr import DETR
 from detr.reporting.attention import overlay
 from detr.types import Category
+from detr.weights import save, to_published
 from tests.helpers.commands import TINY_MODEL
 
 CATEGORIES = [Category(id, name) for id, name in ((4, "cat"), (9, "dog"), (40, "gnu"))]
@@ -32,7 +32,7 @@ def saved(tmp_path: Path) -> Path:
     model = build_model(config.model, num_classes=3)
     config.model.backbone.weights = "IMAGENET1K_V1"  # must not be downloaded for a checkpoint
     categories = [asdict(category) for category in CATEGORIES]
-    checkpoint.save(
+    save(
         tmp_path / "best.pt",
         {"config": plain(config), "categories": categories, "model": model.state_dict(), "training": {}},
     )
@@ -151,7 +151,7 @@ def test_images_of_no_known_kind_are_refused(saved: Path) -> None:
 
 def test_published_weights_with_a_model_configuration(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
     published = build_model(compose([*TINY_MODEL]).model, num_classes=91)
-    torch.save({"model": checkpoint.to_published(published.state_dict())}, tmp_path / "detr.pth")
+    torch.save({"model": to_published(published.state_dict())}, tmp_path / "detr.pth")
     with pytest.raises(UserError, match="name the model too, as in model=detr"):
         Detector.from_checkpoint(tmp_path / "detr.pth")
     detector = Detector.from_checkpoint(tmp_path / "detr.pth", model=compose([*TINY_MODEL]).model)

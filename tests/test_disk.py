@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from detr.engine import checkpoint
+from detr.weights import read_checkpoint
 from tests.helpers import with_small_disk
 from tests.helpers.commands import REPOSITORY
 
@@ -36,7 +36,7 @@ def test_a_full_disk(tiny_options: list[str], tmp_path: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in output, output
     assert "Cannot write" in output and "No space left on device" in output and "trainer.resume=auto" in output
     print(output.splitlines()[-1])
-    saved = [checkpoint.load(path)["training"]["step"] for path in sorted(kept.glob("last*.pt"))]
+    saved = [read_checkpoint(path).training["step"] for path in sorted(kept.glob("last*.pt"))]
     assert saved and max(saved) >= 1 and not list(kept.glob("*.tmp"))
 
 
@@ -50,7 +50,7 @@ def test_a_folder_that_is_gone_is_made_again(tiny_options: list[str], tmp_path: 
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0 and "Traceback" not in output, output
     assert ("Nothing more goes to TensorBoard" in output) == (gone == "run")
-    assert checkpoint.load(last)["training"]["step"] == 12
+    assert read_checkpoint(last).training["step"] == 12
 
 
 def test_a_folder_that_cannot_be_made_again(tiny_options: list[str], tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_made_again(tiny_options: list[str], tmp_path: P
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 2 and "Traceback" not in output, output
     assert "Cannot write" in output and "What was saved before is whole" in output
-    assert checkpoint.load(tmp_path / "saved" / "last.pt")["training"]["step"] >= 1
+    assert read_checkpoint(tmp_path / "saved" / "last.pt").training["step"] >= 1
 
 
 def start(options: list[str], folder: Path) -> subprocess.Popen[str]:

@@ -20,6 +20,7 @@ FLOORS = (
     ("detr.losses", 1),
     ("detr.postprocess", 1),
     ("datasets", 1),
+    ("detr.weights", 2),
     ("detr.evaluation", 2),
     ("detr.reporting", 2),
     ("detr.engine", 3),

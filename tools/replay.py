@@ -13,8 +13,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, whose code made the file
 
 from detr.config import exit_codes
-from detr.engine import TrainerConfig, TrainingStep, checkpoint, failures
+from detr.engine import TrainerConfig, TrainingStep, failures
 from detr.errors import NonFiniteError, UserError
+from detr.weights import load_state
 from tools.stored import add_allow_targets, build_stored_criterion, build_stored_model
 
 
@@ -49,7 +50,7 @@ def _step(content: dict[str, Any], path: Path, packages: Sequence[str], device: 
         config, count = content["config"], len(content["categories"])
         model = build_stored_model(config["model"], count, path, packages).to(device)
         criterion = build_stored_criterion(config["criterion"], count, path, packages).to(device)
-        checkpoint.load_model_state(model, content["model"], path)
+        load_state(model, content["model"], path)
         return TrainingStep(
             model=model.train(),
             criterion=criterion.train(),

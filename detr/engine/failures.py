@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 from detr import distributed
-from detr.engine import checkpoint
 from detr.engine.batches import Batch
 from detr.errors import UserError
-from detr.files import read_tensors
+from detr.files import read_tensors, write_tensors
 from detr.types import ImageBatch, Target
 
 FORMAT = "detr-failure-2"
@@ -33,7 +32,7 @@ def save(
         "seed": seed,
         "process": process,
     }
-    checkpoint.write(path, {**metadata, **content})
+    write_tensors(path, {**metadata, **content})
     return path
 
 
@@ -41,7 +40,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """The content of a file that `save` wrote, with batches as the training had them; UserError for another file."""
     content = read_tensors(path)
     if content.get("format") != FORMAT:
-        raise UserError(f"{path} holds no failed step. Give a file of a run's failures folder.")
+        raise UserError(f"{path} holds no failed step that this version saved. Give a file of a run's failures folder.")
     content["batches"] = [
         (ImageBatch(**row["images"]), [Target(**target) for target in row["targets"]]) for row in content["batches"]
     ]

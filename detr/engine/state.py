@@ -11,9 +11,10 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from detr import distributed
-from detr.engine import checkpoint
 from detr.engine.options import flat
 from detr.errors import UserError
+from detr.types import Category
+from detr.weights import Checkpoint, load_state, newest, read_checkpoint, save
 
 logger = logging.getLogger(__name__)
 _OF_A_START = ("run_dir", "trainer.resume", "weights", "device", "debug")  # options that say nothing of the training
@@ -76,7 +77,7 @@ class TrainingState:
         path = self.path(name)
         if distributed.rank() == 0:
             content = {**self.metadata, "model": self.evaluated.state_dict(), "training": self._training()}
-            checkpoint.save(path, content, keep=self.keep if name == "last.pt" else 1)
+            save(path, content, keep=self.keep if name == "last.pt" else 1)
         return path
 
     def resume(self, source: str | None) -> Path | None:
@@ -85,18 +86,17 @@ class TrainingState:
         Returns which one it was. Raises UserError where it is of another training than this one.
         """
         self._callback_states()  # one that cannot be saved is to be known before any work
-        path, content = self._read(source)
-        if content is None:
+        checkpoint = self._read(source)
+        if checkpoint is None:
             return None
-        training, weights = content["training"], checkpoint.model_state(content, path)
-        self._check(content, path)
-        checkpoint.load_model_state(self.model, training.get("model", weights), path)
+        path, training = checkpoint.path, self._checked(checkpoint)
+        load_state(self.model, training.get("model", checkpoint.state), checkpoint)
         if self.averaged is not None:
-            checkpoint.load_model_state(self.averaged, weights, path)
+            load_state(self.averaged, checkpoint.state, checkpoint)
         self._restore(training, path)
         for name, state in training["callbacks"].items():
             self._restore_callback(name, state, path)
-        if changes := list(_changes(content["config"], self.metadata["config"])):
+        if changes := list(_changes(checkpoint.config, self.metadata["config"])):
             logger.warning("From here on other options hold than in the checkpoint: %s.", "; ".join(changes))
         return path
 
@@ -122,20 +122,20 @@ class TrainingState:
                 )
         return states
 
-    def _read(self, source: str | None) -> tuple[Path, dict[str, Any] | None]:
+    def _read(self, source: str | None) -> Checkpoint | None:
         if source == "auto":
-            return checkpoint.newest(self.path())
-        path = Path(source or self.path())
-        return path, checkpoint.load(path) if source else None
+            return newest(self.path())
+        return read_checkpoint(source) if source else None
 
-    def _check(self, content: Mapping[str, Any], path: Path) -> None:
-        training = content["training"]
-        if not isinstance(training.get("callbacks"), dict):
+    def _checked(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The training state of a checkpoint, if this training can go on from it."""
+        path, training = checkpoint.path, checkpoint.training
+        if training is None or not isinstance(training.get("callbacks"), dict):
             raise UserError(
                 f"Checkpoint {path} is of an earlier version of this framework: its weights can be used, but the "
-                "training cannot go on from it. Start anew from its weights with weights=PATH."
+                f"training cannot go on from it. Start anew from its weights with weights={path} and another run_dir."
             )
-        if content["categories"] != self.metadata["categories"]:
+        if checkpoint.categories != [Category(**row) for row in self.metadata["categories"]]:
             raise UserError(
                 f"Checkpoint {path} was trained on other classes than the training data have. Resume on the same data, "
                 "or start anew from its weights with weights=PATH."
@@ -146,6 +146,7 @@ class TrainingState:
                 "(data.batch_size * trainer.accumulate * processes). Set these so that the product is the same, or "
                 "start anew from its weights with weights=PATH."
             )
+        return training
 
     def _restore(self, training: Mapping[str, Any], path: Path) -> None:
         """The optimizer's options, such as rates, stay as they are configured."""

@@ -100,7 +100,7 @@ def test_nested_options_are_checked_before_anything_is_built() -> None:
 @pytest.mark.parametrize(
     "target",
     ["os.system", "torch.hub.load", "builtins.eval", "detr.models.backbone.torch.hub.load", "detr.models.backbone._group_norm",
-     "detr.engine.checkpoint.read", "torch.load", 3],
+     "detr.weights.save", "torch.load", 3],
 )  # fmt: skip
 def test_checkpoints_build_model_classes_only(target: object) -> None:
     with pytest.raises(UserError, match=r"model\._target_: '.*' is refused"):

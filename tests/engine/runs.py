@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from detr.engine import Trainer, checkpoint
+from detr.engine import Trainer
+from detr.files import read_tensors
 
 Make = Callable[..., Trainer]
 
 
 def last(run_dir: Path) -> dict[str, Any]:
-    return checkpoint.load(run_dir / "checkpoints" / "last.pt")
+    return read_tensors(run_dir / "checkpoints" / "last.pt")
 
 
 def assert_same_state(a: Any, b: Any) -> None:

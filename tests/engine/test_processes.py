@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from detr import distributed
-from detr.engine import TrainerConfig, TrainingStep, checkpoint
+from detr.engine import TrainerConfig, TrainingStep
 from detr.errors import NonFiniteError, UserError
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.losses.classification import ClassificationLoss, CrossEntropy, SigmoidFocal
@@ -23,6 +23,7 @@ from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
 from detr.models.encoders.transformer import TransformerEncoder
 from detr.models.layers.positions import SinePosition
+from detr.weights import newest
 from tests.helpers import TinyBackbone, make_batch, random_targets, torchrun
 from tests.helpers.commands import REPOSITORY, checksum
 
@@ -182,7 +183,7 @@ def test_killed_at_any_instant_a_run_ends_as_if_it_had_not_been(
             os.kill(pid, signal.SIGKILL)
         process.wait()
         while_saving += killed.with_suffix(".tmp").exists()
-        steps.append(checkpoint.newest(killed)[1]["training"]["step"])
+        steps.append(newest(killed).training["step"])
     subprocess.run(command(killed.parents[1]), cwd=REPOSITORY, env=environment, check=True)
     print(f"{processes} processes, killed at steps {steps}, {while_saving} times while saving")
     assert checksum(killed) == checksum(straight)

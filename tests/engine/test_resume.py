@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from detr.engine import Trainer
 from detr.errors import Interrupted, UserError
@@ -82,6 +83,15 @@ def test_resuming_another_model_is_refused(make: Make) -> None:
         match=r"not of the model that is configured.*queries\.position\.weight is \[7, 32\], wanted \[9, 32\]",
     ):
         make("run", queries=9).fit()
+
+
+def test_a_training_of_version_1_is_refused(make: Make) -> None:
+    trainer = make("run", max_steps=1)
+    trainer.fit()
+    path = trainer.run_dir / "checkpoints" / "last.pt"
+    torch.save({**last(trainer.run_dir), "format": "detr-checkpoint-1"}, path)
+    with pytest.raises(UserError, match=r"last\.pt is of version 1, whose training cannot go on.*weights=.*last\.pt"):
+        make("run", max_steps=2).fit()
 
 
 def test_other_numbers_of_images_in_a_step_are_refused_on_resume(make: Make) -> None:

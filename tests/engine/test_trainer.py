@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from datasets import TrainLoader
-from detr.engine import Trainer, TrainerConfig, accelerated, checkpoint, failures
+from detr.engine import Trainer, TrainerConfig, accelerated, failures
 from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.models.attention import HardAttention, Placement
+from detr.weights import read_checkpoint
 from tests.engine.runs import Make, StopsAt, assert_same_state, last
 
 
@@ -104,8 +105,8 @@ def test_best_and_last_are_kept_and_metrics_written(make: Make) -> None:
         "square",
         "triangle",
     }
-    best = checkpoint.load(trainer.run_dir / "checkpoints" / "best.pt")
-    assert best["training"]["callbacks"]["evaluation"]["best"] == trainer.callbacks["evaluation"].best > -1
+    best = read_checkpoint(trainer.run_dir / "checkpoints" / "best.pt")
+    assert best.training["callbacks"]["evaluation"]["best"] == trainer.callbacks["evaluation"].best > -1
     assert len(list((trainer.run_dir / "predictions").glob("*.jpg"))) == 7
 
 

@@ -19,7 +19,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from detr.engine import checkpoint
+from detr.weights import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY_MODEL = (
@@ -95,6 +95,6 @@ def run_process(script: str, *overrides: str) -> Outcome:
 def checksum(path: Path) -> str:
     """Of the weights in a checkpoint."""
     digest = hashlib.sha256()
-    for name, tensor in checkpoint.load(path)["model"].items():
+    for name, tensor in read_checkpoint(path).state.items():
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()

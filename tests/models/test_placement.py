@@ -14,8 +14,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from detr import Detector
 from detr.config import build_block, build_criterion, build_model, compose
-from detr.engine import checkpoint
-from detr.engine.checkpoint import load_weights, save, to_published
 from detr.engine.optim import adamw
 from detr.errors import UserError
 from detr.models.attention import (
@@ -30,6 +28,7 @@ from detr.models.attention import (
 from detr.models.attention.placement import blocks_for
 from detr.models.backbones.resnet import ResNet, run_with_attention
 from detr.types import Category
+from detr.weights import load_weights, read_checkpoint, save, to_published
 from tests.helpers import make_batch, random_targets
 from tests.helpers.commands import REPOSITORY, TINY_MODEL
 
@@ -242,7 +241,7 @@ def test_a_block_of_ones_own_as_the_readme_has_it(tiny_options: list[str], tmp_p
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    weights = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["model"]
+    weights = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").state
     assert weights["backbone.attention.layer2.custom.conv.weight"].shape == (128, 1, 3, 3)
     with pytest.raises(UserError, match=r"my_blocks\.Mine' is refused.*allow_targets"):
         Detector.from_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")

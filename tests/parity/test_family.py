@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from detr import Detector
 from detr.config import build_criterion, build_model, compose
-from detr.engine import convert as families
-from detr.engine.checkpoint import load_weights
-from detr.engine.convert import Converted, Family, Renaming, convert
 from detr.models.detr import DETR
 from detr.models.layers.deformable import DeformableAttention
 from detr.models.values import Memory
 from detr.types import Category, Predictions
+from detr.weights import families, load_weights, to_published
+from detr.weights.families import Converted, convert
 from tests.helpers import make_batch, random_targets
 
 NUM_CLASSES, QUERIES, D_MODEL, ENCODER_LAYERS, DECODER_LAYERS = 5, 11, 64, 2, 3
@@ -53,7 +52,7 @@ def their_config(kind: str, **options: Any) -> tuple[Any, Any]:
     transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
     common = {"use_timm_backbone": False, "use_pretrained_backbone": False, "class_cost": 2, **options}
     if kind == "conditional":
-        # With auxiliary_loss, their decoder hands on normalised outputs, unlike the published one.
+        # With auxiliary_loss, their decoder hands on normalized outputs, unlike the published one.
         config = transformers.ConditionalDetrConfig(backbone=None, auxiliary_loss=False, **common)
         return config, transformers.ConditionalDetrForObjectDetection
     if kind == "dab":
@@ -90,7 +89,7 @@ def copies(modules: nn.ModuleList) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def randomise(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     """Zero biases, zero boxes and unit norms would hide mistakes."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -133,7 +132,7 @@ def theirs(kind: str) -> Any:
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
     ).eval()
-    randomise(model)
+    randomize(model)
     if kind == "two_stage":
         hide_unusable_tokens(model)
     return model
@@ -370,36 +369,13 @@ def their_names(kind: str) -> set[str]:
     return {*(f"{name}.{part}" for name in pairs for part in ("weight", "bias")), *single}
 
 
-def as_theirs(state: dict[str, Tensor], family: Family, kind: str) -> dict[str, Tensor]:
-    """Our weights as the authors' code would save them."""
-    state = dict(state)
-    if "queries.content.weight" in state:
-        state["queries.position.weight"] = torch.cat(
-            (state["queries.position.weight"], state.pop("queries.content.weight")), dim=1
-        )
-    for name in [name for name in state if name.startswith("proposal_head.")]:
-        tensor = state.pop(name)
-        more = torch.randn(NUM_CLASSES - 1, *tensor.shape[1:]) if "class_head" in name else tensor[:0]
-        state[name.replace("proposal_head", f"heads.{DECODER_LAYERS}")] = torch.cat((tensor, more))
-    renamed = Renaming([(here, there) for there, here in family.authors])
-    result = {renamed(name): tensor for name, tensor in state.items()}
-    for name in list(result):
-        if kind == "deformable" and name.startswith(("class_embed.0.", "bbox_embed.0.")):
-            result |= {name.replace(".0.", f".{number}.", 1): result[name] for number in range(1, DECODER_LAYERS)}
-        if name.startswith("bbox_embed.") and kind in ("dab", "refined", "two_stage"):
-            result[f"transformer.decoder.{name}"] = result[name]
-        if name.startswith("class_embed.") and kind == "two_stage":
-            result[f"transformer.decoder.{name}"] = result[name]
-    return result
-
-
 def test_files_of_the_authors(kind: str, tmp_path: Path) -> None:
     family = FAMILIES[kind]
     options = f"{family.options} model/backbone=resnet18"
     trained = build(options, *SIZES)
     for tensor in (*trained.parameters(), *trained.buffers()):
         nn.init.normal_(tensor)
-    file = as_theirs(trained.state_dict(), family, kind)
+    file = to_published(trained.state_dict())
     assert {name for name in file if not name.startswith("backbone.0.body.")} == their_names(kind)
 
     path = tmp_path / "checkpoint.pth"
@@ -422,4 +398,4 @@ def test_norms_of_deformable_decoders_are_numbered_by_definition() -> None:
     names = {1: "after cross-attention", 2: "after self-attention", 3: "after the feed-forward network"}
     state = {f"{prefix}{number}.weight": torch.tensor([float(number)]) for number in names}
     found = convert(state, families.DEFORMABLE_DETR).state
-    assert [int(found[f"{prefix}{number}.weight"]) for number in names] == [2, 1, 3]
+    assert [int(found[f"decoder.layers.4.norm{number}.weight"]) for number in names] == [2, 1, 3]

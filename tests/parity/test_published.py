@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from detr.engine.checkpoint import from_published, load_model_state, to_published
 from detr.engine.optim import adamw
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.models.backbones.resnet import ResNet
@@ -19,6 +18,7 @@ from detr.models.encoders.transformer import TransformerEncoder
 from detr.models.layers.positions import LearnedPosition, SinePosition
 from detr.postprocess import postprocess
 from detr.types import Predictions, Target
+from detr.weights import from_published, load_state, to_published
 from tests.helpers import make_batch, make_target
 
 VARIANTS = ["base", "learned", "pre_norm", "dc5", "no_aux"]
@@ -65,7 +65,7 @@ def build(config: dict[str, Any]) -> DETR:
 
 def loaded(fixture: dict[str, Any], recipe: ModuleType) -> DETR:
     model = build(fixture["config"])
-    load_model_state(model, from_published(recipe.full_state(fixture)), "fixture")
+    load_state(model, from_published(recipe.full_state(fixture)), "fixture")
     return model
 
 
@@ -127,7 +127,7 @@ def test_losses_and_matches(fixtures: dict[str, Any], case: str) -> None:
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "no_aux"])
-def test_gradients_and_optimiser_step(fixtures: dict[str, Any], recipe: ModuleType, variant: str) -> None:
+def test_gradients_and_optimizer_step(fixtures: dict[str, Any], recipe: ModuleType, variant: str) -> None:
     fixture, expected = fixtures[variant], fixtures[variant]["loss"]
     model = loaded(fixture, recipe)
     trainable = to_published({name: torch.tensor(p.requires_grad) for name, p in model.named_parameters()})

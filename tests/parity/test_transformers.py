@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from detr.engine.convert import convert
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.models.backbones.resnet import ResNet
 from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
 from detr.models.encoders.transformer import TransformerEncoder
 from detr.models.layers.positions import SinePosition
+from detr.weights.families import convert
 from tests.helpers import make_batch, random_targets
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
@@ -37,7 +37,7 @@ def theirs() -> Any:
         decoder_attention_heads=4,
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
-        auxiliary_loss=False,  # with it, their decoder hands on normalised outputs, unlike the published one
+        auxiliary_loss=False,  # with it, their decoder hands on normalized outputs, unlike the published one
     )
     model = transformers.DetrForObjectDetection(config).eval()
     with torch.no_grad():

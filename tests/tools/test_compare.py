@@ -257,7 +257,7 @@ def test_a_file_that_is_nested_without_end_is_named(make_run: MakeRun, tmp_path:
     "node",
     [
         {"_target_": "torch.hub.load", "repo_or_dir": "{tmp}/evil", "model": "any", "source": "local"},
-        {"_target_": "detr.engine.checkpoint.write", "path": "{tmp}/marker", "content": {}},
+        {"_target_": "detr.files.write_tensors", "path": "{tmp}/marker", "content": {}},
         {"_target_": "detr.config.build.build", "config": {"_target_": "os.system"}, "path": "x"},
         {"_target_": "os.system", "command": "touch {tmp}/marker"},
         {"_target_": "datasets.shapes.generate", "root": "{tmp}/marker"},

@@ -1,0 +1,22 @@
+"""Weights: checkpoints of ours on disk, and published weights of DETR and its family."""
+
+from detr.weights.checkpoints import newest, save
+from detr.weights.families import from_published, to_published
+from detr.weights.loading import LoadReport, load_state, load_weights
+from detr.weights.reading import Checkpoint, Published, Weights, as_checkpoint, read_checkpoint, read_weights
+
+__all__ = [
+    "Checkpoint",
+    "LoadReport",
+    "Published",
+    "Weights",
+    "as_checkpoint",
+    "from_published",
+    "load_state",
+    "load_weights",
+    "newest",
+    "read_checkpoint",
+    "read_weights",
+    "save",
+    "to_published",
+]

@@ -1,0 +1,43 @@
+"""Checkpoints of a training on disk: saved so that one is whole at any moment, and the newest whole one found.
+
+A checkpoint is a dict of tensors and plain values, so that loading runs no code from the file:
+`format`, `model` (state dict), `config` (the composed configuration), `categories` (id and name of each class, in the
+order of the labels) and `training` (optimizer's state, position in the run, best result).
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detr.errors import UserError
+from detr.files import earlier, write_tensors
+from detr.weights.reading import FORMAT, Checkpoint, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def save(path: str | Path, checkpoint: Mapping[str, Any], *, keep: int = 1) -> None:
+    """Write a checkpoint so that `path` holds either the old or the new one, whole, whatever happens meanwhile.
+
+    keep: how many to keep: those before it go on as NAME-1, NAME-2 ...
+    Raises UserError where it cannot be written.
+    """
+    write_tensors(path, {"format": FORMAT, **checkpoint}, keep=keep)
+
+
+def newest(path: Path) -> Checkpoint | None:
+    """The newest whole one of the checkpoints that `save` keeps for `path`; None where there is none at all.
+
+    A damaged one is passed over with a warning. Raises UserError where all are damaged.
+    """
+    ages = [int(found.stem.rpartition("-")[2]) for found in path.parent.glob(f"{path.stem}-*.pt")]
+    candidates = [found for age in [0, *sorted(ages)] if (found := earlier(path, age)).exists()]
+    for candidate in candidates:
+        try:
+            return read_checkpoint(candidate)
+        except UserError as error:
+            if candidate == candidates[-1]:
+                raise
+            logger.warning("%s The one before it is taken.", error)
+    return None

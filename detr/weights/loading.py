@@ -1,0 +1,92 @@
+"""Weights into a model: exactly, or as a start whose classes and queries may be others."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from detr.errors import UserError
+from detr.models.attention import Blocks
+from detr.types import Category
+from detr.weights.reading import Checkpoint, Published, Weights, read_weights
+
+logger = logging.getLogger(__name__)
+
+# Parts whose shape follows the data set or the number of queries: where it differs, they are trained anew.
+_REPLACEABLE = ("class_head.", "denoising.labels.", "queries.position.weight", "queries.content.", "queries.anchors.")
+_OF_CLASSES = ("class_head.", "denoising.labels.")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which tensors `load_weights` took over, which it left to be trained anew, and which the file had in excess."""
+
+    loaded: list[str]
+    replaced: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} tensors"]
+        lines += [f"trained anew: {name} ({why})" for name, why in self.replaced.items()]
+        lines += [f"left in the file: {name}" for name in self.unused]
+        return "; ".join(lines)
+
+
+def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Category]) -> LoadReport:
+    """Start from the weights of any file that `read_weights` knows, whose classes or queries may be others.
+
+    categories: the classes of the new model. Where the file's are others, its class head is not used; the same goes
+    for queries of another shape. Attention blocks may be missing in the file. The report names all these. Raises
+    UserError where anything else differs: the file is of another model then.
+    """
+    own, weights = model.state_dict(), read_weights(path)
+    state = weights.state
+    replaced = _replaced(model, weights, categories)
+    unused = [name for name in state if name not in own and not isinstance(weights, Published)]
+    loaded = {name: tensor for name, tensor in state.items() if name not in (*replaced, *unused)}
+    load_state(model, loaded | {name: own[name] for name in replaced}, weights)
+    report = LoadReport(loaded=list(loaded), replaced=replaced, unused=unused)
+    logger.info("From %s: %s.", weights, report)
+    return report
+
+
+def _replaced(model: nn.Module, weights: Weights, categories: Sequence[Category]) -> dict[str, str]:
+    """Why tensors of the model are trained anew, by their names."""
+    own, state = model.state_dict(), weights.state
+    replaced = {
+        name: f"file {list(state[name].shape)}, model {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if any(part in name for part in _REPLACEABLE) and name in state and state[name].shape != tensor.shape
+    }
+    if isinstance(weights, Checkpoint) and weights.categories != list(categories):
+        replaced |= {name: "file of other classes" for name in own if any(part in name for part in _OF_CLASSES)}
+    # What a file from before it was added lacks: a part of the training alone, attention blocks.
+    added = ("denoising.", *(f"{name}." for name, part in model.named_modules() if isinstance(part, Blocks)))
+    return replaced | {name: "not in the file" for name in own if name.startswith(added) and name not in state}
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: Weights | str | Path) -> None:
+    """Load exactly the tensors that the model has; raises UserError that names what differs.
+
+    source: what the state is from, for that message.
+    """
+    own = model.state_dict()
+    differences = [f"{name} is missing" for name in own if name not in state]
+    differences += [f"{name} is not known" for name in state if name not in own]
+    differences += [
+        f"{name} is {list(state[name].shape)}, wanted {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if differences:
+        path, kind = (source.path if isinstance(source, Weights) else source), ""
+        if isinstance(source, Published):
+            kind = f": it holds {source.converted.family.name}, set {source.converted.options}"
+        raise UserError(
+            f"Checkpoint {path} is not of the model that is configured{kind}. {len(differences)} tensors differ: "
+            f"{'; '.join(differences[:4])}{'; ...' if len(differences) > 4 else ''}. Set the model options that it was "
+            "trained with (config.yaml in its run folder), or use another checkpoint."
+        )
+    model.load_state_dict(state)
