@@ -3,23 +3,21 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
 from datasets import training_data
 from detr import distributed
-from detr.config import build, build_criterion, build_model, check_config, exit_codes, pick_device, plain, run_directory
+from detr.cli import command, pick_device, run_directory
+from detr.config import build, build_criterion, build_model, plain
 from detr.engine import Trainer, TrainerConfig, accelerated
 from detr.engine.checkpoint import load_weights
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.reporting import Reporter
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
-@exit_codes()
+@command("train")
 def main(config: DictConfig) -> None:
-    check_config(config)
     device, options = pick_device(config.device), TrainerConfig(**plain(config.trainer))
     with distributed.process_group(device, options.timeout), run_directory(config) as run_dir:
         train(config, run_dir, device, options)
@@ -64,5 +62,4 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main()
+    main()
