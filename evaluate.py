@@ -3,24 +3,21 @@
 import logging
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
 from datasets import DetectionDataset, evaluation_loader, transforms
 from detr import distributed
-from detr.config import build, check_config, evaluation_data, exit_codes, pick_device, run_directory
+from detr.cli import command, pick_device, run_directory
+from detr.config import build, evaluation_data
 from detr.detector import Detector
 from detr.evaluation import CocoEvaluator
 
 logger = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
-@exit_codes()
+@command("evaluate")
 def main(config: DictConfig) -> None:
-    config.data.train = None  # not read: what is left open there does not matter
-    check_config(config)
     device = pick_device(config.device)
     with distributed.process_group(device), run_directory(config) as run_dir:
         evaluate(config, run_dir, device)
@@ -53,5 +50,4 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main()
+    main()

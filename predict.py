@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
 from detr import Detector
-from detr.config import check_config, exit_codes, pick_device, run_directory
+from detr.cli import command, pick_device, run_directory
 from detr.evaluation import to_results
 from detr.images import find_images, read_image
 from detr.reporting import OutputFolder, draw_attention, draw_detections
@@ -21,10 +20,8 @@ from detr.reporting import OutputFolder, draw_attention, draw_detections
 logger = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="predict")
-@exit_codes()
+@command("predict")
 def main(config: DictConfig) -> None:
-    check_config(config)
     with run_directory(config):
         predict(config)
 
@@ -73,5 +70,4 @@ def jpeg(picture: Image.Image) -> bytes:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main()
+    main()

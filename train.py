@@ -4,23 +4,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
 from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
 from detr import distributed
-from detr.config import build, build_criterion, build_model, check_config, exit_codes, pick_device, plain, run_directory
+from detr.cli import command, pick_device, run_directory
+from detr.config import build, build_criterion, build_model, plain
 from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.reporting import Reporter
 from detr.weights import load_weights
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
-@exit_codes()
+@command("train")
 def main(config: DictConfig) -> None:
-    check_config(config)
     device, options = pick_device(config.device), TrainerConfig(**plain(config.trainer))
     with distributed.process_group(device, options.timeout), run_directory(config) as run_dir:
         train(config, run_dir, device, options)
@@ -86,5 +84,4 @@ def data_sets(config: DictConfig) -> tuple[DetectionDataset, DetectionDataset]:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main()
+    main()

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from detr.config import build_model
-from detr.config.build import MODELS
+from detr.config import MODELS, build_model
 from detr.errors import UserError
 from detr.images import pad_to_batch, read_image, resize, short_side_size, to_tensor
 from detr.models.attention_maps import AttentionMaps, watch

@@ -259,8 +259,8 @@ HOSTILE_NODES: list[dict[str, Any]] = [
     {"_target_": "os.system", "command": "touch {tmp}/marker"},
     {"_target_": "torch.hub.load", **HUB},
     {"_target_": "builtins.eval", "_args_": ["__import__('os').system('touch {tmp}/marker')"]},
-    {"_target_": "detr.models.backbone.torch.hub.load", **HUB},
-    {"_target_": "detr.models.position.torch.os.system", "command": "touch {tmp}/marker"},
+    {"_target_": "detr.models.backbones.resnet.torch.hub.load", **HUB},
+    {"_target_": "detr.models.layers.positions.torch.os.system", "command": "touch {tmp}/marker"},
     LOG_FILE,
 ]
 BAD = ("checkpoint={tmp}/bad.pt",)
@@ -461,8 +461,17 @@ CASES = [
         write("data/manifest.json", b'{"name": "web application"}'),
     ),
     # Options
-    Case("misspelt option", TRAIN, ("model.num_querys=5",), ("num_querys",)),
-    Case("misspelt fixed option", TRAIN, ("trainer.epoch=5",), ("epoch",)),
+    Case("misspelt option", TRAIN, ("model.num_querys=5",), ("model.num_querys", "Did you mean model.num_queries?")),
+    Case("misspelt fixed option", TRAIN, ("trainer.epoch=5",), ("trainer.epoch", "Did you mean trainer.epochs?")),
+    Case("option without its section", TRAIN, ("epochs=3",), ("option epochs", "Did you mean trainer.epochs?")),
+    Case("group without its section", TRAIN, ("backbone=resnet18",), ("backbone", "Did you mean model/backbone?")),
+    Case("misspelt fixed option with +", TRAIN, ("+trainer.epoch=5",), ("trainer.epoch.", "Did you mean epochs?")),
+    Case("option beside the fixed ones", TRAIN, ("+foobar=1",), ("There is no option foobar.",)),
+    Case(
+        "option that has moved", TRAIN, ("model.transformer.num_levels=2",), ("has moved: set model.neck.num_levels",)
+    ),
+    Case("group that has moved", PREDICT, ("model/position=learned",), ("has moved: set model/encoder/position.",)),
+    Case("option that is like no other", TRAIN, ("foobar=1",), ("foobar", "TrainConfig")),
     Case("option that does not exist", TRAIN, ("+model.foo=1",), ("model.foo", "not an option", "num_queries")),
     Case("misspelt option with +", TRAIN, ("+model.num_querys=5",), ("model.num_querys", "Did you mean num_queries")),
     Case("epochs is no number", TRAIN, ("trainer.epochs=abc",), ("trainer.epochs", "abc")),
@@ -493,10 +502,10 @@ CASES = [
     ),
     Case("denoising without anchors", TRAIN, ("model/denoising=cdn",), ("denoising", "anchors", "model/queries=")),
     Case("refinement without anchors", TRAIN, ("model.refine=true",), ("refine", "anchors", "model/queries=")),
-    Case("too few levels", TRAIN, ("model.neck.num_levels=0",), ("num_levels", "at least 1")),
+    Case("too few levels", TRAIN, ("model.neck.num_levels=0",), ("model.neck", "num_levels", "at least 1")),
     Case("features out of order", TRAIN, ("model.backbone.features=[layer4,layer2]",), ("features", "in this order")),
-    Case("plain_after above 1", TRAIN, ("data.plain_after=2",), ("data.plain_after", "[0, 1]", "2")),
-    Case("num_groups of 0", TRAIN, ("model.queries.num_groups=0",), ("num_groups", "at least 1")),
+    Case("plain_after above 1", TRAIN, ("data.plain_after=2",), ("data.plain_after", "at most 1", "2")),
+    Case("num_groups of 0", TRAIN, ("model.queries.num_groups=0",), ("model.queries", "num_groups", "at least 1")),
     *(
         Case(
             f"reduction of 0 in {block}",
@@ -512,14 +521,19 @@ CASES = [
         ("model/attention=spatial_transformer", "model.attention.spatial_transformer.block.hidden=0"),
         ("model.attention.spatial_transformer.block", "hidden of at least 1"),
     ),
-    Case("dropout of 2", TRAIN, ("model.encoder.dropout=2.0",), ("dropout", "probability", "2.0")),
+    Case(
+        "dropout of 2",
+        TRAIN,
+        ("model.encoder.dropout=2.0",),
+        ("model.encoder", "dropout", "probability", "2.0"),
+    ),
     Case(
         "batch norm of a single value",
         TRAIN,
         ("model/attention=residual", "data.batch_size=1"),
         ("single value", "data.batch_size"),
     ),
-    Case("nhead of 0", TRAIN, ("model.encoder.nhead=0",), ("nhead", "at least 1")),
+    Case("nhead of 0", TRAIN, ("model.encoder.nhead=0",), ("model.encoder", "multiple of nhead", "0")),
     Case("unknown norm", TRAIN, ("model.backbone.norm=layer",), ("norm", "frozen", "layer")),
     Case("unknown stage", TRAIN, ("model.backbone.freeze=[layer9]",), ("freeze", "layer9", "layer4")),
     Case("unknown group choice", TRAIN, ("model/backbone=resnet99",), ("model/backbone", "resnet99", "resnet50")),
@@ -700,15 +714,19 @@ CASES = [
         "hostile configuration, nested",
         EVALUATE,
         BAD,
-        ("model.position", *TARGET),
-        hostile_model({"_target_": "os.system", "command": "touch {tmp}/marker"}, "position"),
+        ("model.encoder.position", *TARGET),
+        hostile_model({"_target_": "os.system", "command": "touch {tmp}/marker"}, "encoder", "position"),
     ),
     Case(
         "hostile configuration in a tuple",
         PREDICT,
         BAD,
-        ("model.position", "refused"),
-        hostile_model({"_target_": "detr.models.position.SinePosition", "d_model": {"x": (LOG_FILE,)}}, "position"),
+        ("model.encoder.position", "refused"),
+        hostile_model(
+            {"_target_": "detr.models.layers.positions.SinePosition", "d_model": {"x": (LOG_FILE,)}},
+            "encoder",
+            "position",
+        ),
     ),
     Case(
         "hostile configuration from a resolver",
@@ -723,7 +741,10 @@ CASES = [
         BAD,
         ("model.encoder.position.d_model.x", "refused"),
         hostile_model(
-            {"x": "${oc.create:{_target_:logging.FileHandler,filename:'{tmp}/marker'}}"}, "position", "d_model"
+            {"x": "${oc.create:{_target_:logging.FileHandler,filename:'{tmp}/marker'}}"},
+            "encoder",
+            "position",
+            "d_model",
         ),
     ),
     Case(
@@ -831,7 +852,7 @@ CASES = [
         ("{tmp}/data/attention/picture.jpg exists already", "output=DIR"),
         lambda tmp: shutil.copytree(tmp, tmp / "data" / "attention", ignore=shutil.ignore_patterns("data", "*.pt")),
     ),
-    Case("misspelt option of predict", PREDICT, ("treshold=0.5",), ("treshold",)),
+    Case("misspelt option of predict", PREDICT, ("treshold=0.5",), ("treshold", "Did you mean threshold?")),
     Case("threshold is no number", PREDICT, ("threshold=high",), ("threshold", "high")),
     Case(
         "attention of a point outside of the image",
@@ -840,7 +861,7 @@ CASES = [
         ("attention_point", "[0.5, 1.5]"),
     ),
     Case("attention of no point", PREDICT, ("attention=true", "attention_point=high"), ("attention_point",)),
-    Case("misspelt option of evaluate", EVALUATE, ("data.rot=x",), ("rot",)),
+    Case("misspelt option of evaluate", EVALUATE, ("data.rot=x",), ("data.rot", "Did you mean data.root?")),
     Case(
         "evaluate without data",
         EVALUATE,

@@ -14,6 +14,7 @@ FLOORS = (
     ("detr.distributed", 0),
     ("detr.images", 0),
     ("detr.files", 0),
+    ("detr.ranges", 0),
     ("detr.models.detr", 2),
     ("detr.models.attention_maps", 2),
     ("detr.models", 1),
@@ -26,7 +27,8 @@ FLOORS = (
     ("detr.engine", 3),
     ("detr.config", 4),
     ("detr.detector", 5),
-    ("detr", 6),  # the package itself only hands names on
+    ("detr.cli", 6),
+    ("detr", 7),  # the package itself only hands names on
 )
 MODULES = sorted(
     [*(REPOSITORY / "detr").rglob("*.py"), *(REPOSITORY / "datasets").rglob("*.py")],

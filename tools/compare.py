@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` and `tools` are used from the checkout
 
-from detr.config import exit_codes
+from detr.cli import exit_codes
 from detr.reporting import OutputFolder
 from tools.comparison import charts, cost, judge
 from tools.comparison.runs import METRICS, Group, find_runs, group_runs

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, whose code made the file
 
-from detr.config import exit_codes
+from detr.cli import exit_codes
 from detr.engine import TrainerConfig, TrainingStep, failures
 from detr.errors import NonFiniteError, UserError
 from detr.weights import load_state

@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from detr.config import build_criterion, build_model
-from detr.config.build import MODELS
+from detr.config import MODELS, build_criterion, build_model
 from detr.errors import UserError
 from detr.files import read_regular
 from detr.losses import SetCriterion

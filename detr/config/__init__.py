@@ -1,19 +1,23 @@
 """From YAML to objects: composing, checking and building. Nothing below this package knows of configurations."""
 
-from detr.config.build import build, build_block, build_criterion, build_model, check_config, plain
-from detr.config.compose import compose, evaluation_data, pick_device, run_directory
-from detr.config.exit_codes import exit_codes
+from detr.config.build import build, build_block, build_criterion, build_model
+from detr.config.check import check_config, plain
+from detr.config.command_line import command_line, job
+from detr.config.compose import compose, evaluation_data, explained, save
+from detr.config.targets import MODELS
 
 __all__ = [
+    "MODELS",
     "build",
     "build_block",
     "build_criterion",
     "build_model",
     "check_config",
+    "command_line",
     "compose",
     "evaluation_data",
-    "exit_codes",
-    "pick_device",
+    "explained",
+    "job",
     "plain",
-    "run_directory",
+    "save",
 ]

@@ -1,27 +1,23 @@
 """Composed configurations, as the command line and as scripts get them."""
 
-import logging
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from filelock import FileLock, Timeout
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from detr import distributed
 from detr.config import schema
-from detr.config.build import check_config, plain
+from detr.config.check import check_config, plain
+from detr.config.messages import message
+from detr.engine.options import flat
 from detr.errors import UserError
 
-logger = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # The reader of checkpoints that were written when there was no other format.
 _COCO = "datasets.formats.coco.read_coco"
@@ -31,61 +27,32 @@ schema.register()
 def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
     """The configuration of train.py, evaluate.py or predict.py (`name`) with command-line overrides.
 
-    It is checked as the commands do, unless something is still to be filled in.
+    It is checked as the commands do, unless something is still to be filled in. Raises UserError.
     """
     if not CONFIGS.is_dir():
         raise UserError(f"The folder {CONFIGS} does not exist. Work in a checkout, installed with pip install -e .")
     # `datasets` is there, which configurations name and which is never installed.
     if str(CONFIGS.parent) not in sys.path:
         sys.path.append(str(CONFIGS.parent))
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra_compose(name, overrides=list(overrides))
-    if not OmegaConf.missing_keys(config):
-        check_config(config)
+    with explained(name):
+        config = _composed(overrides, name)
+        if not OmegaConf.missing_keys(config):
+            check_config(config)
     return config
 
 
 @contextmanager
-def run_directory(config: DictConfig) -> Iterator[Path]:
-    """The folder that Hydra made for this run, with the composed configuration saved in it.
-
-    Raises UserError where another training is at work in it.
-    """
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    if distributed.launched() and not any(option.startswith("run_dir=") for option in hydra.overrides.task):
-        raise UserError("Several processes need run_dir=PATH on the command line, the same for all of them.")
-    if distributed.rank() > 0:
-        logging.getLogger().setLevel(logging.WARNING)  # the others tell only what goes wrong
-        yield folder
-        return
-    with _alone_in(folder) if hydra.job.name == "train" else nullcontext():
-        logger.info("Everything goes to %s.", folder)
-        # Evaluation may write into the folder of the training: the training's configuration stays.
-        name = "config" if hydra.job.name == "train" else hydra.job.name
-        (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-        yield folder
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two trainings would overwrite each other's checkpoints."""
-    # Processes that load data outlive one that was killed by a few seconds, and hold its lock.
-    lock = FileLock(folder / ".lock", timeout=15)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"Another training is at work in {folder}. Give this one a folder of its own with run_dir=PATH, or end the "
-            "other one first."
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        logger.warning("%s cannot be locked (%s): see to it that no other training writes there.", folder, error)
+def explained(name: str) -> Iterator[None]:
+    """Turns what Hydra and OmegaConf refuse in a configuration of this name into UserError."""
     try:
         yield
-    finally:
-        lock.release()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(message(error, lambda: _options(name))) from error
+
+
+def save(config: DictConfig, path: Path) -> None:
+    """Write a configuration as YAML, with everything filled in."""
+    path.write_text(OmegaConf.to_yaml(config, resolve=True))
 
 
 def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[str, Any]:
@@ -111,26 +78,14 @@ def _split(given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     return {**known, **given} if same else given
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `device` names; cuda for `auto`, where there is one; of several processes each gets its own GPU.
+def _composed(overrides: Sequence[str], name: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(name, overrides=list(overrides))
 
-    Raises UserError where it cannot be had.
-    """
-    count = torch.cuda.device_count()
-    if name == "auto":
-        name = "cuda" if count else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"device: wanted auto, cpu, cuda or cuda:N, got '{name}'.")
-    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
-        raise UserError(
-            f"device={name} was asked for, but torch finds {count or 'no'} CUDA devices. Set device=cpu or device=auto."
-        )
-    if name == "cuda" and distributed.launched():
-        if distributed.local_rank() >= count:
-            raise UserError(
-                f"This machine has {count} CUDA devices, too few for its process {distributed.local_rank()}. Start one "
-                "process for each with torchrun --nproc_per_node, or set device=cpu."
-            )
-        torch.cuda.set_device(distributed.local_rank())
-        name = f"cuda:{distributed.local_rank()}"
-    return torch.device(name)
+
+def _options(name: str) -> list[str]:
+    """The options of a configuration, and all groups of files to choose from."""
+    content: Any = OmegaConf.to_container(_composed((), name))
+    groups = {path.parent.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")} - {"."}
+    return [*(option for option, _ in flat(content)), *sorted(groups)]

@@ -1,46 +1,43 @@
-"""Types of the fixed options: a wrong type or an unknown key fails when the configuration is composed."""
+"""Types and ranges of the fixed options, which the files in configs/ describe.
+
+A wrong type or an unknown name fails when the configuration is composed, a value out of its range when it is checked.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from detr.engine import TrainerConfig
+from detr.evaluation.backends import Backend
+from detr.ranges import at_least, one_of
 
 
 @dataclass
 class DataConfig:
-    """size, max_size: short side and limit of the long side in evaluation and prediction, in pixels.
-
-    train, val: readers of the two splits. transforms: of training images. mixing: of several of them, before.
-    plain_after: fraction of the training after which plain_transforms take the place of both.
-    batch_size: images in a batch of each process. workers: processes that load images, for each process.
-    group_by_aspect: training batches of images with similar aspect ratios.
-    pad_to: batches are padded to a multiple of so many pixels.
-    unreadable: what to do with training images that cannot be read, stop or skip.
-    """
+    """`data`, described in configs/data/common.yaml. train, val: readers of the two splits."""
 
     root: str | None = MISSING
     train: Any = MISSING
     val: Any = MISSING
-    size: int | None = 800
-    max_size: int | None = 1333
+    size: int | None = at_least(1, default=800)
+    max_size: int | None = at_least(1, default=1333)
     transforms: Any = None
     mixing: Any = None
-    plain_after: float = 1.0
+    plain_after: float = at_least(0, most=1, default=1.0)
     plain_transforms: Any = None
     prepare: Any = None
-    batch_size: int = 2
-    workers: int = 4
+    batch_size: int = at_least(1, default=2)
+    workers: int = at_least(0, default=4)
     group_by_aspect: bool = False
-    pad_to: int = 1
-    unreadable: str = "stop"
+    pad_to: int = at_least(1, default=1)
+    unreadable: str = one_of("stop", "skip", default="stop")
 
 
 @dataclass
 class RunConfig:
-    """What all commands share. allow_targets: packages of your own that `_target_` may name."""
+    """What all commands share, described in configs/train.yaml."""
 
     run_dir: str = MISSING
     device: str = "auto"
@@ -50,15 +47,15 @@ class RunConfig:
 
 @dataclass
 class EvaluationConfig:
-    """backend: hotcoco or pycocotools. max_dets: most detections counted per image."""
+    """`evaluation`, described in configs/train.yaml."""
 
-    backend: str = "hotcoco"
-    max_dets: int = 100
+    backend: str = one_of(*get_args(Backend), default="hotcoco", former={"faster": "hotcoco"})
+    max_dets: int = at_least(11, default=100)  # AR10 is reported too
 
 
 @dataclass
 class TrainConfig(RunConfig):
-    """Options of train.py."""
+    """Options of train.py, described in configs/train.yaml."""
 
     model: Any = MISSING
     criterion: Any = MISSING
@@ -69,14 +66,14 @@ class TrainConfig(RunConfig):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: Any = MISSING
     callbacks: Any = MISSING
-    log_every: int = 50
-    seed: int = 42
+    log_every: int = at_least(1, default=50)
+    seed: int = at_least(0, default=42)
     weights: str | None = None
 
 
 @dataclass
 class EvaluateConfig(RunConfig):
-    """Options of evaluate.py. criterion: comes with model=NAME and is not used."""
+    """Options of evaluate.py, described in configs/evaluate.yaml."""
 
     checkpoint: str = MISSING
     model: Any = None
@@ -87,7 +84,7 @@ class EvaluateConfig(RunConfig):
 
 @dataclass
 class PredictConfig(RunConfig):
-    """Options of predict.py. criterion: comes with model=NAME and is not used."""
+    """Options of predict.py, described in configs/predict.yaml."""
 
     checkpoint: str = MISSING
     model: Any = None
@@ -95,15 +92,15 @@ class PredictConfig(RunConfig):
     source: str = MISSING
     output: str = "${run_dir}"
     threshold: float = 0.5
-    batch_size: int = 4
-    size: int | None = None
-    max_size: int | None = None
+    batch_size: int = at_least(1, default=4)
+    size: int | None = at_least(1, default=None)
+    max_size: int | None = at_least(1, default=None)
     attention: bool = False
     attention_point: list[float] = field(default_factory=lambda: [0.5, 0.5])
 
 
 def register() -> None:
-    """Make the schemas known to Hydra, as the first entries of the defaults lists in configs/."""
+    """Register the schemas with Hydra; they are the first entries of the defaults lists in configs/."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)

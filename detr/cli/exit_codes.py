@@ -9,9 +9,6 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import NoReturn
 
-from hydra.errors import HydraException
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
-
 from detr.errors import Interrupted, UserError
 
 logger = logging.getLogger(__name__)
@@ -23,13 +20,11 @@ _WORKER_PREFIX = "Caught "  # torch's data loader puts the worker's traceback in
 class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as contextlib's own are
     """Turns what a user can cause into one message and exit code 2, and a stop by signal into exit code 75.
 
-    Any other error is shown with its traceback, exit code 1. A decorator of a command's function and a context manager
-    around its call, where configurations are composed.
-    With debug=true on the command line the traceback is shown too.
+    Any other error is shown with its traceback, exit code 1. With debug=true on the command line the traceback of the
+    user's errors is shown too. It is a decorator and a context manager.
     """
 
     def __enter__(self) -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them its own way
         threading.excepthook = _of_thread
 
     def __exit__(
@@ -52,13 +47,13 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
 
 
 def _of_thread(failed: threading.ExceptHookArgs) -> None:
-    """A thread that writes or reads files hands its error on to who waits for it, where it is told."""
+    """A thread that writes or reads files hands its error on to the thread that waits for it, which reports it."""
     if not isinstance(failed.exc_value, OSError):
         threading.__excepthook__(failed)
 
 
 def _end(error: BaseException, code: int) -> NoReturn:
-    """Exit, with what the functions that were left held freed before.
+    """Exit, after freeing what the functions that were left held.
 
     Left to the end of the interpreter, tensors that are still part of a training step make torch abort.
     """
@@ -70,18 +65,10 @@ def _end(error: BaseException, code: int) -> NoReturn:
 
 
 def _message(error: BaseException | None) -> str | None:
-    """What to tell a user who caused an error; None for errors that are our fault."""
+    """The message about an error that the user caused; None for errors that are our fault."""
     if isinstance(error, UserError):
         text = str(error)
         return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith(_WORKER_PREFIX) else text
-    if isinstance(error, MissingMandatoryValue):
-        return f"The option {error.full_key} has no value. Set {error.full_key}=... on the command line."
-    if isinstance(error, InterpolationToMissingValueError):
-        key = str(error).splitlines()[0].rpartition(": ")[2].strip("'")
-        return f"The option {key} has no value. Set {key}=... on the command line."
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        causes = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
-        return " ".join(" ".join(cause.split()) for cause in causes)
     if isinstance(error, OSError) and error.filename is not None:
         path = os.fsdecode(error.filename)
         return f"Cannot use {path}: {error.strerror}. Check that the path exists and that you may write there."

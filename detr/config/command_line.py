@@ -1,0 +1,48 @@
+"""Configurations from the command line, and what Hydra knows of the command that runs."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from detr.config.compose import CONFIGS, explained
+
+
+def command_line(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Decorates a function of the configuration `name`, which then gets that of the command line.
+
+    Raises UserError where the command line does not fit it.
+    """
+
+    def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
+        compose_and_run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(run)
+
+        @wraps(run)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them its own way
+            with explained(name):
+                compose_and_run()
+
+        return main
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Job:
+    """A running command: its name, the folder of its output, and the options that were set on the command line."""
+
+    name: str
+    folder: Path
+    overrides: list[str]
+
+
+def job() -> Job:
+    """The command that is running."""
+    running = HydraConfig.get()
+    return Job(running.job.name, Path(running.runtime.output_dir), list(running.overrides.task))
