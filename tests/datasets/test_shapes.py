@@ -14,7 +14,7 @@ import torch
 from datasets import shapes
 from detr.boxes import cxcywh_to_xyxy
 from detr.errors import UserError
-from tests.conftest import REPOSITORY
+from tests.helpers.commands import REPOSITORY
 from tests.helpers.data import coco_set
 
 SMALL = {"train_images": 3, "val_images": 2, "image_size": 32}

@@ -13,8 +13,8 @@ from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.losses import HungarianMatcher, SetCriterion
 from detr.models.detr import DETR
 from detr.reporting import JsonLines, Reporter
-from tests.engine.runs import Make
 from tests.helpers.data import shapes_set
+from tests.helpers.trainings import Make
 
 
 @pytest.fixture

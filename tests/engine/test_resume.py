@@ -10,7 +10,7 @@ import torch
 
 from detr.engine import Trainer
 from detr.errors import Interrupted, UserError
-from tests.engine.runs import Make, StopsAt, assert_same_state, last
+from tests.helpers.trainings import Make, StopsAt, assert_same_state, last
 
 
 @pytest.mark.parametrize("stops", [[8], [5], [1, 2, 12, 15]])

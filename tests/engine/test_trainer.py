@@ -14,7 +14,7 @@ from detr.engine import Trainer, TrainerConfig, accelerated, failures
 from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.models.attention import HardAttention, Placement
 from detr.weights import read_checkpoint
-from tests.engine.runs import Make, StopsAt, assert_same_state, last
+from tests.helpers.trainings import Make, StopsAt, assert_same_state, last
 
 
 def test_a_block_that_decides_by_chance_learns_from_the_loss_of_each_image(make: Make) -> None:
