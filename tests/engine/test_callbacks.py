@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from detr.engine import Callback, Trainer, checkpoint
+from detr.engine import Callback, Trainer
 from detr.errors import Interrupted, UserError
+from detr.weights import save
 from tests.conftest import REPOSITORY
 from tests.engine.runs import Make, StopsAt, assert_same_state, last
 
@@ -164,8 +165,11 @@ def test_training_states_of_earlier_versions_are_refused(make: Make) -> None:
     path = trainer.run_dir / "checkpoints" / "last.pt"
     content = last(trainer.run_dir)
     content["training"] |= content["training"].pop("callbacks")["evaluation"]
-    checkpoint.save(path, content)
-    with pytest.raises(UserError, match=r"last\.pt is of an earlier version.*Start anew .* with weights=PATH"):
+    save(path, content)
+    with pytest.raises(
+        UserError,
+        match=r"last\.pt is of an earlier version.*Start anew .* with weights=\S*last\.pt and another run_dir",
+    ):
         make(max_steps=2).fit()
 
 
