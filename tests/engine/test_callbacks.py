@@ -166,7 +166,10 @@ def test_training_states_of_earlier_versions_are_refused(make: Make) -> None:
     content = last(trainer.run_dir)
     content["training"] |= content["training"].pop("callbacks")["evaluation"]
     save(path, content)
-    with pytest.raises(UserError, match=r"last\.pt is of an earlier version.*Start anew .* with weights="):
+    with pytest.raises(
+        UserError,
+        match=r"last\.pt is of an earlier version.*Start anew .* with weights=\S*last\.pt and another run_dir",
+    ):
         make(max_steps=2).fit()
 
 

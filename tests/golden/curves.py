@@ -63,7 +63,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "accumulation": ("model=small", *SMALL, "data.batch_size=2", "trainer.accumulate=2"),
     "moving average": ("model=small", *SMALL, "trainer.ema=0.9"),
     "freezing by epoch": ("model=small", *SMALL, "data.batch_size=8", "trainer.freeze={backbone:1}"),
-    "backbone rate 0": ("model=detr", *TINY_MODEL, "optimizer.backbone_lr=0"),
+    "backbone rate 0": ("model=detr", *TINY_MODEL, "optimizer.backbone_lr=0.0"),
     "rates and decays by name": ("model=small", *SMALL, "optimizer.lr_factors={sampling_offsets:0.1}",
         "optimizer.weight_decays={norm:0.0}"),
     "bf16": ("model=small", *SMALL, "trainer.precision=bf16"),
