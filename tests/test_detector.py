@@ -163,7 +163,7 @@ def test_published_weights_with_a_model_configuration(tmp_path: Path, tiny_detr:
 @pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "builtins.eval"])
 def test_a_checkpoints_configuration_builds_only_detectors(saved: Path, target: str) -> None:
     content = torch.load(saved, weights_only=True)
-    content["config"]["model"]["position"] = {"_target_": target}
+    content["config"]["model"]["encoder"]["position"] = {"_target_": target}
     torch.save(content, saved)
-    with pytest.raises(UserError, match=rf"model\.position\._target_: '{target}' is refused"):
+    with pytest.raises(UserError, match=rf"model\.encoder\.position\._target_: '{target}' is refused"):
         Detector.from_checkpoint(saved)
