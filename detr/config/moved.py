@@ -22,7 +22,6 @@ MOVED = {
     "model.position.centre": "model.encoder.position.center",
     "model.position.": "model.encoder.position.",
     "model.position": "model.encoder.position",
-    "model.background": "criterion.classification.background, which the model follows",
     "model.attention.dual.block.favours": "model.attention.dual.block.favors",
     "criterion.class_weight": "criterion.classification.weight",
     "criterion.box_weight": "criterion.terms.bbox.weight",

@@ -40,12 +40,12 @@ def test_no_new_name_is_an_old_one() -> None:
         assert not any(moved(word.rstrip(",")) for word in new.split())
 
 
-@pytest.mark.parametrize("old", [old for old in MOVED if old.startswith(("model.transformer", "model.position"))])
+@pytest.mark.parametrize("old", MOVED)
 def test_every_old_name_is_gone_and_reported(old: str) -> None:
-    name = f"{old}x" if old.endswith(".") else old
+    name = f"{old}x" if old.endswith((".", "/")) else old
     for override in (f"{name}=1", f"+{name}=1"):
         with pytest.raises(UserError) as found:
-            compose([override])
+            compose(["model/attention=dual", override])
         assert str(found.value) == moved(name)
 
 
