@@ -62,7 +62,7 @@ BASE = {
         "device=cpu",
         "run_dir={tmp}/run",
     ),
-    EVALUATE: (*DATA[1:], "checkpoint={tmp}/valid.pt", "device=cpu", "run_dir={tmp}/run"),
+    EVALUATE: (*DATA[3:], "checkpoint={tmp}/valid.pt", "device=cpu", "run_dir={tmp}/run"),
     PREDICT: ("checkpoint={tmp}/valid.pt", "source={tmp}/picture.jpg", "device=cpu", "run_dir={tmp}/run"),
 }
 
