@@ -27,7 +27,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[T
 
     Grayscale, palette, CMYK and 16-bit images are converted, transparency is dropped. size: (height, width) that the
     annotations were made for. It decides whether the orientation stored in the file's EXIF data is meant; where it
-    cannot tell, and without it, the image is turned upright, as viewers and annotation tools show it.
+    cannot decide, and without it, the image is turned upright, as viewers and annotation tools show it.
 
     Raises UserError where the file is missing, empty or damaged, has neither of the two sizes, or more than MAX_PIXELS.
     """

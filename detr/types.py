@@ -127,8 +127,8 @@ class Predictions(TensorContainer):
     Further predictions are there in training only, from models that have such parts. `map`, `layers` and `select`
     leave them as they are:
 
-    proposals: what the encoder proposed and the queries started from, as one layer. Where C = 1 < K the proposals tell
-        objects from background only.
+    proposals: what the encoder proposed and the queries started from, as one layer. Where C = 1 < K they only separate
+        objects from background.
     groups: further groups of queries, each to be matched on its own: (G * L, B, Q, C), a group's layers in a row.
     denoising: what became of the denoising queries.
     """

@@ -110,7 +110,7 @@ def test_short_side_sizes_are_those_of_the_published_recipe() -> None:
     assert short_side_size(500, 500, 480, None) == (480, 480)
 
 
-def test_padding_and_normalising() -> None:
+def test_padding_and_normalizing() -> None:
     images = [torch.full((3, 5, 7), 255, dtype=torch.uint8), torch.zeros(3, 7, 3, dtype=torch.uint8)]
     batch = pad_to_batch(images)
     assert batch.images.shape == (2, 3, 7, 7) and batch.padded

@@ -48,7 +48,7 @@ class Machines:
         for number, (name, address) in enumerate(zip(names, ADDRESSES, strict=True)):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
             torchrun += ["--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:29500", "--rdzv_id=test"]
-            # What a machine's name tells elsewhere: these have the name and the files of this one.
+            # What a machine's name says elsewhere: these have the name and the files of this one.
             torchrun += [f"--local_addr={address}", f"--rdzv_conf=is_host={int(number == 0)}"]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"cable{number}"}
             with self.outputs[number].open("w") as output:

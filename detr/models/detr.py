@@ -199,7 +199,7 @@ def _boxes(offsets: Tensor, reference: Tensor | None) -> Tensor:
     if reference is None:
         return offsets.sigmoid()
     dims = reference.shape[-1]
-    offsets = offsets.float()  # half precision could not tell 1 - eps from 1
+    offsets = offsets.float()  # half precision rounds 1 - eps to 1
     moved = offsets[..., :dims] + reference.float().logit(eps=1e-5)
     return torch.cat((moved, offsets[..., dims:]), dim=-1).sigmoid()
 

@@ -23,7 +23,7 @@ class ObjectQueries(nn.Module):
         al., CVPR 2023); afterwards only the first one is used.
     anchor_dims: what the anchors are: 0 none, 2 points, 4 boxes.
     two_stage: whether they need a head for what the encoder proposes.
-    class_agnostic: whether that head tells objects from background only.
+    class_agnostic: whether that head only separates objects from background.
     follows_anchors: whether positions are embedded anew from the anchors, so that more queries can be put beside them.
     start_size: width and height, in logits, of the first boxes around points.
     """
@@ -132,8 +132,8 @@ class TwoStageQueries(ObjectQueries):
     Each token proposes one box around its cell. A cell in the padding or at the very edge proposes none.
 
     selection: `mixed` learns the content and takes only the anchors from the proposals (DINO: Zhang et al., ICLR 2023);
-        `pure` makes content and position of the proposals' boxes (Deformable DETR), which then only tell objects from
-        background. Unlike there, only the proposals that are selected are trained, as in DINO.
+        `pure` makes content and position of the proposals' boxes (Deformable DETR), which then only separate objects
+        from background. Unlike there, only the proposals that are selected are trained, as in DINO.
     """
 
     two_stage = True

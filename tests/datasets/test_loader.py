@@ -373,7 +373,7 @@ except ValueError as error:
 """
 
 
-def test_too_little_shared_memory_is_told(shapes_root: Path) -> None:
+def test_too_little_shared_memory_is_reported(shapes_root: Path) -> None:
     namespace, mount = with_small_disk("/dev/shm", "1m")
     command = f'{mount} && exec "$0" -c "$1" "$2"'
     arguments = [sys.executable, TOO_LITTLE, str(shapes_root)]

@@ -66,11 +66,11 @@ def test_options_come_from_the_configuration_not_the_checkpoint(make: Make) -> N
     assert [group["lr"] for group in changed.optimizer.param_groups] == [0.5, 0.5]
 
 
-def test_other_options_than_the_checkpoints_are_told(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_options_than_the_checkpoints_are_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     make("run", max_steps=1).fit()
     make("run", max_steps=2, lr=0.5).fit()
-    told = [record.getMessage() for record in caplog.records if "other options" in record.getMessage()]
-    assert told == ["From here on other options hold than in the checkpoint: optimizer.lr 0.001 -> 0.5."]
+    reported = [record.getMessage() for record in caplog.records if "other options" in record.getMessage()]
+    assert reported == ["From here on other options hold than in the checkpoint: optimizer.lr 0.001 -> 0.5."]
     caplog.clear()
     make("run", max_steps=3, lr=0.5).fit()
     assert "other options" not in caplog.text

@@ -129,7 +129,7 @@ def compile_for_sizes(_: int, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dn_detr", "dino"])
 def test_denoising_does_not_leak(name: str) -> None:
-    """What denoising queries are told changes nothing for the queries that are matched, nor for other copies."""
+    """What denoising queries are given changes nothing for the queries that are matched, nor for other copies."""
     model, _ = build(name, "model.denoising.num_queries=8")
     model.train()
     batch, targets = batch_of((96, 128), (64, 96)), random_targets([4, 2], CLASSES)

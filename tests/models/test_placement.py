@@ -89,7 +89,7 @@ def test_squeeze_and_excitation_in_residual_blocks(shared: Path) -> None:
             )
 
 
-def test_blocks_go_where_they_are_told() -> None:
+def test_blocks_go_where_they_are_put() -> None:
     backbone = ResNet(name="resnet18", norm="batch", freeze=[], features=["layer2", "layer3"])
     backbone.plug(
         {

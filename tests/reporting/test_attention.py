@@ -41,7 +41,7 @@ def test_the_brightest_place_is_the_cell_with_the_weight(cell: tuple[int, int], 
     values = torch.full((4, 6), 0.01)
     values[cell] = 0.77
     drawn = np.asarray(overlay(Image.new("RGB", (120, 80), (brightness,) * 3), values)).astype(int)
-    red = drawn[..., 0] - drawn[..., 2]  # heat is yellow, the rest grey
+    red = drawn[..., 0] - drawn[..., 2]  # heat is yellow, the rest gray
     row, column = np.unravel_index(red.argmax(), red.shape)
     assert (row // 20, column // 20) == cell
     far = drawn[(cell[0] + 2) % 4 * 20 + 10, (cell[1] + 3) % 6 * 20 + 10]
@@ -70,15 +70,15 @@ def test_a_sheet_has_a_panel_for_everything_and_no_more_than_eight_detections(
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (4000, 30)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
-    sheet = draw_attention(Image.new("RGB", size, "grey"), make_maps(3))
+    sheet = draw_attention(Image.new("RGB", size, "gray"), make_maps(3))
     assert max(sheet.size) < 6000
 
 
 def panel_of(view: View) -> np.ndarray:
-    """The picture that a block's view is drawn as, of a grey image."""
+    """The picture that a block's view is drawn as, of a gray image."""
     maps = make_maps(0, encoder=False, blocks=False)
     maps.blocks["mine"] = view
-    sheet = np.asarray(draw_attention(Image.new("RGB", (64, 64), "grey"), maps)).astype(int)
+    sheet = np.asarray(draw_attention(Image.new("RGB", (64, 64), "gray"), maps)).astype(int)
     panel = sheet[22 + 66 : -22, 2 * 22 + 640 : -22]
     assert panel.shape == (640, 640, 3)
     return panel

@@ -38,7 +38,7 @@ def test_boxes_contrast_with_their_surroundings(brightness: int) -> None:
 
 
 def test_boxes_beyond_the_image_and_none_at_all() -> None:
-    image = Image.new("RGB", (31, 17), "grey")
+    image = Image.new("RGB", (31, 17), "gray")
     outside = detections([[-50, -50, 500, 500], [30, 16, 31, 17], [5, 5, 5, 5], [100, 100, 120, 120], [4, 2, 20, 9]])
     assert draw_detections(image, outside).size == (310, 170)
     small = np.asarray(draw_detections(image, detections([])).resize(image.size, Image.Resampling.NEAREST))
@@ -46,7 +46,7 @@ def test_boxes_beyond_the_image_and_none_at_all() -> None:
 
 
 def test_small_images_are_enlarged_with_their_boxes() -> None:
-    image = Image.new("RGB", (96, 64), "grey")
+    image = Image.new("RGB", (96, 64), "gray")
     drawn = np.asarray(draw_detections(image, detections([[20, 30, 50, 50]]))).astype(int)
     assert drawn.shape == (256, 384, 3)
     assert np.abs(drawn[118:123, 140] - 128).max() > 100 and (drawn[140:180, 100:180] == 128).all()
