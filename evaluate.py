@@ -16,7 +16,7 @@ from detr.evaluation import CocoEvaluator
 logger = logging.getLogger(__name__)
 
 
-@command("evaluate")
+@command("evaluate", unread=("data", "train"))
 def main(config: DictConfig) -> None:
     device = pick_device(config.device)
     with distributed.process_group(device), run_directory(config) as run_dir:

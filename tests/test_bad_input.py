@@ -62,7 +62,7 @@ BASE = {
         "device=cpu",
         "run_dir={tmp}/run",
     ),
-    EVALUATE: (*DATA[3:], "checkpoint={tmp}/valid.pt", "device=cpu", "run_dir={tmp}/run"),
+    EVALUATE: (*DATA[1:], "checkpoint={tmp}/valid.pt", "device=cpu", "run_dir={tmp}/run"),
     PREDICT: ("checkpoint={tmp}/valid.pt", "source={tmp}/picture.jpg", "device=cpu", "run_dir={tmp}/run"),
 }
 
@@ -511,7 +511,7 @@ CASES = [
             f"reduction of 0 in {block}",
             TRAIN,
             (f"model/attention={block}", f"model.attention.{block}.block.reduction=0"),
-            ("reduction of at least 1", "got 0"),
+            ("reduction", "at least 1", "got 0"),
         )
         for block in ("se", "non_local", "criss_cross", "dual")
     ),

@@ -8,10 +8,15 @@ from detr.cli.exit_codes import exit_codes
 from detr.config import check_config, command_line, explained
 
 
-def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+def command(
+    name: str, *, unread: tuple[str, str] | None = None
+) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Decorates the main function of a command, which then takes its checked configuration from the command line.
 
-    name: of the configuration, configs/NAME.yaml. What a user can cause ends the command as `exit_codes` says.
+    What a user can cause ends the command as `exit_codes` says.
+
+    name: of the configuration, configs/NAME.yaml.
+    unread: group and name of an option that the command has no use for, so that it may be left open.
     """
 
     def decorate(run: Callable[[Any], None]) -> Callable[[], None]:
@@ -19,6 +24,8 @@ def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
         @exit_codes()  # here too, because the jobs of a sweep may run in other processes
         def job(config: Any) -> None:
             with explained(name):
+                if unread is not None:
+                    config[unread[0]][unread[1]] = None
                 check_config(config)
                 run(config)
 

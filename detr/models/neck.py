@@ -25,7 +25,7 @@ class ChannelMapper(nn.Module):
         if num_levels < len(in_channels):
             raise UserError(
                 f"ChannelMapper: wanted num_levels of at least {len(in_channels)}, one for each map of the backbone, "
-                f"got {num_levels}. Set model.neck.num_levels, or fewer model.backbone.features."
+                f"got {num_levels}. Raise num_levels, or let the backbone give fewer maps."
             )
         extra = [in_channels[-1], *[d_model] * num_levels][: num_levels - len(in_channels)]
         convolutions = [nn.Conv2d(channels, d_model, kernel_size=1) for channels in in_channels]

@@ -37,10 +37,7 @@ class ObjectQueries(nn.Module):
     def __init__(self, *, num_queries: int, d_model: int, num_groups: int) -> None:
         super().__init__()
         if num_groups < 1:
-            raise UserError(
-                f"{type(self).__name__}: wanted num_groups of at least 1, got {num_groups}. Correct "
-                "model.queries.num_groups."
-            )
+            raise UserError(f"{type(self).__name__}: wanted num_groups of at least 1, got {num_groups}.")
         self.num_queries, self.d_model, self.num_groups = num_queries, d_model, num_groups
 
     @property
@@ -150,8 +147,7 @@ class TwoStageQueries(ObjectQueries):
         self.class_agnostic, self.follows_anchors = selection == "pure", selection == "mixed"
         if self.class_agnostic and num_groups > 1:
             raise UserError(
-                "TwoStageQueries: groups of pure selection would be all alike. Set model.queries.selection=mixed or "
-                "model.queries.num_groups=1."
+                "TwoStageQueries: groups of pure selection would be all alike. Set selection=mixed or num_groups=1."
             )
         self.proj, self.norm = nn.Linear(d_model, d_model), nn.LayerNorm(d_model)
         if self.class_agnostic:

@@ -75,5 +75,7 @@ def test_a_part_to_be_built_later_can_be_copied() -> None:
 def test_parts_of_a_model_are_named_by_their_path() -> None:
     with pytest.raises(UserError, match=r"^model\.neck: wanted num_levels of at least 1, .*got 0"):
         build_model(compose(["model.backbone.weights=null", "model.neck.num_levels=0"]).model, num_classes=3)
-    with pytest.raises(UserError, match=r"^model\.attention\.se\.block: .*reduction of at least 1, got 0"):
+    with pytest.raises(
+        UserError, match=r"^model\.attention\.se\.block\.reduction: wanted a value of at least 1, got 0"
+    ):
         build_block(compose(["model/attention=se", "model.attention.se.block.reduction=0"]), "se", 16)

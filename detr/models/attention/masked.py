@@ -60,5 +60,5 @@ def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def reduced(channels: int, reduction: int) -> int:
     """Features of a block's inner layers; raises UserError for a reduction below 1."""
     if reduction < 1:
-        raise UserError(f"Attention block: wanted reduction of at least 1, got {reduction}.")
+        raise UserError(f"reduction: wanted a value of at least 1, got {reduction}.")
     return max(channels // reduction, 1)

@@ -88,7 +88,7 @@ def _made(name: str, placement: Placement, channels: int) -> nn.Module:
     try:
         block = placement.block(channels)
         inspect.signature(block.forward).bind("x", "mask")
-    except (UserError, TypeError) as error:
+    except TypeError as error:
         raise UserError(f"model.attention.{name}.block, for {channels} channels: {error}") from None
     return block
 

@@ -81,16 +81,14 @@ class ResNet(Backbone):
         if name not in choices:
             raise UserError(f"ResNet: wanted name as one of {', '.join(choices)}, got '{name}'.")
         if dilation and name in ("resnet18", "resnet34"):
-            raise UserError(
-                f"ResNet: dilation needs resnet50 or larger, got {name}. Set model.backbone.dilation=false."
-            )
+            raise UserError(f"ResNet: dilation needs resnet50 or larger, got {name}. Set dilation=false.")
         self.body = torchvision.models.get_model(
             name, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
         )
         if list(features) != [stage for stage in STAGES if stage in features] or not features:
             raise UserError(
                 f"ResNet: wanted features as some of {', '.join(STAGES)}, in this order, got {list(features)}. "
-                "Correct model.backbone.features."
+                "Correct features."
             )
         self.features, self.stages = list(features), typing.get_args(Stage)
         self.strides = [min(4 * 2 ** STAGES.index(stage), 16 if dilation else 32) for stage in self.features]
@@ -164,7 +162,7 @@ class ResNet(Backbone):
             raise UserError(
                 f"ResNet: weights '{weights}' are not of a {name} with this norm: {len(different)} tensors are "
                 f"missing, not known or of another shape, such as {different[0]}. Choose the matching model/backbone, "
-                "or model.backbone.weights=null for random weights."
+                "or weights=null for random weights."
             )
         self.body.load_state_dict(state, strict=False)  # norms differ in whether they count batches
 
@@ -192,10 +190,10 @@ def _read_state_dict(path: str) -> dict[str, Tensor]:
     try:
         content = read_tensors(path)
     except UserError as error:
-        raise UserError(f"model.backbone.weights: {error}") from None
+        raise UserError(f"weights: {error}") from None
     state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"ResNet: {path} does not hold a state dict. Correct model.backbone.weights.")
+        raise UserError(f"ResNet: {path} does not hold a state dict. Correct weights.")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -204,13 +202,12 @@ def _download_state_dict(name: str, weights: str) -> dict[str, Tensor]:
     if weights not in [*known.__members__, "DEFAULT"]:
         raise UserError(
             f"ResNet: '{weights}' is neither a file nor one of torchvision's weights for {name}: "
-            f"{', '.join(known.__members__)}. Correct model.backbone.weights."
+            f"{', '.join(known.__members__)}. Correct weights."
         )
     try:
         return known[weights].get_state_dict(progress=True)
     except (URLError, OSError) as error:
         raise UserError(
             f"ResNet: could not download {known[weights].url}: {error}. Without network access, put the file there "
-            f"yourself and set model.backbone.weights=PATH, or train from random weights with "
-            "model.backbone.weights=null model.backbone.norm=batch model.backbone.freeze=[]."
+            "yourself and set weights=PATH, or train from random weights with weights=null norm=batch freeze=[]."
         ) from None

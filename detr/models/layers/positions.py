@@ -45,7 +45,7 @@ class SinePosition(nn.Module):
         if d_model % 4:
             raise UserError(f"SinePosition: wanted d_model as a multiple of 4, got {d_model}.")
         if center and not normalize:
-            raise UserError("SinePosition: center needs normalize. Set model.position.normalize=true.")
+            raise UserError("SinePosition: center needs normalize. Set normalize=true.")
         self.d_model, self.temperature, self.normalize = d_model, temperature, normalize
         self.offset = 0.5 if center else 0.0
 
@@ -81,8 +81,8 @@ class LearnedPosition(nn.Module):
         if max(height, width) > self.size:
             raise UserError(
                 f"LearnedPosition: wanted a feature map of at most {self.size} x {self.size} cells, got "
-                f"{height} x {width}. Use smaller images (data.max_size), a larger model.position.size when training "
-                "from scratch, or model/position=sine."
+                f"{height} x {width}. Use smaller images (data.max_size), a larger model.encoder.position.size when "
+                "training from scratch, or model/encoder/position=sine."
             )
         rows = self.row_embed.weight[:height, None].expand(-1, width, -1)
         columns = self.col_embed.weight[None, :width].expand(height, -1, -1)
