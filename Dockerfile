@@ -1,6 +1,6 @@
 # Build:  docker build -t detr .
 # Train:  docker run --gpus all --shm-size=8g -v /data/coco:/data -v $PWD/runs:/app/runs detr train.py data=coco data.root=/data
-# Loader processes hand images over in shared memory: without --shm-size (or --ipc=host) they die with a bus error.
+# Loader processes pass images through shared memory: without --shm-size (or --ipc=host) they die with a bus error.
 FROM nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04
 
 RUN apt-get update \
@@ -12,7 +12,7 @@ USER detr
 WORKDIR /app
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
-# The dependencies first, so that a change of the code does not install them again.
+# Dependencies come first, so that a change of the code does not install them again.
 COPY --chown=detr pyproject.toml README.md ./
 COPY --chown=detr detr/__init__.py detr/__init__.py
 RUN python3 -m venv .venv && pip install --no-cache-dir -e .

@@ -1,4 +1,4 @@
-# Two commands for a fresh machine: `make quickstart` and `make test`. Both make .venv first where it is missing.
+# For a fresh machine: `make quickstart` and `make test`. Every target that needs .venv makes it first.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart

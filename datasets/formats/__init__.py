@@ -1,4 +1,4 @@
-"""Readers, one file a format: from files to what they annotate. `base` holds what each of them returns."""
+"""Readers of annotations, one file a format. `base` holds what each of them returns."""
 
 from datasets.formats.base import Annotations, ImageRecord
 

@@ -1,6 +1,6 @@
-"""Matching of predictions to targets, and the losses on the matched pairs.
+"""Matching of predictions to targets, and the losses of the matched pairs.
 
-A new loss is a subclass of `Term` in a file of its own, and one entry in `criterion.terms`.
+A new loss is a subclass of `Term` in its own file, and one entry in `criterion.terms`.
 """
 
 from detr.losses.classification import ClassificationLoss

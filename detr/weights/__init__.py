@@ -1,4 +1,4 @@
-"""Weights: checkpoints of ours on disk, and published weights of DETR and its family."""
+"""Our checkpoints, and the published weights of DETR and its family."""
 
 from detr.weights.checkpoints import newest, save
 from detr.weights.families import from_published, to_published

@@ -1,4 +1,4 @@
-"""What happens in a training beside the steps themselves: one file an idea."""
+"""What a training does beside its steps: averaging, freezing, evaluating, saving, ... One file an idea."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,8 +1,8 @@
 """Attention blocks on feature maps.
 
 Each is built as `Block(channels, *, ...)` and called with a map (B, C, H, W) and its mask (B, H, W), True = padding.
-It returns a map of the same shape, in which what padding holds has changed no valid position. At the start every block
-is the identity, so that pre-trained weights stay worth what they are.
+It returns a map of the same shape. The content of padding never changes a valid position. At the start every block is
+the identity, so that a pre-trained detector computes the same with it.
 
 A `Placement` says where in the detector a kind of block goes. A block that decides by chance also has a `policy_loss`.
 """

@@ -1,1 +1,1 @@
-"""From queries and memory to what the heads predict from. One file an idea."""
+"""From queries and memory to the features that the heads predict from. One file an idea."""

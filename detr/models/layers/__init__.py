@@ -1,1 +1,1 @@
-"""What encoders, decoders and heads are made of."""
+"""The layers of encoders, decoders and heads."""

@@ -1,7 +1,7 @@
 """Published weights of DETR and its family under our names, and back. One file a family.
 
-Known are the files of the models' authors and those of the library transformers, by the names that its files have and
-by those that its models have. A further family is a file here and its entry in FAMILIES.
+Files of the models' authors are known, and those of the library transformers, under the names in its files and in its
+models. A further family is a file here and its entry in FAMILIES.
 """
 
 import re
