@@ -33,6 +33,7 @@ class DETR(nn.Module):
     queries: the kind of object queries; called with `num_queries` and `d_model`.
     attention: further attention blocks by name: what they are, and where in the backbone or after the neck they go.
     denoising: queries made from disturbed targets in training; called with `d_model` and `num_classes`.
+    head: what makes predictions of a decoder layer's output; called with `d_model`, `num_classes` and `background`.
     background: the class head has one more output, the last, for no object, as the softmax loss needs; sigmoid losses
         do without.
     refine: each decoder layer moves the anchors for the next one (Deformable DETR: Zhu et al., ICLR 2021).
@@ -53,6 +54,7 @@ class DETR(nn.Module):
         queries: Callable[..., ObjectQueries] = LearnedQueries,
         attention: Mapping[str, Placement] | None = None,
         denoising: Callable[..., DenoisingQueries] | None = None,
+        head: Callable[..., Head] = Head,
         background: bool = True,
         refine: bool = False,
         look_forward_twice: bool = False,
@@ -76,7 +78,7 @@ class DETR(nn.Module):
         self._check_parts()
         number = 1 if shared_heads or not (aux_loss or refine) else len(decoder.layers)
         self.heads = nn.ModuleList(
-            Head(d_model=d_model, num_classes=num_classes, background=background) for _ in range(number)
+            head(d_model=d_model, num_classes=num_classes, background=background) for _ in range(number)
         )
         self._start_at_anchors()
         self.proposal_head = None
@@ -129,17 +131,13 @@ class DETR(nn.Module):
         return replace(_split(predictions, groups, layout), proposals=proposals)
 
     def _next_anchors(self, layer: int, x: Tensor, anchors: Tensor | None) -> Tensor:
-        return _boxes(self._head(layer).box_head(x), anchors)
+        return self._head(layer).boxes(x, anchors)
 
     def _predict(
         self, outputs: Float[Tensor, "layers batch queries d_model"], references: Sequence[Tensor | None]
     ) -> Predictions:
         layers = range(len(outputs)) if self.aux_loss else [len(outputs) - 1]
-        of_layers = []
-        for layer in layers:
-            logits, offsets = self._head(layer)(outputs[layer])
-            of_layers.append({"logits": logits, "boxes": _boxes(offsets, references[layer])})
-        return Predictions.stack(of_layers)
+        return Predictions.stack([self._head(layer)(outputs[layer], references[layer]) for layer in layers])
 
     def _head(self, layer: int) -> Head:
         return cast(Head, self.heads[layer if len(self.heads) > 1 else 0])
@@ -192,16 +190,6 @@ class DETR(nn.Module):
         for wanted, fits, message, remedy in needs:
             if wanted and not fits:
                 raise UserError(f"DETR: {message}. Set {remedy}.")
-
-
-def _boxes(offsets: Tensor, reference: Tensor | None) -> Tensor:
-    """Boxes from offsets in logits around points, boxes, or nothing."""
-    if reference is None:
-        return offsets.sigmoid()
-    dims = reference.shape[-1]
-    offsets = offsets.float()  # half precision rounds 1 - eps to 1
-    moved = offsets[..., :dims] + reference.float().logit(eps=1e-5)
-    return torch.cat((moved, offsets[..., dims:]), dim=-1).sigmoid()
 
 
 def _split(predictions: Predictions, groups: int, layout: DenoisingLayout | None) -> Predictions:

@@ -13,7 +13,9 @@ _PRIOR = 0.01  # probability of each class at the start (Lin et al., ICCV 2017)
 
 
 class Head(nn.Module):
-    """Class logits, and boxes as offsets in logits, of every query or token.
+    """Classes and boxes of every query or token.
+
+    A head of another kind is a subclass; what its `forward` gives beside logits and boxes is a field of Predictions.
 
     background: one more output, the last, for no object, as the softmax loss needs; without it each class starts
         improbable, as sigmoid losses need.
@@ -35,9 +37,25 @@ class Head(nn.Module):
             last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
 
     def forward(
-        self, x: Float[Tensor, "*batch d_model"]
-    ) -> tuple[Float[Tensor, "*batch classes"], Float[Tensor, "*batch 4"]]:
-        return self.class_head(x), self.box_head(x)
+        self, x: Float[Tensor, "batch queries d_model"], reference: Float[Tensor, "batch queries dims"] | None
+    ) -> dict[str, Tensor]:
+        """The tensors of one decoder layer by the fields of Predictions.
+
+        x: the layer's output. reference: the anchors, (B, Q, 2 or 4), that boxes are offsets from.
+        """
+        return {"logits": self.class_head(x), "boxes": self.boxes(x, reference)}
+
+    def boxes(
+        self, x: Float[Tensor, "batch queries d_model"], reference: Float[Tensor, "batch queries dims"] | None
+    ) -> Float[Tensor, "batch queries 4"]:
+        """Boxes (cxcywh) in [0, 1], from offsets in logits around points, boxes, or nothing."""
+        offsets = self.box_head(x)
+        if reference is None:
+            return offsets.sigmoid()
+        dims = reference.shape[-1]
+        offsets = offsets.float()  # half precision rounds 1 - eps to 1
+        moved = offsets[..., :dims] + reference.float().logit(eps=1e-5)
+        return torch.cat((moved, offsets[..., dims:]), dim=-1).sigmoid()
 
     def scores(self, logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
         """How sure it is of any object, to compare."""

@@ -162,7 +162,7 @@ class TwoStageQueries(ObjectQueries):
         assert head is not None
         cells, usable = self._cells(memory)
         tokens = self.norm(self.proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
-        logits, offsets = head(tokens)
+        logits, offsets = head.class_head(tokens), head.box_head(tokens)
         scores = head.scores(logits.detach()).masked_fill(~usable, -math.inf)
         chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]
         boxes = (offsets + cells).gather(1, chosen.expand(-1, -1, 4)).sigmoid()

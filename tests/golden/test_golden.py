@@ -11,7 +11,7 @@ from tests.golden.curves import CASES, CURVES, curve_of, differences
 # Other processors add in another order. Measured with the instructions of AVX2 instead of AVX-512 and with two threads
 # instead of one: the first step differs by FIRST at most. Later steps may differ by more, where a query fits two targets
 # nearly equally well and the match becomes another one.
-FIRST, LATER = 1e-3, 0.1
+FIRST, LATER = 1e-4, 0.1
 
 
 @pytest.mark.parametrize("case", CASES)

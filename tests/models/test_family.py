@@ -263,7 +263,8 @@ def test_two_stage_takes_the_best_proposals_and_never_padding() -> None:
         [tokens.transpose(1, 2).unflatten(2, (5, 7))], [torch.zeros(2, 32, 5, 7)], [mask], padded=True
     )
     start, proposals = queries(memory, head)
-    scores, offsets = head(queries.norm(queries.proj(tokens)))
+    proposed = queries.norm(queries.proj(tokens))
+    scores, offsets = head.class_head(proposed), head.box_head(proposed)
     for image, usable in enumerate([[0, 1, 2, 7, 8, 9], range(35)]):
         best = sorted(usable, key=lambda cell: -scores[image, cell].max().item())[:7]
         valid_height, valid_width = (2, 3) if image == 0 else (5, 7)
@@ -289,7 +290,7 @@ def test_two_stage_with_softmax_proposes_objects_not_background(selection: str) 
     assert criterion(predictions, targets)["loss"].isfinite()
     memory = model.eval().encode(batch_of((96, 128)))
     _, proposals = model.queries(memory, model.proposal_head)
-    logits = model.proposal_head(model.queries.norm(model.queries.proj(memory.tokens)))[0].softmax(-1)
+    logits = model.proposal_head.class_head(model.queries.norm(model.queries.proj(memory.tokens))).softmax(-1)
     best = logits[0, :, :-1].amax(-1).topk(7).values
     torch.testing.assert_close(proposals.logits[0, 0].softmax(-1)[:, :-1].amax(-1), best)
 
