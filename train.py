@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -40,9 +40,8 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     if config.weights is not None:
         load_weights(model, config.weights, categories)
     model = accelerated(model.to(device), options)
-    backbone: Any = model.backbone
     if config.optimizer.get("backbone_lr") == 0:
-        backbone.freeze()
+        cast(Any, model).backbone.freeze()
     criterion = build_criterion(config.criterion, num_classes=num_classes).to(device)
     evaluator = CocoEvaluator(
         loader=evaluation_loader(val_set, **batches),

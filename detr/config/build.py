@@ -22,12 +22,22 @@ def build_model(
     pretrained: false gives random weights in any case, for where a checkpoint's follow: nothing is downloaded.
     """
     allow, config = _allowed(config, allow), plain(config)
-    if not pretrained and isinstance(config, dict) and isinstance(config.get("backbone"), dict):
-        config = {**config, "backbone": {**config["backbone"], "weights": None}}
+    if not pretrained:
+        config = _without_weights(config)
     model = build(config, path="model", allow=allow, num_classes=num_classes) if isinstance(config, dict) else None
     if not isinstance(model, nn.Module):
         raise UserError("model: wanted the options of a detector with its _target_, such as detr.models.detr.DETR.")
     return model
+
+
+def _without_weights(content: Any) -> Any:
+    """The content with `weights: null` in every node that has such an option, wherever it is."""
+    if isinstance(content, list):
+        return [_without_weights(value) for value in content]
+    if not isinstance(content, dict):
+        return content
+    cleaned = {key: _without_weights(value) for key, value in content.items()}
+    return {**cleaned, "weights": None} if {"_target_", "weights"} <= cleaned.keys() else cleaned
 
 
 def build_criterion(config: Any, num_classes: int, allow: Sequence[str] = FRAMEWORK) -> SetCriterion:

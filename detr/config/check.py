@@ -89,6 +89,10 @@ def _check_names(
     if reserved := [key for key in options if str(key).startswith("_")]:
         raise UserError(f"{path}: the key {reserved[0]} is not used here. Remove it.")
     parameters = inspect.signature(target).parameters
+    open_ended = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    for argument in given:
+        if argument not in parameters and not open_ended:
+            raise UserError(f"{path}: {name} takes no {argument}, which it would be given. Choose another _target_.")
     for option in options:
         if option in parameters:
             continue

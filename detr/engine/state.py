@@ -75,8 +75,9 @@ class TrainingState:
     def save(self, name: str = "last.pt") -> Path:
         """Write a checkpoint, in process 0 alone; returns where. Raises UserError where it cannot be written."""
         path = self.path(name)
+        # In all processes, since a callback may have to gather its state from them.
+        content = {**self.metadata, "model": self.evaluated.state_dict(), "training": self._training()}
         if distributed.rank() == 0:
-            content = {**self.metadata, "model": self.evaluated.state_dict(), "training": self._training()}
             save(path, content, keep=self.keep if name == "last.pt" else 1)
         return path
 

@@ -1,6 +1,7 @@
 """The training loop, and what can take part in it."""
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -140,8 +141,7 @@ class Trainer:
                     for callback in self.callbacks.values():
                         callback.on_epoch_end(self)
             finally:
-                for callback in self.callbacks.values():
-                    callback.on_end(self)
+                self._end(another_error=sys.exc_info()[0] is not None)
 
     def _train_epoch(self) -> None:
         self.model.train()
@@ -161,6 +161,18 @@ class Trainer:
             if self.state.step % self.epoch_steps == 0 or self.finished:
                 break
             asked = time.perf_counter()
+
+    def _end(self, *, another_error: bool) -> None:
+        """Let every callback come to its end; their errors do not hide the one that ended the training."""
+        errors = []
+        for name, callback in self.callbacks.items():
+            try:
+                callback.on_end(self)
+            except Exception as error:  # noqa: BLE001 - a callback may raise anything
+                logger.warning("callbacks.%s failed at the end of the training: %s", name, error)
+                errors.append(error)
+        if errors and not another_error:
+            raise errors[0]
 
     def _learn(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One step; returns its losses, none where it was skipped."""

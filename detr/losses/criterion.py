@@ -169,9 +169,10 @@ class SetCriterion(nn.Module):
 
 
 def _checked(terms: Mapping[str, Term]) -> nn.ModuleDict:
+    terms = {name: term for name, term in terms.items() if term is not None}
     for name, term in terms.items():
-        if name == "ce" or hasattr(nn.ModuleDict(), name):
-            raise UserError(f"terms: the name {name} is taken. Choose another.")
+        if name == "ce" or "." in name or hasattr(nn.ModuleDict(), name):
+            raise UserError(f"terms: the name {name} is taken, or has a dot. Choose another.")
         if not isinstance(term, Term):
             raise UserError(
                 f"terms: wanted a subclass of detr.losses.Term as {name}, got {type(term).__name__}. Correct or remove "

@@ -15,7 +15,7 @@ from detr.weights.reading import Checkpoint, Published, Weights, read_weights
 logger = logging.getLogger(__name__)
 
 # Parts whose shape follows the data set or the number of queries: where it differs, they are trained anew.
-_REPLACEABLE = ("class_head.", "denoising.labels.", "queries.position.weight", "queries.content.", "queries.anchors.")
+_REPLACEABLE = ("class_head.", "denoising.labels.", "queries.")
 _OF_CLASSES = ("class_head.", "denoising.labels.")
 
 

@@ -119,14 +119,14 @@ def test_the_state_of_a_callback_is_saved_and_restored(make: Make) -> None:
     assert_same_state(straight, last(resumed.run_dir))
     make("parts", max_steps=9).fit()  # without it, and anew
     make("parts", max_steps=10, callbacks={"another": Sum()}).fit()
-    assert last(resumed.run_dir)["training"]["callbacks"].keys() == {"evaluation", "another"}
+    assert last(resumed.run_dir)["training"]["callbacks"].keys() == {"validation", "another"}
 
 
 def test_a_callback_can_end_the_training_which_is_then_evaluated(make: Make) -> None:
     trainer = make(callbacks={"enough": FinishesAt(6)})
     trainer.fit()
     training = last(trainer.run_dir)["training"]
-    assert training["step"] == training["callbacks"]["evaluation"]["evaluated_step"] == 6
+    assert training["step"] == training["callbacks"]["validation"]["evaluated_step"] == 6
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_callback_can_end_the_training_which_is_then_evaluated(make: Make) -> 
     [
         ({"mine": print}, r"callbacks\.mine: wanted a callback, got builtin_function.*Derive its class"),
         (Sum(), r"callbacks: wanted callbacks by name, got Sum\. Give it one"),
-        ({"evaluation": Sum()}, r"callbacks\.evaluation: the trainer has a callback of this name"),
+        ({"validation": Sum()}, r"callbacks\.validation: the trainer has a callback of this name"),
         ({"freezing": Sum()}, r"callbacks\.freezing: the trainer has a callback of this name"),
     ],
 )
@@ -164,7 +164,7 @@ def test_training_states_of_earlier_versions_are_refused(make: Make) -> None:
     trainer.fit()
     path = trainer.run_dir / "checkpoints" / "last.pt"
     content = last(trainer.run_dir)
-    content["training"] |= content["training"].pop("callbacks")["evaluation"]
+    content["training"] |= content["training"].pop("callbacks")["validation"]
     save(path, content)
     with pytest.raises(
         UserError,

@@ -39,7 +39,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, stops
 def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
     straight, trainer = make("straight"), make("parts")
     straight.fit()
-    evaluation = trainer.callbacks["evaluation"]
+    evaluation = trainer.callbacks["validation"]
     evaluate = evaluation.evaluator
 
     def stop_while_evaluating(model: Any, stop: Callable[[], bool]) -> Any:
@@ -50,7 +50,7 @@ def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
     with pytest.raises(Interrupted):
         trainer.fit()
     training = last(trainer.run_dir)["training"]
-    assert (training["step"], training["callbacks"]["evaluation"]["evaluated_step"]) == (4, 0)
+    assert (training["step"], training["callbacks"]["validation"]["evaluated_step"]) == (4, 0)
     resumed = make("parts")
     resumed.fit()
     assert_same_state(last(straight.run_dir), last(resumed.run_dir))

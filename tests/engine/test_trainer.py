@@ -106,7 +106,7 @@ def test_best_and_last_are_kept_and_metrics_written(make: Make) -> None:
         "triangle",
     }
     best = read_checkpoint(trainer.run_dir / "checkpoints" / "best.pt")
-    assert best.training["callbacks"]["evaluation"]["best"] == trainer.callbacks["evaluation"].best > -1
+    assert best.training["callbacks"]["validation"]["best"] == trainer.callbacks["validation"].best > -1
     assert len(list((trainer.run_dir / "predictions").glob("*.jpg"))) == 7
 
 
@@ -219,7 +219,7 @@ def test_frozen_parts_train_from_their_epoch_on(make: Make) -> None:
 def test_training_ends_when_patience_is_over(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(patience=2, epochs=9, monitor="AP50")
     values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
-    evaluation = trainer.callbacks["evaluation"]
+    evaluation = trainer.callbacks["validation"]
     evaluate = evaluation.evaluator
 
     def with_values(model: Any, stop: Callable[[], bool]) -> Any:

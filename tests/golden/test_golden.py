@@ -8,10 +8,11 @@ import pytest
 
 from tests.golden.curves import CASES, CURVES, curve_of, differences
 
-# Other processors add in another order. Measured with the instructions of AVX2 instead of AVX-512 and with two threads
-# instead of one: the first step differs by FIRST at most. Later steps may differ by more, where a query fits two targets
-# nearly equally well and the match becomes another one.
-FIRST, LATER = 1e-4, 0.1
+# Other processors add in another order. With the instructions of AVX2 instead of AVX-512, and with two threads instead of
+# one, the first step differed by 3e-6 at most, that in bf16 by 3e-2. Later steps differ by as much or by far more: where a
+# query fits two targets nearly equally well, the match becomes another one (0.23 at most). They are a check against
+# gross errors only; on the machine that recorded the curves `curves.py` shows whether all steps are bit-equal.
+FIRST, FIRST_IN_BF16, LATER = 1e-4, 0.1, 0.5
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -19,4 +20,4 @@ def test_losses_and_gradient_norms_are_as_recorded(case: str, tmp_path: Path) ->
     curve = curve_of(case, tmp_path)
     assert all(math.isfinite(value) for values in curve.values() for value in values)
     first, later = differences(curve, json.loads(CURVES.read_text())[case])
-    assert first <= FIRST and later <= LATER
+    assert first <= (FIRST_IN_BF16 if case == "bf16" else FIRST) and later <= LATER

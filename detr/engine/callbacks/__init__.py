@@ -8,10 +8,10 @@ from torch import nn
 from detr import distributed
 from detr.engine.callbacks.checkpointing import Checkpointing
 from detr.engine.callbacks.early_stopping import EarlyStopping
-from detr.engine.callbacks.evaluation import Evaluation
 from detr.engine.callbacks.freezing import Freezing
 from detr.engine.callbacks.moving_average import MovingAverage
 from detr.engine.callbacks.profiling import Profiling
+from detr.engine.callbacks.validation import Validation
 from detr.engine.options import TrainerConfig
 from detr.engine.trainer import Callback
 from detr.errors import UserError
@@ -20,10 +20,10 @@ from detr.evaluation import CocoEvaluator
 __all__ = [
     "Checkpointing",
     "EarlyStopping",
-    "Evaluation",
     "Freezing",
     "MovingAverage",
     "Profiling",
+    "Validation",
     "standard_callbacks",
 ]
 
@@ -41,9 +41,9 @@ def standard_callbacks(
     Raises UserError where one is no Callback, or has a name that is taken.
     """
     own = _checked({} if own is None else own)
-    evaluation = Evaluation(evaluator=evaluator, every=config.evaluate_every, monitor=config.monitor)
+    validation = Validation(evaluator=evaluator, every=config.evaluate_every, monitor=config.monitor)
     checkpointing = Checkpointing(
-        evaluation=evaluation, every_steps=config.save_every_steps, every_minutes=config.save_every_minutes
+        validation=validation, every_steps=config.save_every_steps, every_minutes=config.save_every_minutes
     )
     # Each sees what those before it did: the average the weights that are saved, a checkpoint the state of all.
     before: dict[str, Callback | None] = {
@@ -52,9 +52,9 @@ def standard_callbacks(
     }
     after: dict[str, Callback | None] = {
         "profiling": Profiling() if config.profile and distributed.rank() == 0 else None,
-        "evaluation": evaluation,
+        "validation": validation,
         "checkpointing": checkpointing,
-        "early_stopping": EarlyStopping(evaluation=evaluation, patience=config.patience) if config.patience else None,
+        "early_stopping": EarlyStopping(validation=validation, patience=config.patience) if config.patience else None,
     }
     if taken := own.keys() & {**before, **after}:
         raise UserError(f"callbacks.{min(taken)}: the trainer has a callback of this name. Choose another name.")

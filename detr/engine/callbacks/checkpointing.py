@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from detr.engine.callbacks.evaluation import Evaluation
+from detr.engine.callbacks.validation import Validation
 from detr.engine.trainer import Callback, Trainer
 
 
@@ -13,8 +13,8 @@ class Checkpointing(Callback):
     every_steps, every_minutes: between two checkpoints; 0 for none beside those of evaluations.
     """
 
-    def __init__(self, *, evaluation: Evaluation, every_steps: int, every_minutes: float) -> None:
-        self.evaluation, self.every_steps, self.every_minutes = evaluation, every_steps, every_minutes
+    def __init__(self, *, validation: Validation, every_steps: int, every_minutes: float) -> None:
+        self.validation, self.every_steps, self.every_minutes = validation, every_steps, every_minutes
         self.saved_at = time.monotonic()
 
     def on_start(self, trainer: Trainer) -> None:
@@ -26,7 +26,7 @@ class Checkpointing(Callback):
             self._save(trainer)
 
     def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        if self.evaluation.best_step == trainer.state.step:
+        if self.validation.best_step == trainer.state.step:
             trainer.state.save("best.pt")
         self._save(trainer)
 

@@ -16,7 +16,8 @@ Refine = Callable[[int, Tensor, Tensor | None], Tensor]
 class Decoder(nn.Module):
     """Layers of self-attention among queries and cross-attention to the memory, one after the other.
 
-    layers: called with x, QueryPositions, Memory and the mask of the queries' self-attention; at least one.
+    layers: at least one; called with x, QueryPositions, Memory and the mask of the queries' self-attention. Each has
+        `norm_first`; `cross_attn.weights(x, positions, memory)` of the last shows where queries look.
     d_model: features of the queries.
     norm: the final norm, which serves the outputs of all layers.
     anchor_dims: dimensions of anchors that the queries need at least: 0 none, 2 points, 4 boxes.

@@ -15,7 +15,8 @@ class Encoder(nn.Module):
 
     d_model: channels of the maps that come in, and features of the memory's tokens.
     num_levels: how many maps come in.
-    layers: the modules that make up nearly all activations, which activation checkpointing computes twice.
+    layers: the modules that make up nearly all activations, which activation checkpointing computes twice. Where they
+        have one, `self_attn.weights(memory, token)` of the last shows where a token looks.
     """
 
     d_model: int

@@ -10,7 +10,7 @@ from detr.errors import UserError
 from detr.evaluation import CocoEvaluator
 
 
-class Evaluation(Callback):
+class Validation(Callback):
     """Evaluates after every so many epochs and at the end of the training.
 
     It saves a checkpoint before: an evaluation that fails must not cost the training before it.
