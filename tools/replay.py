@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 
 from detr.cli import exit_codes
 from detr.engine import TrainerConfig, TrainingStep, failures
+from detr.engine.batches import Batch
 from detr.errors import NonFiniteError, UserError
 from detr.weights import load_state
 from tools.stored import add_allow_targets, build_stored_criterion, build_stored_model
@@ -25,40 +26,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     add_allow_targets(parser)
     options = parser.parse_args(arguments)
-    content = failures.load(options.path)
-    step = _step(content, options.path, options.allow_targets, options.device)
+    step, batches, number = _load(options.path, options.allow_targets, options.device)
     found: list[str] = []
     for name, module in step.model.named_modules():
         module.register_forward_hook(partial(_watch_output, found, name))
     for name, parameter in step.model.named_parameters():
-        parameter.register_post_accumulate_grad_hook(partial(_watch_gradient, found, name))
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(partial(_watch_gradient, found, name))
 
-    for images, targets in content["batches"]:
+    for images, targets in batches:
         print(f"Batch of images {[target.image_id for target in targets]}, {tuple(images.images.shape)}")
         found += [f"target of image {t.image_id}" for t in targets if not t.boxes.isfinite().all()]
     try:
-        losses = step(content["batches"], content["step"])
-        print(f"Step {content['step']} went through: loss {losses['loss']:.6g}, gradient {losses['grad_norm']:.4g}.")
+        losses = step(batches, number)
+        print(f"Step {number} went through: loss {losses['loss']:.6g}, gradient {losses['grad_norm']:.4g}.")
     except NonFiniteError as error:
-        print(f"Step {content['step']} failed again: {error.what} became NaN or infinite.")
+        print(f"Step {number} failed again: {error.what} became NaN or infinite.")
     print(f"The first to be NaN or infinite: {found[0] if found else 'none'}")
 
 
-def _step(content: dict[str, Any], path: Path, packages: Sequence[str], device: str) -> TrainingStep:
-    """A step that changes nothing, with the model and the losses of the file; raises UserError where it cannot be."""
+def _load(path: Path, packages: Sequence[str], device: str) -> tuple[TrainingStep, list[Batch], int]:
+    """A step that changes nothing, with the model and the losses of the file; its batches and its number.
+
+    Raises UserError where the file is damaged or of another kind.
+    """
     try:
+        content = failures.load(path)
         config, count = content["config"], len(content["categories"])
         model = build_stored_model(config["model"], count, path, packages).to(device)
         criterion = build_stored_criterion(config["criterion"], count, path, packages).to(device)
         load_state(model, content["model"], path)
-        return TrainingStep(
-            model=model.train(),
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in content["frozen"])
+        for name, module in model.named_modules():
+            module.training = name not in content["evaluated"]
+        step = TrainingStep(
+            model=model,
             criterion=criterion.train(),
             optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
             config=TrainerConfig(**config["trainer"]),
             seed=content["seed"],
             process=content["process"],
         )
+        return step, content["batches"], content["step"]
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what train.py writes ({error!r}). Use an intact copy.") from None
 

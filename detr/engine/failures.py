@@ -18,13 +18,19 @@ FORMAT = "detr-failure-2"
 def save(
     run_dir: Path, model: nn.Module, batches: Sequence[Batch], step: int, seed: int, metadata: Mapping[str, Any]
 ) -> Path:
-    """Write failures/step-N.pt, each process its own: the batches, the weights, what the randomness follows from."""
+    """Write failures/step-N.pt, each process its own: the batches, the weights, what the randomness follows from.
+
+    Parameters that do not train (`frozen`) and modules in evaluation mode (`evaluated`) are kept by name, because they
+    may depend on the epoch.
+    """
     process = distributed.rank()
     name = f"step-{step}-process-{process}.pt" if distributed.world_size() > 1 else f"step-{step}.pt"
     path = run_dir / "failures" / name
     content = {
         "format": FORMAT,
         "model": model.state_dict(),
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "evaluated": [name for name, module in model.named_modules() if not module.training],
         "batches": [
             {"images": vars(batch), "targets": [vars(target) for target in targets]} for batch, targets in batches
         ],

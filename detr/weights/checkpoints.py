@@ -2,10 +2,14 @@
 
 A checkpoint is a dict of tensors and plain values, so that loading runs no code from the file:
 `format`, `model` (state dict), `config` (the composed configuration), `categories` (id and name of each class, in the
-order of the labels) and `training` (optimizer's state, position in the run, best result).
+order of the labels) and `training`, which holds what it takes to go on: `step` (steps done), `skipped` (how many of
+these changed nothing), `images` (in one step, of all processes), and the states of `optimizer`, `scaler` (of the loss)
+and `callbacks` (by name). With a moving average, `model` is the average, and `training` has a `model` of its own: the
+raw weights, which go on training.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,8 @@ def newest(path: Path) -> Checkpoint | None:
 
     A damaged one is passed over with a warning. Raises UserError where all are damaged.
     """
-    ages = [int(found.stem.rpartition("-")[2]) for found in path.parent.glob(f"{path.stem}-*.pt")]
+    name = re.compile(rf"{re.escape(path.stem)}-([1-9][0-9]*)\.pt")  # last-backup.pt is the user's own
+    ages = [int(match[1]) for found in path.parent.glob("*.pt") if (match := name.fullmatch(found.name))]
     candidates = [found for age in [0, *sorted(ages)] if (found := earlier(path, age)).exists()]
     for candidate in candidates:
         try:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detr.config import build_model, compose, plain
-from detr.engine import failures
+from detr.engine import TrainingStep, failures
 from detr.errors import UserError
 from detr.images import pad_to_batch
 from tests.helpers import random_targets
@@ -24,10 +24,17 @@ Save = Callable[..., Path]
 def save(tmp_path: Path) -> Save:
     """Writes a failed step as the trainer does, of a tiny model and a batch of two images."""
 
-    def make(change: Callable[[dict[str, Any]], Any] = lambda config: None, damage: float = 0.5) -> Path:
+    def make(
+        change: Callable[[dict[str, Any]], Any] = lambda config: None,
+        *options: str,
+        damage: float = 0.5,
+        frozen: Sequence[str] = (),
+    ) -> Path:
         torch.manual_seed(0)
-        config = compose(TINY_MODEL)
+        config = compose([*TINY_MODEL, *options])
         model = build_model(config.model, num_classes=3)
+        for part in frozen:
+            model.get_submodule(part).requires_grad_(False).eval()
         images = pad_to_batch([torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((37, 41), (32, 53))])
         targets = random_targets([2, 0], num_classes=3)
         targets[0].boxes[0, 0] = damage
@@ -50,6 +57,29 @@ def test_a_sound_step_goes_through(save: Save, capsys: pytest.CaptureFixture[str
     replay.main([str(save())])
     printed = capsys.readouterr().out
     assert "Step 7 went through: loss " in printed and printed.endswith("The first to be NaN or infinite: none\n")
+
+
+def test_what_did_not_train_does_not_in_the_repetition(
+    save: Save, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the model's own options, and by an epoch of trainer.freeze."""
+    steps = []
+
+    class Kept(TrainingStep):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            steps.append(self)
+
+    monkeypatch.setattr(replay, "TrainingStep", Kept)
+    path = save(lambda config: None, "model.backbone.freeze=[stem]", "trainer.freeze={encoder:5}", frozen=["encoder"])
+    replay.main([str(path)])
+    assert capsys.readouterr().out.endswith("The first to be NaN or infinite: none\n")
+    model = steps[0].model
+    still = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    starts = ("encoder.", "backbone.body.conv1.", "backbone.body.bn1.")
+    assert still == {name for name, _ in model.named_parameters() if name.startswith(starts)} and len(still) > 3
+    for name, module in model.named_modules():
+        assert module.training != f"{name}.".startswith(starts), name
 
 
 @pytest.mark.parametrize("part", ["model", "model.encoder.position", "criterion", "criterion.matcher"])
@@ -84,6 +114,17 @@ def test_what_a_file_allows_itself_is_no_permission(save: Save, part: str, targe
 def test_damaged_files_are_named(save: Save, change: Callable[[dict[str, Any]], Any]) -> None:
     path = save(change)
     with pytest.raises(UserError, match=path.name):
+        replay.main([str(path)])
+
+
+@pytest.mark.parametrize("missing", ["images", "targets", "batches", "step", "process", "frozen", "evaluated"])
+def test_files_that_lack_a_part_are_named(save: Save, missing: str) -> None:
+    path = save()
+    content = torch.load(path)
+    for place in (content, *content["batches"]):
+        place.pop(missing, None)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=rf"{path.name} is not what train\.py writes \(KeyError\('{missing}'\)\)"):
         replay.main([str(path)])
 
 
