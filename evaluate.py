@@ -42,7 +42,7 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
         **config.evaluation,
     )
     evaluation = evaluator(detector.model)
-    if evaluation is None:  # process 0 tells
+    if evaluation is None:  # process 0 reports
         return
     print(evaluation.metrics.table())
     evaluation.metrics.save(run_dir / "evaluation" / "metrics.json")
