@@ -1,6 +1,6 @@
 """Box formats and overlaps. All functions work elementwise over leading dimensions and broadcast.
 
-`cxcywh` is centre x, centre y, width, height; `xyxy` is the left, top, right and bottom edge.
+`cxcywh` is center x, center y, width, height; `xyxy` is the left, top, right and bottom edge.
 For overlaps between all pairs, broadcast: `giou(a[:, None], b[None, :])`.
 """
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-    centre, half = boxes[..., :2], boxes[..., 2:] * 0.5
-    return torch.cat((centre - half, centre + half), dim=-1)
+    center, half = boxes[..., :2], boxes[..., 2:] * 0.5
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
@@ -31,7 +31,7 @@ def iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[T
 
 
 def giou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*batch"]:
-    """Generalised intersection over union of xyxy boxes, in [-1, 1] (Rezatofighi et al., CVPR 2019)."""
+    """Generalized intersection over union of xyxy boxes, in [-1, 1] (Rezatofighi et al., CVPR 2019)."""
     intersection, union = _intersection_and_union(a, b)
     # One coordinate at a time: contiguous work that is much faster than slices of two on the CPU.
     ax1, ay1, ax2, ay2 = a.unbind(-1)
