@@ -24,6 +24,8 @@ brief = _repr.repr  # for values in messages, which may be of any length
 class ImageRecord:
     """One image with everything that is annotated in it, as the files have it.
 
+    The first dimension of every array is that of the objects.
+
     id: of the image, unique in the data set.
     file_name: relative to the image folder.
     size: (height, width) in pixels.
@@ -41,15 +43,13 @@ class ImageRecord:
     crowds: Bool[np.ndarray, " n"]
     areas: Float64[np.ndarray, " n"]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by the names of their fields."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
     def select(self, chosen: np.ndarray) -> "ImageRecord":
         """The same image with some of its objects."""
-        return replace(
-            self,
-            boxes=self.boxes[chosen],
-            labels=self.labels[chosen],
-            crowds=self.crowds[chosen],
-            areas=self.areas[chosen],
-        )
+        return replace(self, **{name: values[chosen] for name, values in self.arrays().items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from datasets import DetectionDataset
+from datasets.formats import ImageRecord
 from detr.config import build, compose
 from detr.errors import UserError
 from detr.evaluation import evaluate_coco
@@ -140,6 +143,34 @@ def test_records_of_any_format_are_checked(lines: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"image 0 has the file name '\.\./train/000001\.jpg', which leads out"):
         read("../train/000001.jpg 48 48")
     assert len(read("000001.jpg 48 48 0 3 3 5 5 1 60 3 5 5").ground_truth()["annotations"]) == 1
+
+
+@dataclass(frozen=True)
+class MarkedRecord(ImageRecord):
+    """A record with one more thing to know of each object, as a mask head would want."""
+
+    masks: np.ndarray
+
+
+def record(image: int = 0, count: int = 3) -> MarkedRecord:
+    return MarkedRecord(
+        id=image,
+        file_name=f"{image}.jpg",
+        size=(11, 13),
+        boxes=np.arange(count * 4, dtype=np.float64).reshape(-1, 4),
+        labels=np.arange(count) % 3,
+        crowds=np.arange(count) == 1,
+        areas=np.arange(count, dtype=np.float64),
+        masks=np.arange(count * 11 * 13).reshape(-1, 11, 13),
+    )
+
+
+def test_every_array_of_a_record_travels_with_its_objects() -> None:
+    whole, chosen = record(count=5), np.array([True, False, True, True, False])
+    some = whole.select(chosen)
+    assert (some.id, some.file_name, some.size) == (whole.id, whole.file_name, whole.size)
+    for name in ("boxes", "labels", "crowds", "areas", "masks"):
+        assert np.array_equal(getattr(some, name), [getattr(whole, name)[index] for index in (0, 2, 3)]), name
 
 
 def test_an_option_that_a_reader_does_not_have_is_named() -> None:
