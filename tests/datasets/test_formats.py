@@ -225,7 +225,7 @@ def test_an_option_that_a_reader_does_not_have_is_named() -> None:
 FILLED_IN = [f"data.{split}.{name}=x" for split in ("train", "val") for name in ("images", "annotations")]
 
 
-@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 def test_the_ground_truth_gives_the_figures_of_the_file(shared: Path, tmp_path: Path, backend: str) -> None:
     """Crowds, missing areas, whole numbers, boxes beyond the image; in any order."""
     folder = shared / "data" / "coco_sample"
