@@ -193,20 +193,18 @@ def _usable(records: Sequence[ImageRecord], source: Path) -> list[ImageRecord]:
         return []
     counts = [len(record.boxes) for record in records]
     boxes = np.concatenate([record.boxes for record in records])
-    crowds = np.concatenate([record.crowds for record in records])
     problems = _problems(boxes, np.repeat([record.size for record in records], counts, axis=0))
     usable = problems < 0
     if usable.all():
         return list(records)
-    kept = int((usable & ~crowds).sum())
     dropped = np.bincount(problems[~usable], minlength=len(_PROBLEMS)).tolist()
     text = ", ".join(f"{count} {problem}" for count, problem in zip(dropped, _PROBLEMS, strict=True) if count)
-    if kept == 0:
+    if not usable.any():
         raise UserError(
-            f"{source}: not one of the {sum(dropped)} boxes is usable ({text}). Boxes are [x, y, width, height] in "
+            f"{source}: not one of the {len(boxes)} boxes is usable ({text}). Boxes are [x, y, width, height] in "
             "pixels of the image, with the origin at the top left."
         )
-    logger.warning("%s: dropped %d of %d boxes: %s.", source, sum(dropped), sum(dropped) + kept, text)
+    logger.warning("%s: dropped %d of %d boxes: %s.", source, sum(dropped), len(boxes), text)
     parts = np.split(usable, np.cumsum(counts)[:-1])
     return [record if part.all() else record.select(part) for record, part in zip(records, parts, strict=True)]
 

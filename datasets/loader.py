@@ -85,7 +85,7 @@ class TrainLoader:
         epoch. Raises UserError where `after` is not in [0, 1].
         """
         if not 0 <= after <= 1:
-            raise UserError(f"data.plain_after: wanted a fraction of the training in [0, 1], got {after}.")
+            raise UserError(f"data.plain_after: wanted at least 0 and at most 1, got {after}.")
         if after < 1:
             epoch = min(round(after * epochs), epochs - 1)
             self._dataset.end_augmentation(transforms, epoch)

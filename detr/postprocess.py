@@ -32,8 +32,8 @@ def postprocess(
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
         scores, queries = scores.sort(dim=-1, descending=True, stable=True)
         labels = labels.gather(1, queries)
-    boxes = box_ops.cxcywh_to_xyxy(predictions.boxes[-1].float())
-    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    found = predictions.layers(slice(-1, None)).gather(queries)
+    boxes = box_ops.cxcywh_to_xyxy(found.boxes[-1].float())
     scale = torch.tensor([(w, h, w, h) for h, w in original_sizes], dtype=boxes.dtype, device=boxes.device)
     boxes = boxes * scale[:, None]
     images = zip(boxes.cpu(), scores.cpu(), labels.cpu(), queries.cpu(), strict=True)

@@ -27,7 +27,7 @@ class Category:
 class TensorContainer:
     """A frozen dataclass with tensors among its fields. What is done to one of them is done to all, new ones included.
 
-    A field that is None is not there.
+    Fields that are no tensors stay as they are. A field that is None is not there.
     """
 
     def tensors(self) -> dict[str, Tensor]:
@@ -124,8 +124,8 @@ class Predictions(TensorContainer):
     logits: (L, B, Q, C); for sigmoid losses C = K classes, for the softmax loss C = K + 1 and the last means no object.
     boxes: (L, B, Q, 4) as center x, center y, width, height in [0, 1] of each image without its padding.
 
-    Further predictions are there in training only, from models that have such parts. `map`, `layers` and `select`
-    leave them as they are:
+    Further predictions are there in training only, from models that have such parts. They are no tensors: only
+    `everything` includes them, and all other methods, `to` among them, leave them as they are.
 
     proposals: what the encoder proposed and the queries started from, as one layer. Where C = 1 < K they only separate
         objects from background.
@@ -151,6 +151,11 @@ class Predictions(TensorContainer):
 
     def select(self, *, images: slice = slice(None), queries: slice = slice(None)) -> "Predictions":
         """Some of the images or queries."""
+        return self.map(lambda tensor: tensor[:, images, queries])
+
+    def gather(self, queries: Int64[Tensor, "batch chosen"]) -> "Predictions":
+        """Of each image the queries with these indices, in their order."""
+        images = torch.arange(len(queries), device=queries.device)[:, None]
         return self.map(lambda tensor: tensor[:, images, queries])
 
     def everything(self) -> Iterator[Tensor]:

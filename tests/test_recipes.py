@@ -5,8 +5,11 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from PIL import Image
 
 from tests.helpers.commands import REPOSITORY, run
 
@@ -66,6 +69,20 @@ def test_the_lines_of_a_recipe_train(
     assert outcome.code == 0, outcome.output
     written = "".join((tmp_path / "run" / file).read_text() for file in ("config.yaml", "metrics.jsonl"))
     assert SIGNS[name] in written + outcome.output
+
+
+def test_a_table_without_one_of_the_classes_keeps_the_ids(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (13, 11)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "val.csv").write_text("file,class,left,top,right,bottom\na.png,triangle,1,2,4,7\n")
+    code, options = re.findall(r"^```(?:python|yaml)\n(.*?)^```", RECIPES["A data format"], re.M | re.S)
+    recipe: dict[str, Any] = {}
+    exec(code, recipe)
+    classes = yaml.safe_load(options)["val"]["classes"]
+    found = recipe["read_csv"](images=str(tmp_path / "images"), table=str(tmp_path / "val.csv"), classes=classes)
+    assert [(category.id, category.name) for category in found.categories] == [*enumerate(classes)]
+    [record] = found.records
+    assert record.labels.tolist() == [2] and record.boxes.tolist() == [[1, 2, 3, 5]]
 
 
 def data(name: str, shapes_root: Path, tmp_path: Path) -> list[str]:

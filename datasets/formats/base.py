@@ -1,11 +1,13 @@
 """What a reader of any format returns.
 
 A reader is a function or class that a `_target_` node of `data.train` and `data.val` names, with options of its own. It
-raises UserError where its files are not what it wanted. `datasets.detection` checks the rest: that images are there,
-that boxes have an area inside of their image, and that categories are those of the model.
+raises UserError where its files are not what it wanted. What it returns is checked for all formats: `Annotations`
+checks ids, labels, and that the arrays of an image fit together; `datasets.detection` that images are there, that boxes
+have an area inside of their image, and that categories are those of the model.
 """
 
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from detr.errors import UserError
 from detr.types import Category
 
 _repr = reprlib.Repr()
@@ -23,6 +26,8 @@ brief = _repr.repr  # for values in messages, which may be of any length
 @dataclass(frozen=True)
 class ImageRecord:
     """One image with everything that is annotated in it, as the files have it.
+
+    The first dimension of every array is that of the objects.
 
     id: of the image, unique in the data set.
     file_name: relative to the image folder.
@@ -41,15 +46,13 @@ class ImageRecord:
     crowds: Bool[np.ndarray, " n"]
     areas: Float64[np.ndarray, " n"]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by the names of their fields."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
     def select(self, chosen: np.ndarray) -> "ImageRecord":
         """The same image with some of its objects."""
-        return replace(
-            self,
-            boxes=self.boxes[chosen],
-            labels=self.labels[chosen],
-            crowds=self.crowds[chosen],
-            areas=self.areas[chosen],
-        )
+        return replace(self, **{name: values[chosen] for name, values in self.arrays().items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,48 @@ class Annotations:
     source: the file or folder that was read, for messages.
     images: the folder of the image files.
     categories: the classes, sorted by id; ids may be any integers.
+
+    Raises UserError where ids repeat, categories are not sorted, or a record does not fit them or itself.
     """
 
     source: Path
     images: Path
     categories: Sequence[Category]
     records: Sequence[ImageRecord]
+
+    def __post_init__(self) -> None:
+        self._check_ids()
+        for record in self.records:
+            self._check_shapes(record)
+        self._check_labels()
+
+    def _check_ids(self) -> None:
+        ids = [category.id for category in self.categories]
+        if not ids or ids != sorted(set(ids)):
+            raise UserError(
+                f"{self.source}: the categories have the ids {brief(ids)}, wanted at least one, each once and sorted."
+            )
+        for image, count in Counter(record.id for record in self.records).most_common(1):
+            if count > 1:
+                raise UserError(f"{self.source}: {count} images have the id {image}. Ids must be unique.")
+
+    def _check_shapes(self, record: ImageRecord) -> None:
+        lengths = {name: len(values) for name, values in record.arrays().items()}
+        if len(set(lengths.values())) > 1 or record.boxes.shape[1:] != (4,):
+            found = ", ".join(f"{count} {name}" for name, count in lengths.items())
+            raise UserError(
+                f"{self.source}: image {record.id} has {found}, and boxes of shape {record.boxes.shape}. Wanted one of "
+                "each for each of the n objects, and boxes of shape (n, 4)."
+            )
+
+    def _check_labels(self) -> None:
+        labels = np.concatenate([np.empty(0, np.int64), *(record.labels for record in self.records)])
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"{self.source}: labels are {labels.dtype}, wanted int64, in images without objects too.")
+        wrong = (labels < 0) | (labels >= len(self.categories))
+        if wrong.any():
+            images = np.repeat([record.id for record in self.records], [len(record.labels) for record in self.records])
+            raise UserError(
+                f"{self.source}: image {images[wrong][0]} has the label {labels[wrong][0]}, wanted the rank of one of "
+                f"the {len(self.categories)} categories, 0 to {len(self.categories) - 1}."
+            )

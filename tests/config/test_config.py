@@ -48,6 +48,11 @@ def test_evaluation_needs_no_training_data(data: str) -> None:
     assert (found["size"], found["max_size"]) == (96, 128) and found["val"]["images"] in ("x", "x/val2017")
 
 
+def test_evaluation_takes_the_data_options_of_a_training() -> None:
+    config = compose(["checkpoint=x", *FILLED_IN, "data.batch_size=3"], "evaluate")
+    assert (config.data.val.images, config.data.batch_size) == ("x", 3)
+
+
 def test_experiments_open_with_command_and_hardware() -> None:
     for path in (CONFIGS / "experiment").glob("*.yaml"):
         head = path.read_text().split("defaults:")[0]

@@ -1,16 +1,23 @@
 """A format of one's own is one file and one YAML: trained with and evaluated through the commands."""
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from datasets import DetectionDataset
+from datasets.formats import Annotations, ImageRecord
 from detr.config import build, compose
 from detr.errors import UserError
 from detr.evaluation import evaluate_coco
+from detr.types import Category
 from tests.helpers import commands
 from tests.helpers.commands import TINY_MODEL
 from tests.helpers.data import coco_set, shapes_set
@@ -140,6 +147,70 @@ def test_records_of_any_format_are_checked(lines: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"image 0 has the file name '\.\./train/000001\.jpg', which leads out"):
         read("../train/000001.jpg 48 48")
     assert len(read("000001.jpg 48 48 0 3 3 5 5 1 60 3 5 5").ground_truth()["annotations"]) == 1
+
+
+@dataclass(frozen=True)
+class MarkedRecord(ImageRecord):
+    """A record with one more thing to know of each object, as a mask head would want."""
+
+    masks: np.ndarray
+
+
+def record(image: int = 0, count: int = 3) -> MarkedRecord:
+    return MarkedRecord(
+        id=image,
+        file_name=f"{image}.jpg",
+        size=(11, 13),
+        boxes=np.arange(count * 4, dtype=np.float64).reshape(-1, 4),
+        labels=np.arange(count) % 3,
+        crowds=np.arange(count) == 1,
+        areas=np.arange(count, dtype=np.float64),
+        masks=np.arange(count * 11 * 13).reshape(-1, 11, 13),
+    )
+
+
+def test_every_array_of_a_record_travels_with_its_objects() -> None:
+    whole, chosen = record(count=5), np.array([True, False, True, True, False])
+    some = whole.select(chosen)
+    assert (some.id, some.file_name, some.size) == (whole.id, whole.file_name, whole.size)
+    for name in ("boxes", "labels", "crowds", "areas", "masks"):
+        assert np.array_equal(getattr(some, name), [getattr(whole, name)[index] for index in (0, 2, 3)]), name
+
+
+CLASSES = [Category(7, "a"), Category(9, "b"), Category(90, "c")]
+
+
+def annotated(*records: ImageRecord, categories: Sequence[Category] = CLASSES) -> Annotations:
+    return Annotations(source=Path("boxes.txt"), images=Path("images"), categories=categories, records=records)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": 5}, "2 images have the id 5. Ids must be unique."),
+        (
+            {"labels": np.array([0, 3, 1])},
+            "image 7 has the label 3, wanted the rank of one of the 3 categories, 0 to 2.",
+        ),
+        ({"labels": np.array([0, 2, -1])}, "image 7 has the label -1, wanted the rank"),
+        ({"labels": np.array([0, 1])}, "image 7 has 3 boxes, 2 labels, 3 crowds, 3 areas, 3 masks, and boxes of shape"),
+        ({"masks": np.zeros((4, 11, 13))}, "3 areas, 4 masks, and boxes of shape (3, 4). Wanted one of each"),
+        ({"boxes": np.zeros((3, 5))}, "boxes of shape (3, 5). Wanted one of each for each of the n objects"),
+        ({"labels": np.array([0.0, 1, 2])}, "labels are float64, wanted int64, in images without objects too."),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    sound = [record(5), record(6, count=0), record(7)]
+    assert annotated(*sound).records == tuple(sound) and not annotated().records
+    with pytest.raises(UserError, match=f"^boxes.txt: .*{re.escape(message)}"):
+        annotated(*sound[:2], replace(sound[2], **change))
+
+
+@pytest.mark.parametrize("ids", [[9, 7, 90], [7, 9, 9], []])
+def test_categories_out_of_order_are_refused(ids: list[int]) -> None:
+    message = re.escape(f"boxes.txt: the categories have the ids {ids}, wanted at least one, each once and sorted.")
+    with pytest.raises(UserError, match=message):
+        annotated(categories=[Category(number, "name") for number in ids])
 
 
 def test_an_option_that_a_reader_does_not_have_is_named() -> None:
