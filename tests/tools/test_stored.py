@@ -87,7 +87,9 @@ def test_models_of_version_1_are_built(name: str, tmp_path: Path) -> None:
         lambda model: model["position"].update(unknown=3),
     ],
 )
-def test_advice_on_moved_options_is_not_given_for_files(change: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
+def test_advice_on_moved_options_is_not_given_for_files(
+    change: Callable[[dict[str, Any]], Any], tmp_path: Path
+) -> None:
     model = json.loads((REPOSITORY / "tests" / "weights" / "version1" / "detr.json").read_text())["config"]
     change(model)
     with pytest.raises(UserError, match=f"^{tmp_path}") as caught:
