@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from detr.models.decoders.base import Decoder
 from detr.models.layers.conditional import ConditionalCrossAttention, ConditionalSelfAttention, SpatialQuery
-from detr.models.layers.transformer import Activation, DecoderLayer, FeedForward, initialize
+from detr.models.layers.transformer import Activation, DecoderLayer, initialize
 from detr.models.values import Queries, QueryPositions
 
 
@@ -35,11 +35,10 @@ class ConditionalDecoder(Decoder):
                     cross_attn=ConditionalCrossAttention(
                         d_model=d_model, nhead=nhead, dropout=dropout, first=index == 0
                     ),
-                    ffn=FeedForward(
-                        d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation
-                    ),
                     d_model=d_model,
+                    dim_feedforward=dim_feedforward,
                     dropout=dropout,
+                    activation=activation,
                     norm_first=norm_first,
                 )
                 for index in range(num_layers)

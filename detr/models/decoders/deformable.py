@@ -4,7 +4,7 @@ from torch import nn
 
 from detr.models.decoders.base import Decoder
 from detr.models.layers.deformable import DeformableCrossAttention
-from detr.models.layers.transformer import Activation, DecoderLayer, DecoderSelfAttention, FeedForward, initialize
+from detr.models.layers.transformer import Activation, DecoderLayer, DecoderSelfAttention, initialize
 
 
 class DeformableDecoder(Decoder):
@@ -35,11 +35,10 @@ class DeformableDecoder(Decoder):
                     cross_attn=DeformableCrossAttention(
                         d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points
                     ),
-                    ffn=FeedForward(
-                        d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation
-                    ),
                     d_model=d_model,
+                    dim_feedforward=dim_feedforward,
                     dropout=dropout,
+                    activation=activation,
                     norm_first=norm_first,
                 )
                 for _ in range(num_layers)

@@ -8,7 +8,6 @@ from detr.models.layers.transformer import (
     DecoderCrossAttention,
     DecoderLayer,
     DecoderSelfAttention,
-    FeedForward,
     initialize,
 )
 
@@ -44,11 +43,10 @@ class TransformerDecoder(Decoder):
                 DecoderLayer(
                     self_attn=DecoderSelfAttention(d_model=d_model, nhead=nhead, dropout=dropout),
                     cross_attn=DecoderCrossAttention(d_model=d_model, nhead=nhead, dropout=dropout),
-                    ffn=FeedForward(
-                        d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation
-                    ),
                     d_model=d_model,
+                    dim_feedforward=dim_feedforward,
                     dropout=dropout,
+                    activation=activation,
                     norm_first=norm_first,
                 )
                 for _ in range(num_layers)

@@ -4,7 +4,7 @@ from torch import nn
 
 from detr.models.encoders.base import StackedEncoder
 from detr.models.layers.deformable import DeformableSelfAttention
-from detr.models.layers.transformer import Activation, EncoderLayer, FeedForward, initialize
+from detr.models.layers.transformer import Activation, EncoderLayer, initialize
 
 
 class DeformableEncoder(StackedEncoder):
@@ -35,11 +35,10 @@ class DeformableEncoder(StackedEncoder):
                     self_attn=DeformableSelfAttention(
                         d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points
                     ),
-                    ffn=FeedForward(
-                        d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation
-                    ),
                     d_model=d_model,
+                    dim_feedforward=dim_feedforward,
                     dropout=dropout,
+                    activation=activation,
                     norm_first=norm_first,
                 )
                 for _ in range(num_layers)

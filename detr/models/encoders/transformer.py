@@ -4,7 +4,7 @@ from torch import nn
 
 from detr.models.encoders.base import StackedEncoder
 from detr.models.layers.mlp import MLP
-from detr.models.layers.transformer import Activation, EncoderLayer, EncoderSelfAttention, FeedForward, initialize
+from detr.models.layers.transformer import Activation, EncoderLayer, EncoderSelfAttention, initialize
 
 
 class TransformerEncoder(StackedEncoder):
@@ -43,11 +43,10 @@ class TransformerEncoder(StackedEncoder):
             layers=[
                 EncoderLayer(
                     self_attn=EncoderSelfAttention(d_model=d_model, nhead=nhead, dropout=dropout),
-                    ffn=FeedForward(
-                        d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation
-                    ),
                     d_model=d_model,
+                    dim_feedforward=dim_feedforward,
                     dropout=dropout,
+                    activation=activation,
                     norm_first=norm_first,
                 )
                 for _ in range(num_layers)

@@ -69,12 +69,24 @@ class DecoderCrossAttention(MultiHeadAttention):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward network, each with a residual connection and a layer norm."""
+    """Self-attention and a feed-forward network, each with a residual connection and a layer norm.
 
-    def __init__(self, *, self_attn: nn.Module, ffn: FeedForward, d_model: int, dropout: float, norm_first: bool):
+    self_attn: from a Memory to its new tokens, before the residual connection.
+    """
+
+    def __init__(
+        self,
+        *,
+        self_attn: nn.Module,
+        d_model: int,
+        dim_feedforward: int,
+        dropout: float,
+        activation: Activation,
+        norm_first: bool,
+    ) -> None:
         super().__init__()
-        self.norm_first = norm_first
-        self.self_attn, self.ffn = self_attn, ffn
+        self.norm_first, self.self_attn = norm_first, self_attn
+        self.ffn = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -94,21 +106,26 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, cross-attention from queries to the encoder's memory, feed-forward network."""
+    """Self-attention among queries, cross-attention from queries to the encoder's memory, feed-forward network.
+
+    self_attn: called with the queries, their positions and the mask of who sees whom. cross_attn: called with the
+    queries, their positions and the memory.
+    """
 
     def __init__(
         self,
         *,
         self_attn: nn.Module,
         cross_attn: nn.Module,
-        ffn: FeedForward,
         d_model: int,
+        dim_feedforward: int,
         dropout: float,
+        activation: Activation,
         norm_first: bool,
     ) -> None:
         super().__init__()
-        self.norm_first = norm_first
-        self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
+        self.norm_first, self.self_attn, self.cross_attn = norm_first, self_attn, cross_attn
+        self.ffn = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d_model), nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
