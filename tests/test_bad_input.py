@@ -498,6 +498,7 @@ CASES = [
         ("criterion.classification.background", "False", "True"),
     ),
     Case("term that is a number", TRAIN, ("criterion.terms.giou=3",), ("wanted a subclass of", "Term", "giou", "int")),
+    Case("group set to null", TRAIN, ("model/denoising=null",), ("group", "null", "~model/denoising")),
     Case("denoising without anchors", TRAIN, ("model/denoising=cdn",), ("denoising", "anchors", "model/queries=")),
     Case("refinement without anchors", TRAIN, ("model.refine=true",), ("refine", "anchors", "model/queries=")),
     Case("too few levels", TRAIN, ("model.neck.num_levels=0",), ("model.neck", "num_levels", "at least 1")),

@@ -48,6 +48,13 @@ def explained(name: str) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(message(error, lambda: _options(name))) from error
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        raise UserError(
+            "A group is set to null or to a number, wanted the name of one of its files. Write ~GROUP, such as "
+            "~model/denoising, to leave it out."
+        ) from error
 
 
 def save(config: DictConfig, path: Path) -> None:
