@@ -52,7 +52,7 @@ class ImageRecord:
 
     def select(self, chosen: np.ndarray) -> "ImageRecord":
         """The same image with some of its objects."""
-        return replace(self, **{name: values[chosen] for name, values in self.arrays().items()})  # type: ignore[arg-type]
+        return replace(self, **{name: values[chosen] for name, values in self.arrays().items()})
 
 
 @dataclass(frozen=True)
