@@ -76,19 +76,26 @@ def upgraded(content: Node, path: object) -> Node:
     return content | {"model": state, "config": {**content["config"], "model": upgraded_model(model, path)}}
 
 
+def is_of_version1(model: Any) -> bool:
+    """Whether a `model` configuration is one of version 1: a detector with one transformer and positions beside it."""
+    return (
+        isinstance(model, dict) and model.get("_target_") == _DETR and not {"transformer", "position"}.isdisjoint(model)
+    )
+
+
 def upgraded_model(model: Node, path: object) -> Node:
     """Today's `model` configuration of one of version 1."""
     model = _renamed(model)
     options, position = {**_OF_BOTH, **_FURTHER, **model.pop("transformer")}, model.pop("position")
     if options.pop("_target_", _TRANSFORMER) != _TRANSFORMER:
         raise UserError(
-            f"Checkpoint {path} is of version 1 with a transformer of your own, which has no place any more. Write "
+            f"{path} is of version 1 with a transformer of your own, which has no place any more. Write "
             "it as an encoder and a decoder, and train the model anew."
         )
     attention = options["encoder_attention"], options["cross_attention"]
     if attention == ("standard", "deformable") and options["num_levels"] == 1:
         raise UserError(
-            f"Checkpoint {path} is of version 1 with a standard encoder and a deformable decoder for one map, whose "
+            f"{path} is of version 1 with a standard encoder and a deformable decoder for one map, whose "
             "embedding of that map is no part of the model any more. Use it with version 1, or train the model anew."
         )
     return model | {"encoder": _encoder(options, position), "decoder": _decoder(options)}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import statistics
@@ -229,6 +230,21 @@ def test_unfinished_and_repeated_runs_are_left_out(
         assert f"{tmp_path / 'runs' / name}: {reason}" in console
         assert f"<code>{tmp_path / 'runs' / name}</code>: {reason}" in page
     assert set(rows_of(tmp_path / "runs")) == {"trainer.patience=null", "trainer.patience=2"}
+
+
+def test_runs_of_version_1_are_compared_with_those_of_today(make_run: MakeRun, tmp_path: Path) -> None:
+    recorded = json.loads((REPOSITORY / "tests" / "weights" / "version1" / "small.json").read_text())
+
+    def then(config: Any) -> None:
+        OmegaConf.update(config, "model", recorded["config"], merge=False, force_add=True)
+
+    make_run(change=then, name="then")
+    make_run(name="today")
+    compare.main([str(tmp_path / "runs")])
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    shapes = [shape for name, shape in recorded["tensors"].items() if not name.endswith(buffers)]
+    parameters = {int(row["parameters"]) for row in rows_of(tmp_path / "runs").values()}
+    assert len(parameters) == 2 and sum(map(math.prod, shapes)) in parameters
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "evaluation/metrics.json"])

@@ -1,7 +1,10 @@
 """Configurations from files of others: read as plain values, with limits."""
 
 import ast
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -61,6 +64,37 @@ def test_large_files_are_refused(tmp_path: Path) -> None:
 def test_a_model_that_is_none_is_refused_with_its_file(config: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{tmp_path}: model"):
         build_stored_model(config, 3, tmp_path, [])
+
+
+@pytest.mark.parametrize("name", ["detr", "deformable_detr", "small"])
+def test_models_of_version_1_are_built(name: str, tmp_path: Path) -> None:
+    """With the parameters that they had then."""
+    recorded = json.loads((REPOSITORY / "tests" / "weights" / "version1" / f"{name}.json").read_text())
+    model = build_stored_model(recorded["config"], 3, tmp_path, [])
+    assert sorted(map(list, (tensor.shape for tensor in model.state_dict().values()))) == sorted(
+        recorded["tensors"].values()
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.pop("position"),
+        lambda model: model.pop("transformer"),
+        lambda model: model.update(transformer=3),
+        lambda model: model["transformer"].update(encoder_attention="x"),
+        lambda model: model["transformer"].update(_target_="mine.Transformer"),
+        lambda model: model["position"].update(unknown=3),
+    ],
+)
+def test_advice_on_moved_options_is_not_given_for_files(
+    change: Callable[[dict[str, Any]], Any], tmp_path: Path
+) -> None:
+    model = json.loads((REPOSITORY / "tests" / "weights" / "version1" / "detr.json").read_text())["config"]
+    change(model)
+    with pytest.raises(UserError, match=f"^{tmp_path}") as caught:
+        build_stored_model(model, 3, tmp_path, [])
+    assert "has moved" not in str(caught.value)
 
 
 def test_tools_know_nothing_of_benchmarks() -> None:
