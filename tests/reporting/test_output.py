@@ -1,6 +1,8 @@
 """Folders of results: what the program wrote is replaced, everything else stays as it is."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,43 @@ def test_links_that_lead_nowhere_and_to_folders(tmp_path: Path) -> None:
     (folder / "deep").symlink_to(tmp_path / "elsewhere")
     assert_refused(folder, folder / "deep" / "b.jpg")
     assert (tmp_path / "elsewhere" / "b.jpg").read_bytes() == b"drawndeep/b.jpg"
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a folder", "nothing"])
+@pytest.mark.parametrize("meanwhile", [True, False])
+def test_nothing_is_created_through_a_link(tmp_path: Path, there: bool, meanwhile: bool) -> None:
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    folder.mkdir()
+    if there:
+        elsewhere.mkdir()
+    output = OutputFolder(folder, NAMES)
+    (folder / "deep").symlink_to(elsewhere)
+    message = re.escape(f"{folder / 'deep/b.jpg'} would be written to {elsewhere}, because a link leads there. Remove")
+    with pytest.raises(UserError, match=message):
+        output.write("deep/b.jpg", b"drawn") if meanwhile else OutputFolder(folder, NAMES)
+    assert elsewhere.exists() == there and not list(elsewhere.glob("*"))
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    for content in (b"first", b"second"):
+        write(tmp_path / "out", content)
+    assert (tmp_path / "real" / "deep" / "b.jpg").read_bytes() == b"seconddeep/b.jpg"
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 100])
+def test_a_record_with_half_a_line_is_gone_on_with(tmp_path: Path, cut: int) -> None:
+    """The line is written before its file, which is not there yet."""
+    write(tmp_path)
+    whole = (tmp_path / RECORD).read_bytes()
+    (tmp_path / RECORD).write_bytes(whole[:-cut])
+    (tmp_path / "deep" / "b.jpg").unlink()
+    for content in (b"second", b"third"):
+        write(tmp_path, content)
+        assert (tmp_path / "deep" / "b.jpg").read_bytes() == content + b"deep/b.jpg"
+    lines = (tmp_path / RECORD).read_text().splitlines()
+    assert len(lines) == 6 and all(map(json.loads, lines))
 
 
 def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
