@@ -41,7 +41,7 @@ class Checkpoint(Weights):
     """What training saves: weights with all that it takes to use them.
 
     config: the composed configuration. categories: the classes, in the order of the labels.
-    training: optimizer's state, position in the run, best result; None for a checkpoint of version 1.
+    training: what it takes to go on, as detr.weights.checkpoints describes it; None for a checkpoint of version 1.
     """
 
     config: dict[str, Any]
