@@ -9,6 +9,7 @@ raw weights, which go on training.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def newest(path: Path) -> Checkpoint | None:
 
     A damaged one is passed over with a warning. Raises UserError where all are damaged.
     """
-    ages = [int(found.stem.rpartition("-")[2]) for found in path.parent.glob(f"{path.stem}-*.pt")]
+    name = re.compile(rf"{re.escape(path.stem)}-([1-9][0-9]*)\.pt")  # last-backup.pt is the user's own
+    ages = [int(match[1]) for found in path.parent.glob("*.pt") if (match := name.fullmatch(found.name))]
     candidates = [found for age in [0, *sorted(ages)] if (found := earlier(path, age)).exists()]
     for candidate in candidates:
         try:

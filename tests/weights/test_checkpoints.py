@@ -9,7 +9,7 @@ import torch
 
 from detr.errors import UserError
 from detr.types import Category
-from detr.weights import Checkpoint, Published, Weights, read_checkpoint, read_weights, save
+from detr.weights import Checkpoint, Published, Weights, newest, read_checkpoint, read_weights, save
 from detr.weights.reading import FORMAT
 
 OTHER_PARTS = {"config": {"data": {}, "model": {}}, "categories": [], "training": {}}
@@ -103,3 +103,18 @@ def test_checkpoints_of_later_versions_are_refused(tmp_path: Path) -> None:
     torch.save({**OTHER_PARTS, "model": {}, "format": "detr-checkpoint-9"}, tmp_path / "later.pt")
     with pytest.raises(UserError, match=r"later\.pt is of format detr-checkpoint-9, wanted detr-checkpoint-2"):
         read_weights(tmp_path / "later.pt")
+
+
+def test_the_newest_is_one_that_was_saved(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    assert newest(path) is None
+    for value in range(12):
+        save(path, {**OTHER_PARTS, "model": {"a": torch.full((3,), value)}}, keep=11)
+    for name in ("last-backup.pt", "last--1.pt", "last-2-old.pt", "last-\N{SUPERSCRIPT TWO}.pt", "best.pt", "last-.pt"):
+        (tmp_path / name).write_bytes(b"")
+    for age in range(11):
+        found = newest(path)
+        assert found is not None and found.state["a"].tolist() == [11 - age] * 3
+        found.path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"last-10\.pt"):
+        newest(path)
