@@ -350,7 +350,10 @@ def test_look_forward_twice_trains_the_layer_before() -> None:
             "ConditionalDecoder needs queries with boxes",
         ),
         (["model=detr", "model.decoder.d_model=128"], r"needs the encoder's d_model\. Set model\.decoder\.d_model=256"),
-        (["model=deformable_detr", "model.neck.num_levels=2"], r"model\.neck: wanted num_levels of at least 3.*Raise num_levels"),
+        (
+            ["model=deformable_detr", "model.neck.num_levels=2"],
+            r"model\.neck: wanted num_levels of at least 3.*Raise num_levels",
+        ),
         (["model=detr", "model.backbone.features=[layer4,layer2]"], r"wanted features as some of.*in this order"),
         (["model=dino", "model.queries.selection=pure"], r"positions follow them.*selection mixed"),
         (["model=dab_detr", "model.refine=false"], r"look_forward_twice needs refinement\. Set model\.refine=true"),
