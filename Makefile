@@ -15,8 +15,8 @@ quickstart: .venv/installed ## train on generated shapes, evaluate, draw
 	@echo "Pictures with boxes: $(RUN)/pictures"
 	@echo "Curves:              $(BIN)/tensorboard --logdir $(RUN)"
 
-test: .venv/installed
-	$(BIN)/python -m pytest
+test: .venv/installed ## one process for each core
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -604,13 +604,13 @@ CASES = [
         "unknown weights of the backbone",
         TRAIN,
         ("model.backbone.weights=IMAGENET9",),
-        ("'IMAGENET9'", "IMAGENET1K_V1", "model.backbone.weights"),
+        ("'IMAGENET9'", "IMAGENET1K_V1", "model.backbone:", "Correct weights"),
     ),
     Case(
         "weights of the backbone without network",
         TRAIN,
         ("model.backbone.weights=IMAGENET1K_V1",),
-        ("could not download", "resnet18", "model.backbone.weights=PATH"),
+        ("could not download", "resnet18", "model.backbone:", "weights=PATH"),
         # Nothing listens there; and an empty folder in place of the cache.
         environment={"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "TORCH_HOME": "{tmp}/cache"},
     ),
