@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from detr.engine import TrainerConfig
 from detr.evaluation.backends import Backend
@@ -100,8 +100,14 @@ class PredictConfig(RunConfig):
 
 
 def register() -> None:
-    """Register the schemas with Hydra; they are the first entries of the defaults lists in configs/."""
+    """Register what configs/ builds on: the schemas, first in the defaults lists, and `scaled`."""
+    OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="predict_schema", node=PredictConfig)
+
+
+def _scaled(size: int, scale: float | list[float]) -> Any:
+    """Pixels: a fraction of a size, or several."""
+    return OmegaConf.create([_scaled(size, one) for one in scale]) if isinstance(scale, list) else round(size * scale)

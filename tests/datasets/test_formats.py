@@ -56,7 +56,6 @@ def read_lines(*, folder: str) -> Annotations:
     return Annotations(source=source, images=Path(folder), categories=categories, records=records)
 """
 CONFIG = """
-defaults: [common]
 root: null
 train:
   _target_: line_format.read_lines
