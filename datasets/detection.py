@@ -75,6 +75,16 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def summary(self) -> str:
+        """How many images and objects there are, in words."""
+        counts = [int((~record.crowds).sum()) for record in self.records]
+        empty = counts.count(0)
+        return (
+            f"{len(counts):,} images, {sum(counts):,} objects of {len(self._own_categories)} classes, "
+            f"{sum(counts) / max(len(counts), 1):.1f} an image, at most {max(counts, default=0)}"
+            + (f"; {empty:,} images without objects" if empty else "")
+        )
+
     def end_augmentation(self, transforms: Callable[..., Any] | None, epoch: int) -> None:
         """From this epoch on use other transforms and no mixing. Comes before a loader's workers: these hold copies."""
         self._plain_transforms, self._plain_epoch = transforms, epoch
