@@ -14,6 +14,7 @@ FLOORS = (
     ("detr.distributed", 0),
     ("detr.images", 0),
     ("detr.depth", 0),
+    ("detr.annotations", 0),
     ("detr.files", 0),
     ("detr.ranges", 0),
     ("detr.models.detr", 2),
