@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig
 
-from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
+from datasets import DetectionDataset, TrainLoader, before_training, evaluation_loader, transforms
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import build, build_criterion, build_model, plain
@@ -88,7 +88,9 @@ def data_sets(config: DictConfig, options: TrainerConfig) -> tuple[DetectionData
     )
     resized = transforms.evaluation(size=data.size, max_size=data.max_size)
     annotations = annotations if few else build(data.val, path="data.val")
-    return train_set, DetectionDataset(annotations, resized, categories=train_set.categories)
+    val_set = DetectionDataset(annotations, resized, categories=train_set.categories)
+    before_training(train_set, val_set, num_queries=config.model.get("num_queries"), images=data.check)
+    return train_set, val_set
 
 
 if __name__ == "__main__":

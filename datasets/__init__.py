@@ -1,6 +1,7 @@
 """Data sets: reading annotations of any format, augmenting, batching, and the generated `shapes` set."""
 
+from datasets.checks import before_training
 from datasets.detection import DetectionDataset
 from datasets.loader import TrainLoader, evaluation_loader
 
-__all__ = ["DetectionDataset", "TrainLoader", "evaluation_loader"]
+__all__ = ["DetectionDataset", "TrainLoader", "before_training", "evaluation_loader"]

@@ -2,10 +2,9 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from datasets.formats.base import Annotations, ImageRecord, brief
+from datasets.files import with_files
+from datasets.formats.base import Annotations, ImageRecord
+from datasets.formats.checks import annotation_warnings
 from datasets.mixing import Mixing, Sample
 from detr.boxes import xyxy_to_cxcywh
 from detr.errors import UserError
@@ -24,6 +25,7 @@ from detr.types import Category, Target
 
 logger = logging.getLogger(__name__)
 UNREADABLE = ("stop", "skip")
+SKIP_ADVICE = " Or set data.unreadable=skip: in training the next image takes its place."
 _PROBLEMS = ("NaN or infinite", "of negative size", "of zero size", "outside the image")
 
 
@@ -67,10 +69,12 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         _check_same_categories(annotations.categories, self.categories, self.source)
         rank_of = {category.id: rank for rank, category in enumerate(self.categories)}
         self._rank_of_own = np.array([rank_of[category.id] for category in annotations.categories], dtype=np.int64)
-        self.records = _usable(annotations.records, self.source)
-        _check_files(self.folder, self.records, self.source)
-        # Of each image whether it was skipped; shared with the loader's processes, which are those that find out.
-        self._skipped = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
+        records = with_files(annotations.records, self.folder, self.source)
+        for text in annotation_warnings(records, annotations.categories):
+            logger.warning("%s: %s", self.source, text)
+        self.records = _usable(records, self.source)
+        self._advice = ""
+        self._skipped = torch.zeros(len(self.records), dtype=torch.bool)  # of each image whether it was
 
     def __len__(self) -> int:
         return len(self.records)
@@ -84,6 +88,25 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
             f"{sum(counts) / max(len(counts), 1):.1f} an image, at most {max(counts, default=0)}"
             + (f"; {empty:,} images without objects" if empty else "")
         )
+
+    def count_objects(self) -> int:
+        """The objects to be found, without crowds."""
+        return int(self.count_by_category().sum())
+
+    def count_by_category(self) -> np.ndarray:
+        """The objects to be found of each of the categories, without crowds."""
+        labels = [record.labels[~record.crowds] for record in self.records]
+        ranks = self._rank_of_own[np.concatenate([np.empty(0, np.int64), *labels])]
+        return np.bincount(ranks, minlength=len(self.categories))
+
+    def begin_training(self, *, workers: int) -> None:
+        """Comes before the processes of a training's loader, which find out which images are skipped.
+
+        From here on the message about an image that cannot be read says how to go on without it.
+        """
+        self._advice = SKIP_ADVICE
+        if self.unreadable == "skip" and workers > 0:
+            self._skipped.share_memory_()
 
     def end_augmentation(self, transforms: Callable[..., Any] | None, epoch: int) -> None:
         """From this epoch on use other transforms and no mixing. Comes before a loader's workers: these hold copies."""
@@ -165,7 +188,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
                 return record, read_image(self.folder / record.file_name, record.size)
             except UserError as error:
                 if self.unreadable == "stop":
-                    raise
+                    raise UserError(f"{error}{self._advice}") from None
                 self._skipped[place % len(self)] = True
                 reason = error
         raise UserError(f"Not one of the {len(self)} images in {self.folder} can be read. The last one: {reason}")
@@ -236,46 +259,3 @@ def _clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         far = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes[..., ::-1])
     return np.concatenate((np.maximum(boxes[:, :2], 0.0), far), axis=1)
-
-
-def _check_files(folder: Path, records: Sequence[ImageRecord], source: Path) -> None:
-    for record in records:
-        _check_file_name(record, source)
-    if not folder.is_dir():
-        raise UserError(
-            f"Image folder {folder} does not exist. Set data.root, or data.train.images and data.val.images."
-        )
-    # One listing a folder instead of one system call an image; links alone are looked at.
-    root, present, leading_out = folder.resolve(), set(), set()
-    for parent in {PurePosixPath(record.file_name).parent for record in records}:
-        if not (folder / parent).is_dir():
-            continue
-        inside = (folder / parent).resolve().is_relative_to(root)
-        with os.scandir(folder / parent) as entries:
-            for entry in entries:
-                name = str(parent / entry.name)
-                if entry.is_file():
-                    present.add(name)
-                if not inside or (entry.is_symlink() and not Path(entry).resolve().is_relative_to(root)):
-                    leading_out.add(name)
-    missing = [record.file_name for record in records if str(PurePosixPath(record.file_name)) not in present]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(records)} image files are missing in {folder}, the first is "
-            f"{brief(missing[0])}. Complete the folder, or remove the images from the annotation file."
-        )
-    outside = [record.file_name for record in records if str(PurePosixPath(record.file_name)) in leading_out]
-    if outside:
-        raise UserError(
-            f"{len(outside)} of {len(records)} image files are links that lead out of {folder}, the first is "
-            f"{brief(outside[0])}. Put the files themselves there, or name the folder that holds them all."
-        )
-
-
-def _check_file_name(record: ImageRecord, source: Path) -> None:
-    parts = PureWindowsPath(record.file_name)  # which takes both kinds of slashes for one
-    if parts.root or ".." in parts.parts or "\0" in record.file_name:
-        raise UserError(
-            f"{source}: image {record.id} has the file name {brief(record.file_name)}, which leads out of the image "
-            "folder or is no name at all. Give names relative to the folder in data.train.images and data.val.images."
-        )

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Sampler
 
 from datasets.detection import DetectionDataset
-from datasets.workers import Batch, BatchLoader
+from datasets.workers import Batch, BatchLoader, explained
 from detr import distributed
 from detr.errors import UserError
 
@@ -71,6 +71,13 @@ class TrainLoader:
                 f"{dataset.source} has {len(dataset)} images, too few for one batch of {batch_size}{each}. "
                 "Lower data.batch_size, or use more images."
             )
+        if dataset.count_objects() == 0:
+            raise UserError(
+                f"{dataset.source} has no object to train on in its {len(dataset)} images: there is no annotation that "
+                "is not a crowd (iscrowd). Train on annotated images, and see whether the file is the right one."
+            )
+        with explained():
+            dataset.begin_training(workers=workers)
         self._dataset, self.batch_size = dataset, batch_size
         aspects = [record.size[1] / record.size[0] for record in dataset.records] if group_by_aspect else None
         self._sampler = ShuffledBatches(len(dataset), batch_size, seed, aspects)
@@ -113,5 +120,8 @@ def evaluation_loader(dataset: DetectionDataset, *, batch_size: int, workers: in
     """
     if len(dataset) == 0:
         raise UserError(f"{dataset.source} lists no images, so there is nothing to evaluate on.")
+    if dataset.count_objects() == 0:
+        text = "%s has no object to be found in its %d images, so AP is -1. See whether the file is the right one."
+        logger.warning(text, dataset.source, len(dataset))
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     return BatchLoader(dataset, workers=workers, pad_to=pad_to, batch_size=batch_size, sampler=own)

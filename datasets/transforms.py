@@ -10,6 +10,8 @@ from torchvision.transforms.v2 import functional as F
 from detr.errors import UserError
 from detr.images import short_side_size
 
+_LONGEST = 16  # times the short side is the long side before a crop, at most: a line of pixels would fill the memory
+
 
 class RandomShortSide(v2.Transform):
     """Resize the short side to one of `sizes`, drawn at random, with the long side at most `max_size`."""
@@ -70,7 +72,8 @@ def train(
     """
     resize: v2.Transform = RandomShortSide(sizes, max_size)
     if crop:
-        cropped = v2.Compose([RandomShortSide(crop_from), RandomSizeCrop(crop_min, crop_max), resize])
+        enlarge = RandomShortSide(crop_from, _LONGEST * max(crop_from, default=1))
+        cropped = v2.Compose([enlarge, RandomSizeCrop(crop_min, crop_max), resize])
         resize = v2.RandomChoice([resize, cropped])
     return v2.Compose([v2.RandomHorizontalFlip(horizontal_flip), v2.RandomVerticalFlip(vertical_flip), resize])
 

@@ -1,5 +1,6 @@
 """The processes that prepare batches, and what becomes of them."""
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -41,15 +42,24 @@ class BatchLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        try:
+        with explained():
+            if self._loader.num_workers > 0:
+                _check_semaphores(8 + 4 * self._loader.num_workers)
             with _deaths_unheard():
                 batches = iter(self._loader)
             yield from batches
-        except (RuntimeError, OSError) as error:
-            message = _explanation(str(error))
-            if message is None:
-                raise
-            raise UserError(message) from error
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Errors of loading in other processes as a UserError, where it is known what they mean and what to do."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        message = _explanation(str(error))
+        if message is None:
+            raise
+        raise UserError(message) from error
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]], pad_to: int = 1) -> Batch:
@@ -89,6 +99,22 @@ def _deaths_unheard() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
+def _check_semaphores(count: int) -> None:
+    """Processes talk through these; where there is no memory for them, torch's loader would leave a traceback."""
+    try:
+        [multiprocessing.Lock() for _ in range(count)]
+    except OSError as error:
+        raise UserError(_without_shared_memory(str(error))) from error
+
+
+def _without_shared_memory(reason: str) -> str:
+    state = "cannot be used" if "Read-only" in reason or "denied" in reason else "is full"
+    return (
+        f"Shared memory {state}: {reason}. In Docker set --ipc=host or a larger --shm-size; or lower data.workers or "
+        "data.batch_size. data.workers=0 needs no shared memory."
+    )
+
+
 def _explanation(error: str) -> str | None:
     """What an error of torch's loader means and what to do about it, where that is known."""
     if "Too many open files" in error or "ancdata" in error:
@@ -97,10 +123,7 @@ def _explanation(error: str) -> str | None:
             "data.workers."
         )
     if "shared memory" in error:
-        return (
-            f"Shared memory is full: {error.splitlines()[-1]}. In Docker set --ipc=host or a larger --shm-size; or "
-            "lower data.workers or data.batch_size. data.workers=0 needs no shared memory."
-        )
+        return _without_shared_memory(error.splitlines()[-1])
     if "DataLoader worker (pid" in error or "in memory thread exited" in error:
         return (
             f"A process that loads images died: {error.splitlines()[0]}. Either the main memory is full, or the shared "

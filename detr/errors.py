@@ -1,7 +1,12 @@
 """Errors that a user can cause, and the signals that end a run early."""
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
+
+_repr = reprlib.Repr()
+_repr.maxstring = 200
+brief = _repr.repr  # for values in messages, which may be of any length
 
 
 class UserError(ValueError):

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import torch
@@ -65,13 +65,20 @@ def read_regular(path: str | Path, most: int) -> bytes:
 
     Raises UserError where it is larger, or a device or a pipe, which might never end.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path} is a device or a pipe, wanted a file. Replace or remove it.")
-        if status.st_size > most:
-            raise UserError(f"{path} has {status.st_size} bytes, wanted at most {most}. Replace or remove it.")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UserError(f"{path} has {size} bytes, wanted at most {most}. Replace or remove it.")
         return file.read(most)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file, open for reading. Raises UserError where it is a device or a pipe, for which one could wait for ever."""
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise UserError(f"{path} is a device or a pipe, wanted a file. Replace or remove it.")
 
 
 def _open_at_once(path: str, flags: int) -> int:

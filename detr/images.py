@@ -2,39 +2,106 @@
 
 import glob
 import math
+import struct
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from detr.depth import Depth, colors_to_8_bits, depth_of, to_8_bits
 from detr.errors import UserError
+from detr.files import open_regular
 from detr.types import ImageBatch
 
+# Raster images alone: for others Pillow starts programs (EPS), or follows what they embed.
+FORMATS = frozenset(
+    {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"}
+)
 _EXIF_ORIENTATION, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 0x0112, 322, 323
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow raises for damaged files, in one version or another.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
 # Where Pillow refuses an image; one of this size takes 2 to 3 GB to read. It warns of half of that already.
 MAX_PIXELS = 178_956_970
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 height width"]:
-    """Read any image that Pillow knows as 8-bit RGB, channels-last in memory, which resizes fastest.
+    """Read a raster image, one of FORMATS, as 8-bit RGB, channels-last in memory, which resizes fastest.
 
-    Grayscale, palette, CMYK and 16-bit images are converted, transparency is dropped. size: (height, width) that the
-    annotations were made for. It decides whether the orientation stored in the file's EXIF data is meant; where it
-    cannot decide, and without it, the image is turned upright, as viewers and annotation tools show it.
+    Grayscale, palette, CMYK and 16-bit images are converted, transparency is dropped; of several frames the first one
+    is read. size: (height, width) that the annotations were made for. It decides whether the orientation stored in the
+    file's EXIF data is meant; where it cannot decide, and without it, the image is turned upright, as viewers and
+    annotation tools show it.
 
     Raises UserError where the file is missing, empty or damaged, has neither of the two sizes, or more than MAX_PIXELS.
     """
+    with _opened(path) as file:
+        depth = depth_of(file)
+        return _to_tensor(_turned(file, size, path), depth, path)
+
+
+def check_image(path: str | Path, size: tuple[int, int] | None = None) -> None:
+    """Raise the UserErrors of `read_image` that the file's header shows, without reading its pixels."""
+    with _opened(path) as file:
+        if size != (file.height, file.width):
+            _orientation_for(file, size, path)
+
+
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    """A Pillow image of any mode as 8-bit RGB, not turned. 16-bit values are scaled, where Pillow alone clips them."""
+    return _to_tensor(image, depth_of(image), getattr(image, "filename", "") or "An image")
+
+
+def _to_tensor(image: Image.Image, depth: Depth, name: str | Path) -> UInt8[Tensor, "3 height width"]:
+    gray = image.mode.startswith("I") or image.mode == "F"
+    if gray:
+        image = to_8_bits(image, depth, name)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if depth.bits == 16 and not gray:
+        image = colors_to_8_bits(image, depth, name)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, of which only the header is read yet; its damages, also those found inside, as a UserError."""
+    Image.init()
     try:
-        with Image.open(path) as file:
-            _check_pixels(file)
-            return to_tensor(_upright(file, size, path))
+        with open_regular(path) as stream, Image.open(stream, formats=sorted(FORMATS & Image.OPEN.keys())) as image:
+            _check_pixels(image)
+            yield image
     except FileNotFoundError:
         raise UserError(f"Image file {path} does not exist.") from None
     except UserError:
@@ -44,24 +111,12 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[T
             f"Image file {path} is refused: it would decompress to more than {MAX_PIXELS} pixels. Scale it down or cut "
             "it into pieces, and annotate those; or remove it from the annotations."
         ) from None
-    except (OSError, SyntaxError, ValueError, RuntimeError, MemoryError) as error:
+    except _DAMAGE as error:
         reason = "it is empty or no image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(
             f"Image file {path} cannot be read: {reason or type(error).__name__}. Replace it, or remove it from the "
             "annotations."
         ) from None
-
-
-def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """A Pillow image of any mode as 8-bit RGB. 16-bit values are scaled, where Pillow alone would clip them."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.array(image, dtype=np.float32)
-        values *= 255.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 / 65535.0
-        image = Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -74,15 +129,21 @@ def _check_pixels(image: Image.Image) -> None:
         raise Image.DecompressionBombError
 
 
-def _upright(image: Image.Image, size: tuple[int, int] | None, path: str | Path) -> Image.Image:
+def _turned(image: Image.Image, size: tuple[int, int] | None, path: str | Path) -> Image.Image:
+    orientation = _orientation_for(image, size, path)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation_for(image: Image.Image, size: tuple[int, int] | None, path: str | Path) -> int:
+    """How to turn an image to the size of its annotations, as EXIF counts orientations; 1 leaves it as it is stored."""
     stored = (image.height, image.width)
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    orientation = _orientation(image)
     sideways = orientation in (5, 6, 7, 8)
     shown = stored[::-1] if sideways else stored
     if size is None or size == shown:
-        return image if orientation == 1 else ImageOps.exif_transpose(image)
+        return orientation
     if size == stored:
-        return image
+        return 1
     fits = f"{stored[1]}x{stored[0]}" + (f" (or {shown[1]}x{shown[0]} turned upright)" if sideways else "")
     raise UserError(
         f"Image file {path} is {fits} pixels, but its annotations are for {size[1]}x{size[0]}. "
@@ -90,23 +151,39 @@ def _upright(image: Image.Image, size: tuple[int, int] | None, path: str | Path)
     )
 
 
+def _orientation(image: Image.Image) -> int:
+    """As the EXIF data have it; 1 where they are damaged, as viewers show such an image."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+
+
 def find_images(source: str) -> list[Path]:
-    """The image files that a file name, a folder or a pattern names; raises UserError where there is none."""
+    """The image files that a file name, a folder or a pattern names; raises UserError where there is none.
+
+    Files alone, with the endings of FORMATS: no folders, no pipes.
+    """
     if Path(source).is_dir():
         source = f"{glob.escape(source)}/*"
-    known = set(Image.registered_extensions())
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     found = sorted(map(Path, glob.glob(source, recursive=True)))  # noqa: PTH207 - any pattern
-    images = [path for path in found if path.suffix.lower() in known]
+    images = [path for path in found if path.suffix.lower() in known and path.is_file()]
     if not images:
         raise UserError(f"source={source} names no image. Give an image file, a folder of images, or a quoted pattern.")
     return images
 
 
 def short_side_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
-    """(height, width) with the short side at `size`, but the long side at most `max_size`, rounded as DETR does."""
+    """(height, width) with the short side at `size`, but the long side at most `max_size`, rounded as DETR does.
+
+    A side has at least one pixel, also of images that are much longer than wide; the other one then has `max_size`.
+    """
     short, long = min(height, width), max(height, width)
     if max_size is not None and long / short * size > max_size:
         size = round(max_size * short / long)
+        if size < 1:
+            return (1, max_size) if height < width else (max_size, 1)
     if height < width:
         return size, max(int(size * width / height), 1)
     return max(int(size * height / width), 1), size

@@ -6,7 +6,6 @@ checks ids, labels, and that the arrays of an image fit together; `datasets.dete
 have an area inside of their image, and that categories are those of the model.
 """
 
-import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from detr.errors import UserError
+from detr.errors import UserError, brief
 from detr.types import Category
-
-_repr = reprlib.Repr()
-_repr.maxstring = 200
-brief = _repr.repr  # for values in messages, which may be of any length
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,48 @@
 """COCO's format: one JSON file (Lin et al., ECCV 2014; https://cocodataset.org/#format-data)."""
 
 import json
-import math
-import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.formats.base import Annotations, ImageRecord, brief
-from detr.errors import UserError
+from datasets.formats.base import Annotations, ImageRecord
+from datasets.formats.others import refuse_other_formats, refuse_other_json
+from detr.annotations import AnnotationReader, identity
+from detr.errors import UserError, brief
+from detr.files import open_regular
 from detr.types import Category
 
 
+class _Object(NamedTuple):
+    label: int
+    box: tuple[float, ...]
+    area: float
+    crowd: bool
+
+
 def read_coco(*, images: str | Path, annotations: str | Path) -> Annotations:
-    """A data set in COCO's format. Objects without an area have that of their box.
+    """A data set in COCO's format. Objects without an area, or with an impossible one, have that of their box.
 
     images: the folder that file names are relative to. annotations: the JSON file.
+    Numbers as text, missing ids of annotations and the like are accepted, and a warning counts them.
     Raises UserError where the file is missing, damaged, or not in this format.
     """
     path = Path(annotations)
-    content = _read_json(path)
-    categories = _categories(content, path)
-    return Annotations(
-        source=path, images=Path(images), categories=categories, records=_records(content, categories, path)
-    )
+    content, reader = _read_json(path), AnnotationReader(path)
+    categories = _categories(content, reader)
+    records = _records(content, categories, reader)
+    reader.report()
+    return Annotations(source=path, images=Path(images), categories=categories, records=records)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeated_keys)
+        refuse_other_formats(path)
+        with open_regular(path) as file:
+            content = json.load(file, object_pairs_hook=_without_repeated_keys)
     except FileNotFoundError:
         raise UserError(
             f"Annotation file {path} does not exist. Set data.root, or data.train.annotations and data.val.annotations."
@@ -42,11 +53,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"Annotation file {path} is nested too deeply for COCO format. Export the data set as COCO detection."
         ) from None
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(
             f"Annotation file {path} is no valid JSON: {str(error).partition('; ')[0]}. It may be cut short; copy or "
             "export it again."
         ) from None
+    refuse_other_json(path, content)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(
@@ -65,100 +79,126 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _categories(content: dict[str, Any], path: Path) -> list[Category]:
-    entries = content["categories"]
-    _check_ids(entries, "categories", path)
-    if not entries:
-        raise UserError(f"Annotation file {path} lists no categories, so there is nothing to detect.")
-    return sorted((Category(entry["id"], str(entry.get("name", entry["id"]))) for entry in entries), key=lambda c: c.id)
+def _categories(content: dict[str, Any], reader: AnnotationReader) -> list[Category]:
+    ids = _ids(content["categories"], "categories", reader)
+    if not ids:
+        raise UserError(f"Annotation file {reader.source} lists no categories, so there is nothing to detect.")
+    categories = [Category(key, _name(entry, key)) for key, entry in zip(ids, content["categories"], strict=True)]
+    return sorted(categories, key=lambda category: category.id)
 
 
-def _records(content: dict[str, Any], categories: Sequence[Category], path: Path) -> list[ImageRecord]:
-    _check_ids(content["images"], "images", path)
-    _check_ids(content["annotations"], "annotations", path)
+def _name(category: dict[str, Any], key: int) -> str:
+    name = category.get("name")
+    return str(key if name is None else name)
+
+
+def _records(content: dict[str, Any], categories: Sequence[Category], reader: AnnotationReader) -> list[ImageRecord]:
+    ids = _ids(content["images"], "images", reader)
+    _check_annotation_ids(content["annotations"], reader)
     rank_of = {category.id: rank for rank, category in enumerate(categories)}
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    images = {entry["id"] for entry in content["images"]}
-    for entry in content["annotations"]:
-        _check_object(entry, images, rank_of, path)
-        objects[entry["image_id"]].append(entry)
-    return [_record(entry, objects[entry["id"]], rank_of, path) for entry in content["images"]]
+    objects: dict[int, list[_Object]] = {key: [] for key in ids}
+    for position, entry in enumerate(content["annotations"]):
+        image, found = _object(entry, position, objects, rank_of, reader)
+        objects[image].append(found)
+    entries = zip(ids, content["images"], strict=True)
+    return [_record(key, entry, objects[key], reader) for key, entry in entries]
 
 
-def _record(
-    image: dict[str, Any], objects: Sequence[dict[str, Any]], rank_of: Mapping[int, int], path: Path
-) -> ImageRecord:
-    boxes = np.array([[_float(value) for value in entry["bbox"]] for entry in objects], dtype=np.float64).reshape(-1, 4)
-    areas = [entry.get("area", width * height) for entry, (_, _, width, height) in zip(objects, boxes, strict=True)]
+def _record(key: int, image: dict[str, Any], objects: Sequence[_Object], reader: AnnotationReader) -> ImageRecord:
+    height, width = _size(image, f"image {key}", reader)
+    boxes = np.array([found.box for found in objects], dtype=np.float64).reshape(-1, 4)
+    areas = np.array([found.area for found in objects], dtype=np.float64)
+    impossible = (areas <= 0) | (areas > height * width)
+    for area in areas[impossible].tolist():
+        kind = "areas that are not above 0, or above that of the image, and replaced by those of the boxes"
+        reader.accept(kind, f"{area:g} in image {key}")
     return ImageRecord(
-        id=image["id"],
-        file_name=_file_name(image, path),
-        size=_size(image, path),
+        id=key,
+        file_name=_file_name(image, key, reader),
+        size=(height, width),
         boxes=boxes,
-        labels=np.array([rank_of[entry["category_id"]] for entry in objects], dtype=np.int64),
-        crowds=np.array([bool(entry.get("iscrowd", 0)) for entry in objects], dtype=bool),
-        areas=np.array(areas, dtype=np.float64),
+        labels=np.array([found.label for found in objects], dtype=np.int64),
+        crowds=np.array([found.crowd for found in objects], dtype=bool),
+        areas=np.where(impossible, boxes[:, 2] * boxes[:, 3], areas),
     )
 
 
-def _check_object(entry: dict[str, Any], images: Collection[int], categories: Collection[int], path: Path) -> None:
-    image, category, box = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
-    if not isinstance(image, int) or image not in images:
+def _object(
+    entry: dict[str, Any],
+    position: int,
+    images: Collection[int],
+    rank_of: Mapping[int, int],
+    reader: AnnotationReader,
+) -> tuple[int, _Object]:
+    """The image that an annotation belongs to, and what it holds."""
+    place = f"annotation {entry['id']}" if entry.get("id") is not None else f"entry {position} of 'annotations'"
+    image, category = entry.get("image_id"), entry.get("category_id")
+    if not (type(identity(image)) is int and identity(image) in images):
         raise UserError(
-            f"{path}: annotation {entry['id']} belongs to image {brief(image)}, which 'images' does not list. Add it "
-            "there, or remove the annotation."
+            f"{reader.source}: {place} belongs to image {brief(image)}, which 'images' does not list. Add it there, or "
+            "remove the annotation."
         )
-    if not isinstance(category, int) or category not in categories:
+    if not (type(identity(category)) is int and identity(category) in rank_of):
         raise UserError(
-            f"{path}: annotation {entry['id']} has the category {brief(category)}, which is not among the "
-            f"{len(categories)} known ones ({', '.join(map(str, list(categories)[:10]))}). Add it to 'categories', "
-            "or correct the annotation."
+            f"{reader.source}: {place} has the category {brief(category)}, which is not among the {len(rank_of)} known "
+            f"ones ({', '.join(map(str, list(rank_of)[:10]))}). Add it to 'categories', or correct the annotation."
         )
-    if not _is_finite(entry.get("area", 0)):
+    if entry.get("ignore"):
+        reader.accept("annotations with 'ignore', which COCO does not know: they count like others", place)
+    box = reader.box(entry, place)
+    return reader.whole(image, place, "image_id"), _Object(
+        label=rank_of[reader.whole(category, place, "category_id")],
+        box=box,
+        area=reader.area(entry, box, place),
+        crowd=reader.crowd(entry, place),
+    )
+
+
+def _size(entry: dict[str, Any], place: str, reader: AnnotationReader) -> tuple[int, int]:
+    height, width = (identity(entry.get(side)) for side in ("height", "width"))
+    if not all(type(side) is int and 0 < side < 2**31 for side in (height, width)):
         raise UserError(
-            f"{path}: annotation {entry['id']} has the area {brief(entry['area'])}, wanted a number of pixels. Correct "
-            "it, or leave it out."
+            f"{reader.source}: {place} has width {brief(entry.get('width'))} and height {brief(entry.get('height'))}, "
+            "wanted two positive whole numbers."
         )
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise UserError(
-            f"{path}: annotation {entry['id']} has the bbox {brief(box)}, wanted [x, y, width, height] in pixels."
-        )
+    return reader.whole(entry["height"], place, "height"), reader.whole(entry["width"], place, "width")
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether it is a number, and also as a float finite: JSON has whole numbers of any length."""
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
-
-
-def _float(value: int | float) -> float:
-    return float(value) if _is_finite(value) else math.nan
-
-
-def _size(entry: dict[str, Any], path: Path) -> tuple[int, int]:
-    height, width = entry.get("height"), entry.get("width")
-    if not (isinstance(height, int) and isinstance(width, int) and 0 < height < 2**31 and 0 < width < 2**31):
-        raise UserError(
-            f"{path}: image {entry['id']} has width {brief(width)} and height {brief(height)}, wanted two "
-            "positive whole numbers."
-        )
-    return height, width
-
-
-def _file_name(entry: dict[str, Any], path: Path) -> str:
+def _file_name(entry: dict[str, Any], key: int, reader: AnnotationReader) -> str:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
-        raise UserError(f"{path}: image {entry['id']} has no 'file_name'.")
+        raise UserError(f"{reader.source}: image {key} has no 'file_name'.")
     return name
 
 
-def _check_ids(entries: Iterable[Any], kind: str, path: Path) -> None:
-    seen: set[int] = set()
+def _ids(entries: Iterable[Any], kind: str, reader: AnnotationReader) -> list[int]:
+    """The ids of images or categories, each of which occurs once."""
+    seen: dict[int, None] = {}
     for position, entry in enumerate(entries):
-        identity = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(identity, int) or isinstance(identity, bool) or not -(2**63) <= identity < 2**63:
+        value = entry.get("id") if isinstance(entry, dict) else None
+        key = identity(value)
+        if type(key) is not int or not -(2**63) <= key < 2**63:
             raise UserError(
-                f"{path}: entry {position} of '{kind}' has the id {brief(identity)}, wanted a whole number."
+                f"{reader.source}: entry {position} of '{kind}' has the id {brief(value)}, wanted a whole number."
             )
-        if identity in seen:
-            raise UserError(f"{path}: the id {identity} occurs twice in '{kind}'. Ids must be unique.")
-        seen.add(identity)
+        if key in seen:
+            raise UserError(f"{reader.source}: the id {key} occurs twice in '{kind}'. Ids must be unique.")
+        seen[reader.whole(value, f"entry {position} of '{kind}'", "id")] = None
+    return list(seen)
+
+
+def _check_annotation_ids(entries: Iterable[Any], reader: AnnotationReader) -> None:
+    """Nothing is found by them, so they may be missing, or of any kind; but one that occurs twice is a mistake."""
+    seen: set[Any] = set()
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or isinstance(entry.get("id"), list | dict):
+            raise UserError(
+                f"{reader.source}: entry {position} of 'annotations' is {brief(entry)}, wanted an object with an "
+                "image_id, a category_id and a bbox."
+            )
+        key = identity(entry.get("id"))
+        if key is None:
+            reader.accept("annotations without an id", f"entry {position}")
+        elif key in seen:
+            raise UserError(f"{reader.source}: the id {key} occurs twice in 'annotations'. Ids must be unique.")
+        seen.add(key)

@@ -33,6 +33,7 @@ class DataConfig:
     group_by_aspect: bool = False
     pad_to: int = at_least(1, default=1)
     unreadable: str = one_of("stop", "skip", default="stop")
+    check: str = one_of("headers", "pixels", "nothing", default="headers")
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What the back ends of the COCO metrics compare."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from detr.annotations import AnnotationReader, identity
 from detr.errors import UserError
 from detr.evaluation.results import CocoResults
+from detr.files import open_regular
 
 IouType = Literal["bbox", "segm"]
 
@@ -70,23 +73,42 @@ class Comparison:
         self.iou_type = iou_type
         self.listed_images = _images(content["images"], self.images, sizes=iou_type == "segm")
         self.listed_categories = [{"id": number, "name": name} for number, name in enumerate(self.names)]
-        self.truth = self._truth(content["annotations"])
+        reader = AnnotationReader(
+            annotations if isinstance(annotations, str | Path) else "evaluate_coco: the ground truth"
+        )
+        self.truth = self._truth(content["annotations"], reader)
+        reader.report()
         self.found = self._found(found)
 
-    def _truth(self, rows: Sequence[Mapping[str, Any]]) -> Entries:
-        rows = [row for row in rows if row["image_id"] in self.images and row["category_id"] in self.categories]
-        boxes = [row["bbox"] if self.iou_type == "bbox" else (0, 0, 0, 0) for row in rows]
-        # Many exporters leave out area and iscrowd.
-        areas = [row["bbox"][2] * row["bbox"][3] if row.get("area") is None else row["area"] for row in rows]
+    def _truth(self, rows: Sequence[Mapping[str, Any]], reader: AnnotationReader) -> Entries:
+        listed = ((self._place(row), row) for row in rows)
+        boxed = self.iou_type == "bbox"
+        entries = []
+        for number, (place, row) in enumerate(listed):
+            if place is None:
+                continue
+            name = f"annotation {row.get('id', number)}"
+            box = reader.box(row, name) if boxed or row.get("area") is None else (0.0,) * 4
+            area = reader.area(row, box, name)
+            if area < 0 and "area" in row:
+                reader.accept("areas below 0, which count for no size, and make AP -1 where there are no others", name)
+            if all(map(math.isfinite, box)):
+                entries.append((*place, box if boxed else (0.0,) * 4, area, reader.crowd(row, name), row))
+        images, categories, boxes, areas, crowds, rows = zip(*entries, strict=True) if entries else ((),) * 6
         return Entries(
-            images=np.array([self.images[row["image_id"]] for row in rows], dtype=np.int64),
-            categories=np.array([self.categories[row["category_id"]] for row in rows], dtype=np.int64),
+            images=np.array(images, dtype=np.int64),
+            categories=np.array(categories, dtype=np.int64),
             boxes=np.array(boxes, dtype=float).reshape(-1, 4),
             areas=np.array(areas, dtype=float),
-            crowds=np.array([row.get("iscrowd", 0) for row in rows], dtype=bool),
-            scores=np.zeros(len(rows)),
-            masks=[row["segmentation"] for row in rows] if self.iou_type == "segm" else None,
+            crowds=np.array(crowds, dtype=bool),
+            scores=np.zeros(len(entries)),
+            masks=None if boxed else [row["segmentation"] for row in rows],
         )
+
+    def _place(self, row: Mapping[str, Any]) -> tuple[int, int] | None:
+        """The numbers of an annotation's image and category; None where one of them is not listed."""
+        image, category = self.images.get(identity(row["image_id"])), self.categories.get(identity(row["category_id"]))
+        return None if image is None or category is None else (image, category)
 
     def _found(self, results: CocoResults) -> Entries:
         categories = np.array([self.categories.get(key, -1) for key in results.category_ids.tolist()], dtype=np.int64)
@@ -104,11 +126,14 @@ class Comparison:
 
 
 def _load(source: Any) -> Any:
-    return json.loads(Path(source).read_bytes()) if isinstance(source, str | Path) else source
+    if not isinstance(source, str | Path):
+        return source
+    with open_regular(source) as file:
+        return json.load(file)
 
 
 def _check(annotations: Mapping[str, Any], results: CocoResults) -> None:
-    unknown = set(results.image_ids.tolist()) - {image["id"] for image in annotations["images"]}
+    unknown = set(results.image_ids.tolist()) - {identity(image["id"]) for image in annotations["images"]}
     if unknown:
         raise UserError(
             f"evaluate_coco: {len(unknown)} images of the results, such as {min(unknown)}, are not in the annotations. "
@@ -123,17 +148,17 @@ def _check(annotations: Mapping[str, Any], results: CocoResults) -> None:
 
 
 def _numbers(rows: Iterable[Mapping[str, Any]]) -> dict[Any, int]:
-    return {key: number for number, key in enumerate(sorted({row["id"] for row in rows}))}
+    return {key: number for number, key in enumerate(sorted({identity(row["id"]) for row in rows}))}
 
 
 def _images(rows: Iterable[Mapping[str, Any]], numbers: Mapping[Any, int], *, sizes: bool) -> list[dict[str, Any]]:
-    by_id = {row["id"]: row for row in rows}
+    by_id = {identity(row["id"]): row for row in rows}
     sides = ("height", "width") if sizes else ()
     return [{"id": number, **{side: by_id[key][side] for side in sides}} for key, number in numbers.items()]
 
 
 def _names(rows: Iterable[Mapping[str, Any]], numbers: Mapping[Any, int]) -> list[str]:
-    names = {row["id"]: str(row.get("name", row["id"])) for row in rows}
+    names = {identity(row["id"]): str(row["id"] if row.get("name") is None else row["name"]) for row in rows}
     count = Counter(names.values())
     return [names[key] if count[names[key]] == 1 else f"{names[key]} ({key})" for key in numbers]
 

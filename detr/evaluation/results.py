@@ -9,6 +9,7 @@ import pycocotools.mask
 import torch
 from jaxtyping import Float64, Shaped
 
+from detr.annotations import identity
 from detr.types import Category, Detections
 
 
@@ -51,8 +52,8 @@ class CocoResults:
         boxed = not encoded or len(rows[0].get("bbox", ())) > 0  # the first row decides for all, as in pycocotools
         boxes = [row["bbox"] for row in rows] if boxed else [pycocotools.mask.toBbox(mask) for mask in encoded]
         return cls(
-            image_ids=_ids([row["image_id"] for row in rows]),
-            category_ids=_ids([row["category_id"] for row in rows]),
+            image_ids=_ids([identity(row["image_id"]) for row in rows]),
+            category_ids=_ids([identity(row["category_id"]) for row in rows]),
             boxes=np.array(boxes, dtype=float).reshape(-1, 4),
             scores=np.array([row["score"] for row in rows], dtype=float),
             masks=encoded if masks else None,
