@@ -86,8 +86,8 @@ class Annotations:
             )
         if len(ids) > MOST_CATEGORIES:
             raise UserError(
-                f"{self.source}: there are {len(ids)} categories, wanted at most {MOST_CATEGORIES}, for which memory and "
-                "time still do. Join classes, or leave out those without objects."
+                f"{self.source}: there are {len(ids)} categories, wanted at most {MOST_CATEGORIES}, for which "
+                "memory and time suffice. Join classes, or leave out those without objects."
             )
         for image, count in Counter(record.id for record in self.records).most_common(1):
             if count > 1:
