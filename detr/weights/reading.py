@@ -6,8 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from detr.contents import Check, Misfit, check_content, items, mapping, plain, record, refuse_non_finite
-from detr.contents import state_dict, text, whole
+from detr.contents import (
+    Check,
+    Misfit,
+    check_content,
+    items,
+    mapping,
+    plain,
+    record,
+    refuse_non_finite,
+    state_dict,
+    text,
+    whole,
+)
 from detr.errors import UserError
 from detr.files import read_tensors
 from detr.types import Category

@@ -10,7 +10,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from detr.contents import INTEGERS, record, tensor
 from detr.engine.trainer import Callback, Trainer
 
-
 _STATE = record(averaged=tensor(*INTEGERS, shape=(), least=0))
 
 

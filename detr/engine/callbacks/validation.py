@@ -11,7 +11,6 @@ from detr.engine.trainer import Callback, Trainer
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator
 
-
 _STATE = record(evaluated_step=whole(), best=number(most=sys.float_info.max), best_step=whole())
 
 
