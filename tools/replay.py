@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,20 @@ def _load(path: Path, packages: Sequence[str], device: torch.device) -> tuple[Tr
             model=model,
             criterion=criterion.train(),
             optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-            config=TrainerConfig(**config["trainer"]),
+            config=_trainer_options(config["trainer"], path),
             seed=content["seed"],
             process=content["process"],
         )
         return step, content["batches"], content["step"]
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what train.py writes ({error!r}). Use an intact copy.") from None
+
+
+def _trainer_options(options: Mapping[str, Any], path: Path) -> TrainerConfig:
+    try:
+        return TrainerConfig(**options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _set_modes(model: nn.Module, frozen: Sequence[str], evaluated: Sequence[str]) -> None:

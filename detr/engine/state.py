@@ -30,7 +30,12 @@ _PLAIN = (
     nn.Parameter,
 )  # what loading accepts, which runs no code of the file
 _TRAINING = record(
-    step=whole(), skipped=whole(), images=whole(1), optimizer=saved, scaler=mapping(saved), callbacks=mapping(saved)
+    step=whole(),
+    skipped=whole(),
+    images=whole(1),
+    optimizer=saved,
+    scaler=mapping(saved),
+    callbacks=mapping(mapping(saved)),
 )
 _SCALER = record(
     scale=number(0, 1e38),

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +187,7 @@ def test_a_folder_that_cannot_be_synchronized_is_no_lost_checkpoint(
     called, of_folders = getattr(os, name), []
 
     def of_folder(what: Any, *arguments: Any) -> Any:
-        if os.path.isdir(what if isinstance(what, int) else Path(what)):
+        if os.fstat(what).st_mode & stat.S_IFDIR if isinstance(what, int) else Path(what).is_dir():
             of_folders.append(what)
             failing(number)()
         return called(what, *arguments)
