@@ -75,7 +75,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             raise UserError(f"Checkpoint {path} cannot be opened: {error.strerror}. Give a file to read.") from None
         raise UserError(
             f"Checkpoint {path} is cut short or damaged ({_first_sentence(error)}). Use an intact copy, "
-            "such as last.pt instead of best.pt."
+            "such as another checkpoint of its folder."
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"Checkpoint {path} holds a {type(content).__name__}, wanted a dict with a 'model' state dict.")

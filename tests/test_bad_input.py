@@ -800,7 +800,7 @@ CASES = [
         "resume with parts that did not train",
         TRAIN,
         ("trainer.resume={tmp}/valid.pt",),
-        ("The optimizer's state of 60 of", "starts anew", "valid.pt has none of them: backbone."),
+        ("The optimizer's state of 60 of", "starts anew", "has none of them: backbone."),
         code=0,
     ),
     Case(

@@ -183,6 +183,7 @@ SPOILT: dict[str, tuple[tuple[str, ...], Spoil]] = {
     "10,000 classes": (BOTH, at("categories", value=[{"id": n, "name": "x"} for n in range(10**4)])),
     "model of the configuration is text": (BOTH, at("config", "model", value="x")),
     "data of the configuration are text": (BOTH, at("config", "data", value="x")),
+    "validation data of the configuration are text": (BOTH, at("config", "data", "val", value="x")),
     "a tensor in the configuration": (BOTH, at("config", "model", "num_queries", value=torch.ones(()))),
     **{
         f"size {size!r:.12}": (USE, at("config", "data", name, value=size))

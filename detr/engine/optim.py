@@ -82,14 +82,11 @@ def load_optimizer_state(optimizer: Optimizer, model: nn.Module, content: Any, s
     by_position = {index: state[name] for index, name in enumerate(parameters) if state.get(name)}
     optimizer.load_state_dict({"state": by_position, "param_groups": optimizer.state_dict()["param_groups"]})
     if anew := [name for name in parameters if name not in state]:
-        text = "The optimizer's state of %d of %d parameters starts anew, since %s has none of them: %s."
-        logger.warning(text, len(anew), len(parameters), source, _listed(anew))
+        message = "The optimizer's state of %d of %d parameters starts anew, since the checkpoint has none of them: %s."
+        logger.warning(message, len(anew), len(parameters), _listed(anew))
     if unused := [name for name in state if name not in parameters]:
-        logger.warning(
-            "The optimizer's state of %d parameters is left out, since they do not train now: %s.",
-            len(unused),
-            _listed(unused),
-        )
+        message = "The optimizer's state of %d parameters is left out, since they do not train now: %s."
+        logger.warning(message, len(unused), _listed(unused))
 
 
 def _parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -145,7 +142,7 @@ def _groups(groups: Sequence[tuple[str, int]]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 @runtime_checkable

@@ -145,7 +145,7 @@ class Trainer:
 
     def _report_start(self, path: Path) -> None:
         if self.finished:
-            text = "Nothing is left to do: %s has %d steps, and the training %d. Raise trainer.epochs to go on."
+            text = "Nothing is left to do: %s has %d steps, and the training %d. Raise trainer.epochs or max_steps."
             logger.warning(text, path, self.state.step, self.total_steps)
         else:
             logger.info("Going on from %s at step %d of %d.", path, self.state.step, self.total_steps)

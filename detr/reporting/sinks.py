@@ -124,7 +124,7 @@ def _records(path: Path) -> list[tuple[str, int]]:
     lines = read_regular(path, _MOST).decode(errors="replace").splitlines(keepends=True)
     records = [(line, step) for line in lines if (step := _step_of(line)) is not None]
     if len(records) < len(lines):
-        logger.warning("%d damaged lines of %s are left out.", len(lines) - len(records), path)
+        logger.warning("%d of %d lines of %s are damaged and left out.", len(lines) - len(records), len(lines), path)
     return records
 
 

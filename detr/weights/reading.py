@@ -12,6 +12,7 @@ from detr.contents import (
     check_content,
     items,
     mapping,
+    maybe,
     plain,
     record,
     refuse_non_finite,
@@ -38,6 +39,7 @@ def _categories(value: Any, place: str) -> None:
 def _config(value: Any, place: str) -> None:
     plain(value, place)
     record(data=_a_dict, model=_a_dict)(value, place)
+    maybe(_a_dict)(value["data"].get("val"), f"{place}.data.val")
 
 
 def _a_dict(value: Any, place: str) -> None:
