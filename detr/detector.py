@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from detr.config import MODELS, build_model
+from detr.config import build_stored_model
+from detr.contents import check_content, record, whole
 from detr.errors import UserError
 from detr.images import pad_to_batch, read_image, resize, short_side_size, to_tensor
 from detr.models.attention_maps import AttentionMaps, watch
@@ -26,6 +27,9 @@ ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
 # Published DETR and its family were evaluated at these sizes, and their 91 classes are COCO's category ids as they are.
 _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE = 800, 1333
+# Sides of images in a checkpoint's configuration: more than this never fits into memory.
+_SIDE = whole(1, 2**14)
+_SIZES = record(data=record(size=_SIDE, max_size=_SIDE))
 
 
 class Detector:
@@ -73,15 +77,11 @@ class Detector:
             checkpoint = as_checkpoint(weights)
             categories, config = checkpoint.categories, checkpoint.config
             model = config["model"]
-            try:
-                size, max_size = int(config["data"]["size"]), int(config["data"]["max_size"])
-            except (LookupError, TypeError, ValueError) as error:
-                raise UserError(f"Checkpoint {path} is incomplete: {error!r}. Use an intact copy.") from None
-        allow = (*MODELS, *allow_targets)
-        try:
-            detector = build_model(model, num_classes=len(categories), pretrained=False, allow=allow)
-        except UserError as error:
-            raise UserError(f"Checkpoint {path}: {error}") from None
+            check_content(config, _SIZES, f"Checkpoint {path}: its configuration")
+            if not categories:
+                raise UserError(f"Checkpoint {path} has no classes, so it can detect nothing. Use an intact copy.")
+            size, max_size = config["data"]["size"], config["data"]["max_size"]
+        detector = build_stored_model(model, len(categories), weights, allow_targets, weights.state)
         load_state(detector, weights.state, weights)
         return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)
 

@@ -226,6 +226,16 @@ def checkpoint(change: Callable[[dict[str, Any], Path], Any]) -> Callable[[Path]
     return prepare
 
 
+def not_finite(tmp: Path) -> None:
+    checkpoint(lambda content, _: content["model"]["queries.position.weight"].view(-1)[0].fill_(math.nan))(tmp)
+
+
+def flip(tmp: Path) -> None:
+    content = bytearray((tmp / "valid.pt").read_bytes())
+    content[len(content) // 3] ^= 16
+    (tmp / "bad.pt").write_bytes(content)
+
+
 def hostile_model(node: Any, *place: str) -> Callable[[Path], None]:
     """A checkpoint whose model configuration has a hostile value at a place; {tmp} in it is filled in."""
 
@@ -787,10 +797,63 @@ CASES = [
     ),
     Case("resume from a missing file", TRAIN, ("trainer.resume={tmp}/none.pt",), ("none.pt", "does not exist")),
     Case(
-        "resume with other parameter groups",
+        "resume with parts that did not train",
         TRAIN,
         ("trainer.resume={tmp}/valid.pt",),
-        ("valid.pt", "parameter groups", "weights=PATH"),
+        ("The optimizer's state of 60 of", "starts anew", "has none of them: backbone."),
+        code=0,
+    ),
+    Case(
+        "resume of version 2 with other parameter groups",
+        TRAIN,
+        ("trainer.resume={tmp}/bad.pt",),
+        ("bad.pt", "parameter groups", "weights=PATH"),
+        checkpoint(
+            lambda content, _: content["training"].update(
+                optimizer={"state": {}, "param_groups": [{"name": "lr", "params": [0, 1]}]}
+            )
+        ),
+    ),
+    Case(
+        "resume beside best.pt alone",
+        TRAIN,
+        ("trainer.resume=auto",),
+        ("has best.pt, but no last.pt", "trainer.resume={tmp}/run/checkpoints/best.pt"),
+        lambda tmp: (
+            shutil.copytree(tmp, tmp / "run" / "checkpoints", ignore=lambda *_: ["data", "picture.jpg", "run"])
+            and (tmp / "run" / "checkpoints" / "valid.pt").rename(tmp / "run" / "checkpoints" / "best.pt")
+        ),
+    ),
+    *(
+        Case(f"{script}: weights that are NaN", script, options, ("bad.pt", "NaN or infinite", "1 of"), not_finite)
+        for script, options in (
+            (EVALUATE, BAD),
+            (PREDICT, BAD),
+            (TRAIN, ("weights={tmp}/bad.pt",)),
+            (TRAIN, ("trainer.resume={tmp}/bad.pt",)),
+        )
+    ),
+    Case(
+        "checkpoint with a flipped bit",
+        PREDICT,
+        BAD,
+        ("bad.pt", "damaged", "checksum"),
+        flip,
+    ),
+    Case(
+        "checkpoint of absurd size",
+        EVALUATE,
+        BAD,
+        ("bad.pt", "model", "tensors"),
+        checkpoint(lambda content, _: content["config"]["model"]["encoder"].update(num_layers=10**6)),
+    ),
+    Case("checkpoint is a pipe", PREDICT, BAD, ("bad.pt", "pipe"), lambda tmp: os.mkfifo(tmp / "bad.pt")),
+    Case(
+        "resume from a pipe",
+        TRAIN,
+        ("trainer.resume={tmp}/bad.pt",),
+        ("bad.pt", "pipe"),
+        lambda tmp: os.mkfifo(tmp / "bad.pt"),
     ),
     Case(
         "resume with a model of another width",

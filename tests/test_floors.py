@@ -15,6 +15,8 @@ FLOORS = (
     ("detr.images", 0),
     ("detr.depth", 0),
     ("detr.annotations", 0),
+    ("detr.archive", 0),
+    ("detr.contents", 0),
     ("detr.files", 0),
     ("detr.ranges", 0),
     ("detr.models.detr", 2),

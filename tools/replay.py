@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, whose code made the file
 
-from detr.cli import exit_codes
+from detr.cli import exit_codes, pick_device
+from detr.config import build_stored_criterion, build_stored_model
 from detr.engine import TrainerConfig, TrainingStep, failures
 from detr.engine.batches import Batch
 from detr.errors import NonFiniteError, UserError
 from detr.weights import load_state
-from tools.stored import add_allow_targets, build_stored_criterion, build_stored_model
+from tools.stored import add_allow_targets
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     add_allow_targets(parser)
     options = parser.parse_args(arguments)
-    step, batches, number = _load(options.path, options.allow_targets, options.device)
+    step, batches, number = _load(options.path, options.allow_targets, pick_device(options.device))
     found: list[str] = []
     for name, module in step.model.named_modules():
         module.register_forward_hook(partial(_watch_output, found, name))
@@ -45,32 +46,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"The first to be NaN or infinite: {found[0] if found else 'none'}")
 
 
-def _load(path: Path, packages: Sequence[str], device: str) -> tuple[TrainingStep, list[Batch], int]:
+def _load(path: Path, packages: Sequence[str], device: torch.device) -> tuple[TrainingStep, list[Batch], int]:
     """A step that changes nothing, with the model and the losses of the file; its batches and its number.
 
     Raises UserError where the file is damaged or of another kind.
     """
     try:
         content = failures.load(path)
-        config, count = content["config"], len(content["categories"])
-        model = build_stored_model(config["model"], count, path, packages).to(device)
+        config, count, state = content["config"], len(content["categories"]), content["model"]
+        model = build_stored_model(config["model"], count, path, packages, state).to(device)
         criterion = build_stored_criterion(config["criterion"], count, path, packages).to(device)
-        load_state(model, content["model"], path)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in content["frozen"])
-        for name, module in model.named_modules():
-            module.training = name not in content["evaluated"]
+        load_state(model, state, path)
+        _set_modes(model, content["frozen"], content["evaluated"])
         step = TrainingStep(
             model=model,
             criterion=criterion.train(),
             optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-            config=TrainerConfig(**config["trainer"]),
+            config=_trainer_options(config["trainer"], path),
             seed=content["seed"],
             process=content["process"],
         )
         return step, content["batches"], content["step"]
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what train.py writes ({error!r}). Use an intact copy.") from None
+
+
+def _trainer_options(options: Mapping[str, Any], path: Path) -> TrainerConfig:
+    try:
+        return TrainerConfig(**options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _set_modes(model: nn.Module, frozen: Sequence[str], evaluated: Sequence[str]) -> None:
+    """What trained, and what was in evaluation mode, as they were in the step."""
+    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    if unknown := [*({*frozen} - parameters.keys()), *({*evaluated} - modules.keys())]:
+        raise KeyError(unknown[0])
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name not in frozen)
+    for name, module in modules.items():
+        module.training = name not in evaluated
 
 
 def _watch_output(found: list[str], name: str, module: nn.Module, given: Any, output: Any) -> None:

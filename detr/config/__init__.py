@@ -4,6 +4,7 @@ from detr.config.build import build, build_block, build_criterion, build_model
 from detr.config.check import check_config, plain
 from detr.config.command_line import command_line, job
 from detr.config.compose import compose, evaluation_data, explained, save, written_by_us
+from detr.config.stored import build_stored_criterion, build_stored_model
 from detr.config.targets import MODELS
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "build_block",
     "build_criterion",
     "build_model",
+    "build_stored_criterion",
+    "build_stored_model",
     "check_config",
     "command_line",
     "compose",

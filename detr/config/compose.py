@@ -76,7 +76,7 @@ def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[
     """
     given = {key: value for key, value in plain(config.data).items() if value is not None}
     known = trained["data"] if trained else {}
-    return {**known, **given, "val": _split(given.get("val", {}), known.get("val", {}))}
+    return {**known, **given, "val": _split(given.get("val", {}), known.get("val") or {})}
 
 
 def _split(given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

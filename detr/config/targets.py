@@ -17,7 +17,8 @@ def resolve(target: Any, path: str, allow: Sequence[str]) -> Callable[..., Any]:
     """The class or function of a dotted path, refused where it is not defined inside an allowed package."""
     refusal = UserError(
         f"{path}._target_: '{target}' is refused, because a configuration could run any code otherwise; allowed are "
-        f"classes and functions of {', '.join(allow)}. If you trust it, name its package in allow_targets=[PACKAGE]."
+        f"classes and functions of {', '.join(allow)}. If you trust it, name its package in allow_targets=[PACKAGE], "
+        "or of tools in --allow-targets PACKAGE."
     )
     if not isinstance(target, str) or not _inside(target, allow) or "._" in target:
         raise refusal

@@ -4,15 +4,79 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from detr import distributed
+from detr.contents import (
+    FLOATS,
+    Misfit,
+    check_content,
+    flag,
+    items,
+    maybe,
+    plain,
+    record,
+    state_dict,
+    tensor,
+    text,
+    whole,
+)
 from detr.engine.batches import Batch
 from detr.errors import UserError
 from detr.files import read_tensors, write_tensors
 from detr.types import ImageBatch, Target
 
 FORMAT = "detr-failure-2"
+
+_IMAGES = record(
+    images=tensor(torch.uint8, dims=4, least=0), mask=tensor(torch.bool, dims=3, least=0), padded=maybe(flag)
+)
+_TARGET = record(
+    labels=tensor(torch.int64, dims=1, least=0),
+    boxes=tensor(*FLOATS, dims=2),
+    image_id=whole(-(2**63), 2**63 - 1),
+    original_size=items(whole(1), count=2),
+)
+
+
+def _batch(value: Any, place: str) -> None:
+    record(images=_IMAGES, targets=items(_TARGET))(value, place)
+    images, mask = value["images"]["images"], value["images"]["mask"]
+    if images.shape[1] != 3 or not images.numel() or mask.shape != (len(images), *images.shape[2:]):
+        raise Misfit(f"{place}.images", "images (B, 3, H, W) with a mask (B, H, W)", images)
+    if len(value["targets"]) != len(images):
+        raise Misfit(f"{place}.targets", "a target for each image", value["targets"])
+    for index, target in enumerate(value["targets"]):
+        if target["boxes"].shape != (len(target["labels"]), 4):
+            raise Misfit(f"{place}.targets[{index}].boxes", "a box for each label", target["boxes"])
+
+
+def _config(value: Any, place: str) -> None:
+    plain(value, place)
+    record(model=plain, criterion=plain, trainer=record())(value, place)
+
+
+_PARTS = record(
+    model=state_dict,
+    frozen=items(text),
+    evaluated=items(text),
+    batches=items(_batch),
+    step=whole(),
+    seed=whole(),
+    process=whole(),
+    config=_config,
+    categories=items(record(id=whole(-(2**63), 2**63 - 1), name=text)),
+)
+
+
+def _content(value: Any, place: str) -> None:
+    _PARTS(value, place)
+    labels = [label for row in value["batches"] for target in row["targets"] for label in target["labels"].tolist()]
+    if max(labels, default=-1) >= len(value["categories"]):
+        raise Misfit("batches", f"labels below {len(value['categories'])}, the number of classes", max(labels))
+    if not value["batches"]:
+        raise Misfit("batches", "one batch at least", value["batches"])
 
 
 def save(
@@ -43,10 +107,14 @@ def save(
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The content of a file that `save` wrote, with batches as the training had them; UserError for another file."""
+    """The content of a file that `save` wrote, with batches as the training had them; UserError for another file.
+
+    What is in batches and weights may be NaN: that is what is looked for.
+    """
     content = read_tensors(path)
     if content.get("format") != FORMAT:
         raise UserError(f"{path} holds no failed step that this version saved. Give a file of a run's failures folder.")
+    check_content(content, _content, path)
     content["batches"] = [
         (ImageBatch(**row["images"]), [Target(**target) for target in row["targets"]]) for row in content["batches"]
     ]

@@ -1,14 +1,18 @@
-"""Parameter groups and learning-rate schedules."""
+"""Parameter groups, learning-rate schedules, and what an optimizer keeps from step to step."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW, Optimizer
 
+from detr.contents import FLOATS, Check, Misfit, check_content, items, mapping, record, saved, tensor, text, whole
 from detr.errors import UserError
 from detr.models.attention import plugged_in
+
+logger = logging.getLogger(__name__)
 
 _AT_BACKBONE_RATE = ("backbone.", "encoder.position.")
 
@@ -55,6 +59,90 @@ def adamw(
                     f"optimizer.{option}: no parameter that trains has '{part}' in its name. Remove or correct it."
                 )
     return AdamW([*groups.values()], lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
+
+
+def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
+    """What an optimizer keeps of each of its parameters, by name; nothing of those that have not trained yet."""
+    parameters = _parameters(optimizer, model)
+    state = {name: dict(optimizer.state.get(parameter, {})) for name, parameter in parameters.items()}
+    return {"class": type(optimizer).__name__, "state": state}
+
+
+def load_optimizer_state(optimizer: Optimizer, model: nn.Module, content: Any, source: object) -> None:
+    """Go on from what `optimizer_state` gave. Its options, such as rates, stay as they are configured.
+
+    Parameters that it has nothing of start anew, and a warning says how many. source: the checkpoint, for messages.
+    Raises UserError where the content is damaged.
+    """
+    parameters = _parameters(optimizer, model)
+    state = _state_of(content, optimizer, parameters, source)
+    for name in parameters.keys() & state.keys():
+        if isinstance(optimizer, Adam) and state[name]:
+            check_content(state[name], _adam_state(parameters[name]), f"{source}: the optimizer's state of {name}")
+    by_position = {index: state[name] for index, name in enumerate(parameters) if state.get(name)}
+    optimizer.load_state_dict({"state": by_position, "param_groups": optimizer.state_dict()["param_groups"]})
+    if anew := [name for name in parameters if name not in state]:
+        message = "The optimizer's state of %d of %d parameters starts anew, since the checkpoint has none of them: %s."
+        logger.warning(message, len(anew), len(parameters), _listed(anew))
+    if unused := [name for name in state if name not in parameters]:
+        message = "The optimizer's state of %d parameters is left out, since they do not train now: %s."
+        logger.warning(message, len(unused), _listed(unused))
+
+
+def _parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of all groups in their order, by their names in the model."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)]: parameter for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _state_of(
+    content: Any, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], source: object
+) -> dict[str, dict[str, Any]]:
+    """By name; none where it is of an optimizer of another class."""
+    if isinstance(content, dict) and "param_groups" in content:
+        return _state_by_position(content, optimizer, parameters, source)
+    check_content(content, record(**{"class": text, "state": mapping(mapping(saved))}), f"{source}: the optimizer")
+    return content["state"] if content["class"] == type(optimizer).__name__ else {}
+
+
+def _state_by_position(
+    content: dict[str, Any], optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], source: object
+) -> dict[str, dict[str, Any]]:
+    """Of a checkpoint of version 2, which has numbers for names: they mean something in the same groups only."""
+    group = record(name=text, params=items(whole()))
+    check_content(content, record(param_groups=items(group), state=_of_numbers), f"{source}: the optimizer")
+    before = [(group["name"], len(group["params"])) for group in content["param_groups"]]
+    if before != [(group["name"], len(group["params"])) for group in optimizer.param_groups]:
+        raise UserError(
+            f"{source} has no training state of these parameter groups: it has {_groups(before)}. Resume with the "
+            "same model and optimizer options, or start anew from its weights with weights=PATH."
+        )
+    numbers = [number for group in content["param_groups"] for number in group["params"]]
+    return {name: content["state"].get(number, {}) for name, number in zip(parameters, numbers, strict=True)}
+
+
+def _of_numbers(value: Any, place: str) -> None:
+    if not isinstance(value, dict):
+        raise Misfit(place, "a dict", value)
+    mapping(mapping(saved))({str(number): state for number, state in value.items()}, place)
+
+
+def _adam_state(parameter: nn.Parameter) -> Check:
+    """What Adam keeps of a parameter: its number of steps, and two averages of its gradient's shape."""
+    shape = parameter.shape
+    return record(
+        step=tensor(*FLOATS, shape=(), least=0),
+        exp_avg=tensor(*FLOATS, shape=shape, least=-math.inf),
+        exp_avg_sq=tensor(*FLOATS, shape=shape, least=0),
+    )
+
+
+def _groups(groups: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} of {count}" for name, count in groups)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 @runtime_checkable

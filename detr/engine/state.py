@@ -11,6 +11,8 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from detr import distributed
+from detr.contents import check_content, mapping, number, record, refuse_non_finite, saved, state_dict, whole
+from detr.engine.optim import load_optimizer_state, optimizer_state
 from detr.engine.options import flat
 from detr.errors import UserError
 from detr.types import Category
@@ -27,6 +29,21 @@ _PLAIN = (
     Tensor,
     nn.Parameter,
 )  # what loading accepts, which runs no code of the file
+_TRAINING = record(
+    step=whole(),
+    skipped=whole(),
+    images=whole(1),
+    optimizer=saved,
+    scaler=mapping(saved),
+    callbacks=mapping(mapping(saved)),
+)
+_SCALER = record(
+    scale=number(0, 1e38),
+    growth_factor=number(1),
+    backoff_factor=number(0, 1),
+    growth_interval=whole(1),
+    _growth_tracker=whole(),
+)
 
 
 @runtime_checkable
@@ -87,6 +104,7 @@ class TrainingState:
         Returns which one it was. Raises UserError where it is of another training than this one.
         """
         self._callback_states()  # one that cannot be saved is to be known before any work
+        self._refuse_folders()
         checkpoint = self._read(source)
         if checkpoint is None:
             return None
@@ -94,7 +112,10 @@ class TrainingState:
         load_state(self.model, training.get("model", checkpoint.state), checkpoint)
         if self.averaged is not None:
             load_state(self.averaged, checkpoint.state, checkpoint)
-        self._restore(training, path)
+        load_optimizer_state(self.optimizer, self.model, training["optimizer"], f"Checkpoint {path}")
+        if training["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(training["scaler"])
+        self.step, self.skipped = training["step"], training["skipped"]
         for name, state in training["callbacks"].items():
             self._restore_callback(name, state, path)
         if changes := list(_changes(checkpoint.config, self.metadata["config"])):
@@ -107,7 +128,7 @@ class TrainingState:
             "step": self.step,
             "skipped": self.skipped,
             "images": self.images,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer, self.model),
             "scaler": self.scaler.state_dict(),
             "callbacks": self._callback_states(),
             **model,
@@ -123,57 +144,65 @@ class TrainingState:
                 )
         return states
 
+    def _refuse_folders(self) -> None:
+        """What no checkpoint can replace is to be known before any work, too."""
+        for path in (self.path("last.pt"), self.path("best.pt")):
+            if path.exists() and not path.is_file():
+                raise UserError(
+                    f"{path} is no file, but the training saves a checkpoint there. Move it away, or choose another "
+                    "run_dir."
+                )
+
     def _read(self, source: str | None) -> Checkpoint | None:
-        if source == "auto":
-            return newest(self.path())
-        return read_checkpoint(source) if source else None
+        if source != "auto":
+            return read_checkpoint(source) if source else None
+        if (found := newest(self.path())) is not None:
+            return found
+        if (best := self.path("best.pt")).exists():
+            raise UserError(
+                f"trainer.resume=auto: {best.parent} has best.pt, but no last.pt to go on from. Go on from the best "
+                f"one with trainer.resume={best}, or start anew with another run_dir."
+            )
+        if distributed.rank() == 0:
+            logger.warning("trainer.resume=auto: no checkpoint in %s, so the training starts anew.", best.parent)
+        return None
 
     def _checked(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """The training state of a checkpoint, if this training can go on from it."""
         path, training = checkpoint.path, checkpoint.training
-        if training is None or not isinstance(training.get("callbacks"), dict):
+        if training is None or "callbacks" not in training:
             raise UserError(
                 f"Checkpoint {path} is of an earlier version of this framework: its weights can be used, but the "
                 f"training cannot go on from it. Start anew from its weights with weights={path} and another run_dir."
             )
+        check_content({"training": training}, record(training=_TRAINING), f"Checkpoint {path}")
+        if training["scaler"]:
+            check_content(training["scaler"], _SCALER, f"Checkpoint {path}: training.scaler")
+        if "model" in training:
+            check_content({"training": training}, record(training=record(model=state_dict)), f"Checkpoint {path}")
+            refuse_non_finite(training["model"], f"Checkpoint {path}")
         if checkpoint.categories != [Category(**row) for row in self.metadata["categories"]]:
             raise UserError(
                 f"Checkpoint {path} was trained on other classes than the training data have. Resume on the same data, "
                 "or start anew from its weights with weights=PATH."
             )
-        if training.get("images") != self.images:
+        if training["images"] != self.images:
             raise UserError(
-                f"Checkpoint {path} counts steps of {training.get('images')} images, now a step has {self.images} "
+                f"Checkpoint {path} counts steps of {training['images']} images, now a step has {self.images} "
                 "(data.batch_size * trainer.accumulate * processes). Set these so that the product is the same, or "
                 "start anew from its weights with weights=PATH."
             )
         return training
-
-    def _restore(self, training: Mapping[str, Any], path: Path) -> None:
-        """The optimizer's options, such as rates, stay as they are configured."""
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(training["optimizer"])
-            if training["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(training["scaler"])
-            self.step, self.skipped = training["step"], training["skipped"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f"Checkpoint {path} has no training state of these parameter groups: {error}. Resume with the "
-                "same model and optimizer options, or start anew from its weights with weights=PATH."
-            ) from None
-        for group, configured in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(configured)
 
     def _restore_callback(self, name: str, state: Mapping[str, Any], path: Path) -> None:
         if name not in self.callbacks:
             return  # it is no longer configured
         try:
             self.callbacks[name].load_state_dict(state)
-        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise UserError(
-                f"callbacks.{name} cannot take its state from checkpoint {path}: {error}. Give it the options that it "
-                "had, or another name to start it anew."
+                f"callbacks.{name} cannot take its state from checkpoint {path}: {error}. Use an intact copy, "
+                "or give it the options that it had, or another name to start it anew."
             ) from error
 
 

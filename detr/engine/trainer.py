@@ -130,7 +130,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end. Raises Interrupted after a signal, with everything saved."""
         if path := self.state.resume(self.config.resume):
-            logger.info("Going on from %s at step %d of %d.", path, self.state.step, self.total_steps)
+            self._report_start(path)
         with self.stop, self.reporter:
             self.reporter.start(self.state.step, self.total_steps)
             try:
@@ -142,6 +142,13 @@ class Trainer:
                         callback.on_epoch_end(self)
             finally:
                 self._end(another_error=sys.exc_info()[0] is not None)
+
+    def _report_start(self, path: Path) -> None:
+        if self.finished:
+            text = "Nothing is left to do: %s has %d steps, and the training %d. Raise trainer.epochs or max_steps."
+            logger.warning(text, path, self.state.step, self.total_steps)
+        else:
+            logger.info("Going on from %s at step %d of %d.", path, self.state.step, self.total_steps)
 
     def _train_epoch(self) -> None:
         self.model.train()

@@ -13,7 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from detr.files import read_regular
+
 logger = logging.getLogger(__name__)
+_MOST = 2**31  # bytes of metrics.jsonl that a run goes on with
 
 
 @runtime_checkable
@@ -85,7 +88,7 @@ class JsonLines:
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
         path = run_dir / "metrics.jsonl"
         # A run that goes on repeats the steps after its checkpoint.
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line, of_step in _records(path) if of_step <= step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         temporary.replace(path)  # so that there is no moment without them
@@ -126,8 +129,21 @@ class TensorBoard:
         self._writer.close()
 
 
-def _lines(path: Path) -> list[str]:
-    """The complete lines of a file; a run that was killed may have left half of one."""
+def _records(path: Path) -> list[tuple[str, int]]:
+    """The records of a file as lines, each with its step. Damaged ones, which a kill may leave, are left out."""
     if not path.exists():
         return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    lines = read_regular(path, _MOST).decode(errors="replace").splitlines(keepends=True)
+    records = [(line, step) for line in lines if (step := _step_of(line)) is not None]
+    if len(records) < len(lines):
+        logger.warning("%d of %d lines of %s are damaged and left out.", len(lines) - len(records), len(lines), path)
+    return records
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a record; None where it is none or cut short."""
+    try:
+        step = json.loads(line)["step"] if line.endswith("\n") else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None

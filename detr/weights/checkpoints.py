@@ -3,19 +3,20 @@
 A checkpoint is a dict of tensors and plain values, so that loading runs no code from the file:
 `format`, `model` (state dict), `config` (the composed configuration), `categories` (id and name of each class, in the
 order of the labels) and `training`, which holds what it takes to go on: `step` (steps done), `skipped` (how many of
-these changed nothing), `images` (in one step, of all processes), and the states of `optimizer`, `scaler` (of the loss)
-and `callbacks` (by name). With a moving average, `model` is the average, and `training` has a `model` of its own: the
-raw weights, which go on training.
+these changed nothing), `images` (in one step, of all processes), and the states of `optimizer` (its `class`, and
+`state` by the names of parameters), `scaler` (of the loss) and `callbacks` (by name). With a moving average, `model` is
+the average, and `training` has a `model` of its own: the raw weights, which go on training.
 """
 
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detr.errors import UserError
-from detr.files import earlier, write_tensors
+from detr.files import checksum_of, write_tensors
 from detr.weights.reading import FORMAT, Checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -30,14 +31,32 @@ def save(path: str | Path, checkpoint: Mapping[str, Any], *, keep: int = 1) -> N
     write_tensors(path, {"format": FORMAT, **checkpoint}, keep=keep)
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Which checkpoint it is: two processes that found the same one have equal identities, but for the path.
+
+    step: None where no training can go on from it. checksum: of the file.
+    """
+
+    path: Path
+    step: int | None
+    checksum: int
+
+
+def identity(checkpoint: Checkpoint) -> Identity:
+    """Which checkpoint was read, for processes to agree on before anything is loaded from it."""
+    step = (checkpoint.training or {}).get("step")
+    return Identity(checkpoint.path, step, checksum_of(checkpoint.path))
+
+
 def newest(path: Path) -> Checkpoint | None:
     """The newest whole one of the checkpoints that `save` keeps for `path`; None where there is none at all.
 
     A damaged one is passed over with a warning. Raises UserError where all are damaged.
     """
-    name = re.compile(rf"{re.escape(path.stem)}-([1-9][0-9]*)\.pt")  # last-backup.pt is the user's own
-    ages = [int(match[1]) for found in path.parent.glob("*.pt") if (match := name.fullmatch(found.name))]
-    candidates = [found for age in [0, *sorted(ages)] if (found := earlier(path, age)).exists()]
+    name = re.compile(rf"{re.escape(path.stem)}-(0|[1-9][0-9]*)\.pt")  # last-backup.pt is the user's own
+    found = [(int(match[1]), file) for file in path.parent.glob("*.pt") if (match := name.fullmatch(file.name))]
+    candidates = [file for file in [path, *(file for _, file in sorted(found))] if file.is_file()]
     for candidate in candidates:
         try:
             return read_checkpoint(candidate)

@@ -72,6 +72,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: Weights | 
 
     source: what the state is from, for that message.
     """
+    check_state(model, state, source)
+    model.load_state_dict(state)
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor], source: Weights | str | Path) -> None:
+    """Raise the UserError of `load_state`, and load nothing; the model may be a sketch without data."""
     own = model.state_dict()
     differences = [f"{name} is missing" for name in own if name not in state]
     differences += [f"{name} is not known" for name in state if name not in own]
@@ -79,6 +85,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: Weights | 
         f"{name} is {list(state[name].shape)}, wanted {list(tensor.shape)}"
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
+    ]
+    differences += [
+        f"{name} is of {state[name].dtype}, wanted {tensor.dtype}"
+        for name, tensor in own.items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
     ]
     if differences:
         path, kind = (source.path if isinstance(source, Weights) else source), ""
@@ -89,4 +100,3 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: Weights | 
             f"{'; '.join(differences[:4])}{'; ...' if len(differences) > 4 else ''}. Set the model options that it was "
             "trained with (config.yaml in its run folder), or use another checkpoint."
         )
-    model.load_state_dict(state)

@@ -2,17 +2,52 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from torch import Tensor
 
+from detr.contents import (
+    Check,
+    Misfit,
+    check_content,
+    items,
+    mapping,
+    maybe,
+    plain,
+    record,
+    refuse_non_finite,
+    state_dict,
+    text,
+    whole,
+)
 from detr.errors import UserError
 from detr.files import read_tensors
 from detr.types import Category
 from detr.weights import version1
 from detr.weights.families import Converted, convert, recognize
 
-FORMAT = "detr-checkpoint-2"
+FORMAT = "detr-checkpoint-3"
+_READ = (FORMAT, "detr-checkpoint-2", version1.FORMAT)
+
+
+def _categories(value: Any, place: str) -> None:
+    items(record(id=whole(-(2**63), 2**63 - 1), name=text))(value, place)
+    if len({row["id"] for row in value}) < len(value):
+        raise Misfit(place, "classes with ids of their own", [row["id"] for row in value])
+
+
+def _config(value: Any, place: str) -> None:
+    plain(value, place)
+    record(data=_a_dict, model=_a_dict)(value, place)
+    maybe(_a_dict)(value["data"].get("val"), f"{place}.data.val")
+
+
+def _a_dict(value: Any, place: str) -> None:
+    mapping(lambda entry, at: None)(value, place)
+
+
+# What every reader needs; detr.engine.state has what it takes to go on with `training`.
+_CONTENT: Check = record(model=state_dict, categories=_categories, training=_a_dict, config=_config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +93,13 @@ def read_weights(path: str | Path) -> Weights:
     if str(content.get("format")).startswith("detr-checkpoint-"):
         return _checkpoint(content, path)
     state = content.get("model", content)
-    if not is_state_dict(state):
-        raise UserError(f"{path} holds no 'model' state dict. Use a checkpoint of this framework or of published DETR.")
+    try:
+        state_dict(state, "model" if "model" in content else "")
+    except Misfit as misfit:
+        raise UserError(
+            f"{path} holds no 'model' state dict ({misfit}). Use a checkpoint of this framework or of published DETR."
+        ) from None
+    refuse_non_finite(state, path)
     if recognize(state) is None:
         return Weights(path=path, state=state)
     converted = convert(state)
@@ -86,34 +126,23 @@ def as_checkpoint(weights: Weights) -> Checkpoint:
     )
 
 
-def is_state_dict(state: Any) -> TypeGuard[dict[str, Tensor]]:
-    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-
-
 def _checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
-    if content["format"] not in (FORMAT, version1.FORMAT):
+    if content["format"] not in _READ:
         raise UserError(
-            f"Checkpoint {path} is of format {content['format']}, wanted {FORMAT} or {version1.FORMAT}. Use it with "
+            f"Checkpoint {path} is of format {content['format']}, wanted {FORMAT} or an earlier one. Use it with "
             "the version of this framework that wrote it."
         )
-    for place in (("model",), ("categories",), ("training",), ("config", "data"), ("config", "model")):
-        part: Any = content
-        for key in place:
-            part = part.get(key) if isinstance(part, dict) else None
-        if not isinstance(part, dict | list):
-            raise UserError(f"Checkpoint {path} lacks {'.'.join(place)}, so it is incomplete. Use an intact copy.")
-    try:
-        if content["format"] == version1.FORMAT:
+    check_content(content, _CONTENT, f"Checkpoint {path}")
+    refuse_non_finite(content["model"], f"Checkpoint {path}")
+    if content["format"] == version1.FORMAT:
+        try:
             content = version1.upgraded(content, path)
-        categories = [Category(id=row["id"], name=row["name"]) for row in content["categories"]]
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"Checkpoint {path} is incomplete: {error!r}. Use an intact copy.") from None
-    if not is_state_dict(content["model"]):
-        raise UserError(f"Checkpoint {path} holds no 'model' state dict, so it is incomplete. Use an intact copy.")
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"Checkpoint {path} is incomplete: {error!r}. Use an intact copy.") from None
     return Checkpoint(
         path=path,
         state=content["model"],
         config=content["config"],
-        categories=categories,
+        categories=[Category(id=row["id"], name=row["name"]) for row in content["categories"]],
         training=content["training"],
     )

@@ -3,12 +3,14 @@
 import json
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from detr.engine import Trainer
+from detr.engine.optim import adamw
 from detr.errors import Interrupted, UserError
 from tests.helpers.trainings import Make, StopsAt, assert_same_state, last
 
@@ -118,3 +120,148 @@ def test_a_damaged_checkpoint_is_passed_over(make: Make, caplog: pytest.LogCaptu
     resumed.fit()
     assert "cut short or damaged" in caplog.text and "The one before it is taken" in caplog.text
     assert_same_state(last(straight.run_dir)["model"], last(resumed.run_dir)["model"])
+
+
+# The optimizer's state goes to the parameter of its name.
+
+
+def moments(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The optimizer's average of the gradient, by the parameter's name."""
+    state = trainer.optimizer.state
+    return {name: state[p]["exp_avg"] for name, p in trainer.model.named_parameters() if state.get(p)}
+
+
+def regrouped(trainer: Trainer, **options: Any) -> Trainer:
+    trainer.optimizer = trainer.state.optimizer = adamw(trainer.model, **options)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr_factors": {"box_head": 0.1}}, {"weight_decays": {"norm": 0.0, "bias": 0.3}}, {"backbone_lr": 0.5}]
+)
+def test_other_groups_keep_the_state_of_each_parameter(
+    make: Make, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = make("run", max_steps=2)
+    trained.fit()
+    resumed = regrouped(make("run", max_steps=3), **options)
+    before = [len(group["params"]) for group in trained.optimizer.param_groups]
+    assert options.keys() == {"backbone_lr"} or before != [
+        len(group["params"]) for group in resumed.optimizer.param_groups
+    ]
+    resumed.state.resume("auto")
+    assert_same_state(moments(trained), moments(resumed))
+    assert "optimizer" not in caplog.text
+
+
+def test_what_did_not_train_starts_anew_and_is_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    trained = make("run", max_steps=2)
+    regrouped(trained).optimizer.param_groups.clear()
+    trained.model.encoder.requires_grad_(False)
+    trained.optimizer = trained.state.optimizer = trained.update.optimizer = adamw(trained.model)
+    trained.rates = [0.1, 0.1]
+    trained.fit()
+    resumed = regrouped(make("run", max_steps=3))
+    resumed.model.backbone.requires_grad_(False)
+    regrouped(resumed).state.resume("auto")
+    anew = [name for name, _ in resumed.model.named_parameters() if name.startswith("encoder.")]
+    assert moments(resumed).keys() == {name for name in moments(trained) if not name.startswith("backbone.")}
+    assert f"state of {len(anew)} of {len(anew) + len(moments(resumed))} parameters starts anew" in caplog.text
+    assert "is left out, since they do not train now: backbone." in caplog.text
+
+
+def test_another_optimizer_starts_anew(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make("run", max_steps=2).fit()
+    resumed = make("run", max_steps=3)
+    parameters = [*resumed.model.parameters()]
+    resumed.optimizer = resumed.state.optimizer = torch.optim.SGD([{"params": parameters, "name": "lr"}], momentum=0.9)
+    resumed.state.resume("auto")
+    assert f"state of {len(parameters)} of {len(parameters)} parameters starts anew" in caplog.text
+
+
+def as_version_2(run_dir: Path, optimizer: torch.optim.Optimizer) -> None:
+    """The checkpoint with the optimizer's state by position, as it was written before."""
+    content = last(run_dir)
+    content["training"]["optimizer"] = optimizer.state_dict()
+    torch.save({**content, "format": "detr-checkpoint-2"}, run_dir / "checkpoints" / "last.pt")
+
+
+def test_a_checkpoint_of_version_2_goes_on_bit_for_bit(make: Make) -> None:
+    make("straight").fit()
+    trainer = make("parts")
+    trainer.reporter.sinks.append(StopsAt(trainer, 5))
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    as_version_2(trainer.run_dir, trainer.optimizer)
+    resumed = make("parts")
+    resumed.fit()
+    assert_same_state(last(resumed.run_dir.parent / "straight"), last(resumed.run_dir))
+
+
+def test_a_checkpoint_of_version_2_is_refused_for_other_groups(make: Make) -> None:
+    trainer = make("run", max_steps=2)
+    trainer.fit()
+    as_version_2(trainer.run_dir, trainer.optimizer)
+    with pytest.raises(
+        UserError, match=r"no training state of these parameter groups: it has .*lr of \d+.*weights=PATH"
+    ):
+        regrouped(make("run", max_steps=3), lr_factors={"box_head": 0.1}).state.resume("auto")
+    content = last(trainer.run_dir)
+    group = content["training"]["optimizer"]["param_groups"][1]
+    group["params"] = group["params"][::-1]
+    torch.save(content, trainer.run_dir / "checkpoints" / "last.pt")
+    with pytest.raises(
+        UserError, match=r"last\.pt: the optimizer's state of .* exp_avg, wanted an ordinary tensor of shape"
+    ):
+        make("run", max_steps=3).state.resume("auto")
+
+
+# What resuming finds, or does not find.
+
+
+def test_auto_in_an_empty_folder_says_so(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    assert make("run").state.resume("auto") is None
+    assert "no checkpoint in" in caplog.text and "starts anew" in caplog.text
+
+
+def test_auto_beside_the_best_alone_is_refused(make: Make) -> None:
+    trainer = make("run", max_steps=1)
+    trainer.fit()
+    best = trainer.run_dir / "checkpoints" / "best.pt"
+    best.with_name("last.pt").rename(best)
+    best.with_name("last-1.pt").unlink()
+    before = best.read_bytes()
+    with pytest.raises(UserError, match=rf"has best\.pt, but no last\.pt .*trainer\.resume={best}, or start anew"):
+        make("run", max_steps=2).fit()
+    assert best.read_bytes() == before
+    resumed = make("run", max_steps=2, resume=str(best))
+    resumed.fit()
+    assert resumed.state.step == 2
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_folder_in_the_place_of_a_checkpoint_is_refused_before_any_step(make: Make, name: str) -> None:
+    trainer = make("run", resume=None)
+    (trainer.run_dir / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{name} is no file, but the training saves a checkpoint there. Move it away"):
+        trainer.fit()
+    assert trainer.state.step == 0
+
+
+def test_a_training_that_is_over_says_that_nothing_is_left(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make("run", max_steps=3).fit()
+    make("run", max_steps=2).fit()
+    assert "Nothing is left to do: " in caplog.text and "has 3 steps, and the training 2" in caplog.text
+    assert "step 3 of 2" not in caplog.text
+
+
+def test_damaged_lines_of_the_record_are_left_out(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make("run", max_steps=3)
+    trainer.fit()
+    path = trainer.run_dir / "metrics.jsonl"
+    first, second, *rest = path.read_text().splitlines(keepends=True)
+    damaged = [b'{"step": 1, "gr\n', b"\xff\xfe\n", b"3\n", b'{"group": "train"}\n', b"[" * 10**5 + b"\n"]
+    path.write_bytes(first.encode() + b"".join(damaged) + second.encode() + rest[0].encode()[:-9])
+    make("run", max_steps=4).fit()
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [1, 2, 4, 4] and "6 of 8 lines of" in caplog.text

@@ -292,7 +292,7 @@ def test_activations_computed_twice_change_nothing(make: Make) -> None:
 
 def test_training_learns(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    trainer = make(max_steps=150, evaluate_every=100)
+    trainer = make(max_steps=150, evaluate_every=100, resume=None)
     trainer.fit()
     losses = [json.loads(line)["loss"] for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()[:-1]]
 

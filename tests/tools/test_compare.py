@@ -256,6 +256,48 @@ def test_a_damaged_file_is_named(make_run: MakeRun, tmp_path: Path, file: str, c
         find_runs(tmp_path / "runs")
 
 
+SPOILT = [
+    ("metrics.jsonl", '"loss": 11.0', '"loss": "x"'),
+    ("metrics.jsonl", '"loss": 11.0', '"loss": NaN'),
+    ("metrics.jsonl", '"loss": 11.0', '"loss": [1]'),
+    ("metrics.jsonl", '"images_per_second": 37.0', '"images_per_second": 0'),
+    ("metrics.jsonl", '"memory_gb": 3.0', '"memory_gb": null'),
+    ("metrics.jsonl", '"memory_gb": 3.0', '"memory_gb": true'),
+    ("metrics.jsonl", '"eta_minutes": 0.0', '"eta_minutes": "soon"'),
+    ("metrics.jsonl", '"step": 30, "group": "train"', '"step": "x", "group": "train"'),
+    ("metrics.jsonl", '"step": 30, "group": "train"', '"step": -1, "group": "train"'),
+    ("metrics.jsonl", '"step": 30, "group": "train"', '"step": 30, "group": ["train"]'),
+    ("metrics.jsonl", '"AP": 0.5', '"AP": {}'),
+    ("metrics.jsonl", '"AP": 0.5', '"AP": 1e999'),
+    ("evaluation/metrics.json", '"AP50": 0.6', '"AP50": "0.6"'),
+    ("evaluation/metrics.json", '"AP50": 0.6', '"AP50": NaN'),
+    ("evaluation/metrics.json", '"per_class": {', '"per_class": 3, "x": {'),
+    ("config.yaml", "  size: 64", "  size: 1000000000"),
+    ("config.yaml", "  size: 64", "  size: .inf"),
+    ("config.yaml", "  size: 64", "  size: 0"),
+]
+
+
+@pytest.mark.parametrize("file, old, new", SPOILT, ids=str)
+def test_values_that_are_none_are_named(make_run: MakeRun, tmp_path: Path, file: str, old: str, new: str) -> None:
+    path = make_run() / file
+    replace_once(path, old, new)
+    with pytest.raises(UserError, match=re.escape(f"{path} is not what train.py writes (")):
+        compare.main([str(tmp_path / "runs")])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("option", ["num_layers", "dim_feedforward"])
+@pytest.mark.parametrize("value", [10**7, 10**13])
+def test_models_of_absurd_size_are_never_made(make_run: MakeRun, tmp_path: Path, option: str, value: int) -> None:
+    def change(config: Any) -> None:
+        config.model.encoder[option] = value
+
+    path = make_run(change=change) / "config.yaml"
+    with pytest.raises(UserError, match=re.escape(f"{path}: model")):
+        compare.main([str(tmp_path / "runs")])
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "evaluation/metrics.json"])
 def test_a_pipe_in_the_place_of_a_file_is_named(make_run: MakeRun, tmp_path: Path, file: str) -> None:
@@ -314,7 +356,9 @@ def test_packages_that_the_user_names_are_built(
     monkeypatch.syspath_prepend(tmp_path)
     custom = ["allow_targets=[own_blocks]", "model/attention=custom", "model.attention.custom.stages=[layer2]"]
     make_run(0.5, 1, *custom, "model.attention.custom.block._target_=own_blocks.Block")
-    with pytest.raises(UserError, match=r"'own_blocks\.Block' is refused.*name its package in --allow-targets PACKAGE"):
+    with pytest.raises(
+        UserError, match=r"'own_blocks\.Block' is refused.*name its package in .*--allow-targets PACKAGE"
+    ):
         compare.main([str(tmp_path / "runs")])
     compare.main([str(tmp_path / "runs"), "--allow-targets", "other,own_blocks"])
     assert set(rows_of(tmp_path / "runs")) == {"custom"}

@@ -10,10 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from detr.config import compose, plain
+from detr.config import build_stored_model, compose, plain
 from detr.errors import UserError
 from tests.helpers.commands import REPOSITORY
-from tools.stored import build_stored_model, read_config
+from tools.stored import read_config
 
 
 @pytest.mark.parametrize("experiment", ["quickstart", "dino_r50_coco_12e", "attention_sweep"])

@@ -101,7 +101,7 @@ def test_every_kind_of_file_is_recognized(tmp_path: Path) -> None:
 
 def test_checkpoints_of_later_versions_are_refused(tmp_path: Path) -> None:
     torch.save({**OTHER_PARTS, "model": {}, "format": "detr-checkpoint-9"}, tmp_path / "later.pt")
-    with pytest.raises(UserError, match=r"later\.pt is of format detr-checkpoint-9, wanted detr-checkpoint-2"):
+    with pytest.raises(UserError, match=r"later\.pt is of format detr-checkpoint-9, wanted detr-checkpoint-3"):
         read_weights(tmp_path / "later.pt")
 
 

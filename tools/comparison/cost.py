@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from detr.config import build_stored_model
 from detr.types import ImageBatch
 from tools.comparison.runs import Group, Run
-from tools.stored import build_stored_model
 from tools.timing import medians
 
 _SECONDS = 60.0  # to spend on measuring time

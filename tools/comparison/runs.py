@@ -10,13 +10,22 @@ from typing import Any
 
 from yaml import YAMLError
 
+from detr.contents import Check, items, number, record, text, whole
 from detr.engine.options import flat
 from detr.errors import UserError
 from detr.files import read_regular
 from tools.stored import read_config
 
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
-_TRAINING = ("step", "loss", "images_per_second", "memory_gb", "eta_minutes")  # what each training record has
+_MANY = number(-1e30, 1e30)
+# What each record has, and the metrics.
+_ROW = record(step=whole(), group=text)
+_OF_GROUP: dict[str, Check] = {
+    "train": record(loss=_MANY, images_per_second=number(1e-9, 1e9), memory_gb=number(0, 1e9), eta_minutes=_MANY),
+    "val": record(AP=number(-1, 1)),
+}
+_METRICS = record(bbox=record(**dict.fromkeys(METRICS, number(-1, 1))), per_class=record())
+_CONFIG = record(trainer=record(), data=record(size=whole(1, 2**14)), model=record())
 _ATTENTION = "model.attention"
 _MOST = 2**28  # bytes of a run's records: about a million lines
 _OF_A_START = ("seed", "run_dir", "debug", "trainer.resume")  # options that make no configuration another one
@@ -121,18 +130,21 @@ def _read(folder: Path) -> Run | str:
         return "it has not been evaluated"
     with _damage_named(folder / "config.yaml"):
         config = read_config(folder / "config.yaml")
+        _CONFIG(config, "")
         options = _options(config)
-        patience, size = config["trainer"].get("patience"), int(config["data"]["size"])
+        patience, size = config["trainer"].get("patience"), config["data"]["size"]
     with _damage_named(records):
         # A run that was killed leaves half a line.
         lines = read_regular(records, _MOST).decode().rpartition("\n")[0].splitlines()
         rows = [json.loads(line) for line in lines]
-        left = [[row[name] for name in _TRAINING][-1] for row in rows if row["group"] == "train"]
+        items(_row)(rows, "")
+        left = [row["eta_minutes"] for row in rows if row["group"] == "train"]
     # Only at the last step no time is left; where patience ended the training it is an evaluation that came last.
     if not left or rows[-1]["group"] != "val" or (left[-1] > 0 and patience is None):
         return f"it stopped at step {rows[-1]['step'] if rows else 0}, before its end"
     with _damage_named(metrics):
         found = json.loads(read_regular(metrics, _MOST))
+        _METRICS(found, "")
         summary = {name: float(found["bbox"][name]) for name in METRICS}
         num_classes = len(found["per_class"])
     if summary["AP"] == -1:
@@ -146,6 +158,11 @@ def _read(folder: Path) -> Run | str:
         size=size,
         records=rows,
     )
+
+
+def _row(value: Any, place: str) -> None:
+    _ROW(value, place)
+    _OF_GROUP.get(value["group"], _ROW)(value, place)
 
 
 @contextmanager

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from detr.contents import INTEGERS, record, tensor
 from detr.engine.trainer import Callback, Trainer
+
+_STATE = record(averaged=tensor(*INTEGERS, shape=(), least=0))
 
 
 class MovingAverage(Callback):
@@ -34,6 +37,7 @@ class MovingAverage(Callback):
         return {"averaged": self.average.n_averaged}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        _STATE(state, "")
         self.average.n_averaged.copy_(state["averaged"])
 
     def _update(self, average: Any, current: Any, number: torch.Tensor | int) -> None:

@@ -1,13 +1,17 @@
 """Evaluation between epochs, and which one was the best."""
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from detr import distributed
+from detr.contents import number, record, whole
 from detr.engine.trainer import Callback, Trainer
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator
+
+_STATE = record(evaluated_step=whole(), best=number(most=sys.float_info.max), best_step=whole())
 
 
 class Validation(Callback):
@@ -62,4 +66,5 @@ class Validation(Callback):
         return {"evaluated_step": self.evaluated_step, "best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        _STATE(state, "")
         self.evaluated_step, self.best, self.best_step = state["evaluated_step"], state["best"], state["best_step"]

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from detr.contents import Misfit, refuse_non_finite, state_dict
 from detr.errors import UserError
 from detr.files import read_tensors
 from detr.models.attention.placement import Blocks, Placement, blocks_for
@@ -192,8 +193,11 @@ def _read_state_dict(path: str) -> dict[str, Tensor]:
     except UserError as error:
         raise UserError(f"weights: {error}") from None
     state = content.get("state_dict", content.get("model", content))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"ResNet: {path} does not hold a state dict. Correct weights.")
+    try:
+        state_dict(state, "")
+    except Misfit as misfit:
+        raise UserError(f"ResNet: {path} does not hold a state dict, since it {misfit}. Correct weights.") from None
+    refuse_non_finite(state, f"weights: {path}")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 

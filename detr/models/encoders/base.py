@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detr.errors import UserError
 from detr.models.values import Memory
 
 
@@ -56,6 +57,8 @@ class StackedEncoder(Encoder):
         position_scale: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if (features := getattr(position, "d_model", d_model)) != d_model:
+            raise UserError(f"position.d_model: wanted {d_model}, as the encoder has, got {features}.")
         self.d_model, self.num_levels = d_model, num_levels
         self.position = position
         self.layers = nn.ModuleList(layers)
