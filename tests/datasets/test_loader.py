@@ -143,6 +143,18 @@ def test_processes_have_the_batches_of_one_process_among_them(
             assert_same_images(images_of([batch]), [image for part in of_batch for image in images_of([part])])
 
 
+@pytest.mark.parametrize("seed", [20261126115307, 2**63, 2**64 - 1])
+def test_any_seed_of_64_bits_gives_an_order_of_its_own(shapes_root: Path, seed: int) -> None:
+    dataset = shapes_set(shapes_root, transforms=RECIPE, seed=seed)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        loader = TrainLoader(dataset, batch_size=6, workers=0, seed=seed)
+        return [target.image_id for _, targets in loader.epoch(epoch) for target in targets]
+
+    assert sorted(order(seed, 0)) == sorted(order(seed - 1, 0)) and order(seed, 0) == order(seed, 0)
+    assert len({tuple(order(*place)) for place in ((seed, 0), (seed, 1), (seed - 1, 0))}) == 3
+
+
 @pytest.mark.parametrize(("processes", "workers"), [(2, 0), (3, 1), (9, 0), (9, 1)])
 def test_processes_evaluate_each_image_once_among_them(
     shapes_root: Path, as_process: Callable[[int, int], None], processes: int, workers: int
