@@ -1,7 +1,17 @@
 """Errors that a user can cause, and the signals that end a run early."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
+
+_NO_MEMORY = (
+    "out of memory",  # torch.OutOfMemoryError and CUDA's own
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "can't start new thread",
+    "ALLOC_FAILED",
+)
 
 
 class UserError(ValueError):
@@ -30,5 +40,16 @@ class NonFiniteError(UserError):
         )
 
 
-class Interrupted(Exception):
-    """A signal stopped the run after its state was saved; the command line exits with code 75."""
+class Interrupted(BaseException):
+    """A signal stopped the run after its state was saved; the command line exits with code 75.
+
+    Like KeyboardInterrupt it is no Exception, so that nothing on the way takes it for an error to be handled.
+    """
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python, NumPy, torch, CUDA or the system, says that there is no more memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return known or isinstance(error, MemoryError)

@@ -13,7 +13,7 @@ from detr import distributed
 from detr.engine.batches import Batch
 from detr.engine.options import TrainerConfig
 from detr.engine.profile import phase
-from detr.errors import NonFiniteError, UserError
+from detr.errors import NonFiniteError, UserError, out_of_memory
 from detr.losses import SetCriterion
 from detr.models.attention import Policy
 from detr.types import ImageBatch, Predictions, Target
@@ -155,7 +155,7 @@ class TrainingStep:
         except RuntimeError as error:
             text = str(error)
             images, targets = batch
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+            if out_of_memory(error):
                 count, _, height, width = images.images.shape
                 raise UserError(
                     f"Out of memory with a batch of {count} images, padded to {width} x {height} pixels, with "

@@ -42,7 +42,9 @@ class Validation(Callback):
         return trainer.finished or (whole and trainer.epoch % self.every == 0)
 
     def _evaluate(self, trainer: Trainer) -> None:
-        evaluation = self.evaluator(trainer.state.evaluated, stop=lambda: trainer.stop.requested)
+        evaluation = None
+        with trainer.stop.at_once():
+            evaluation = self.evaluator(trainer.state.evaluated, stop=lambda: trainer.stop.requested)
         trainer.stop_if_requested()
         step = self.evaluated_step = trainer.state.step
         metrics = distributed.from_first(evaluation.metrics.summary if evaluation else {})
