@@ -5,6 +5,7 @@ import logging
 import math
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -393,3 +394,31 @@ def test_too_little_shared_memory_is_reported(shapes_root: Path) -> None:
         [*namespace, command, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.startswith("Shared memory is full: ") and "--shm-size" in done.stdout, done.stderr
+
+
+class WithoutFiles(Marked):
+    """Its workers may open no further files, as where `ulimit -n` is low: they can send no batch."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+        open_files = len(list(Path("/proc/self/fd").iterdir()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 2, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        return super().__getitem__(index)
+
+
+def test_a_batch_that_cannot_be_sent_is_reported() -> None:
+    loader = BatchLoader(WithoutFiles(), workers=2, pad_to=1, batch_size=1)
+    with pytest.raises(UserError, match=r"too many files.*ulimit -n.*ower data\.workers"):
+        list(loader)
+
+
+class EndsInAThread(Marked):
+    """Its workers end as where a thread of theirs can take no connection."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+        sys.excepthook(OSError, OSError("Too many open files"), None)
+        return super().__getitem__(index)
+
+
+def test_a_worker_whose_thread_fails_is_reported() -> None:
+    with pytest.raises(UserError, match="A process that loads images died"):
+        list(BatchLoader(EndsInAThread(), workers=1, pad_to=1, batch_size=1))
