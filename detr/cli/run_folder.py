@@ -9,6 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from detr import distributed
+from detr.cli.agreement import check_processes
 from detr.config import job, save
 from detr.errors import UserError
 
@@ -19,11 +20,12 @@ logger = logging.getLogger(__name__)
 def run_directory(config: Any) -> Iterator[Path]:
     """The folder of this run, with the composed configuration saved in it.
 
-    Raises UserError where another training is at work in it.
+    Raises UserError where another training is at work in it, and where the processes of the run differ.
     """
     running = job()
     if distributed.launched() and not any(option.startswith("run_dir=") for option in running.overrides):
         raise UserError("Several processes need run_dir=PATH on the command line, the same for all of them.")
+    check_processes(config)
     if distributed.rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the others report only what goes wrong
         yield running.folder

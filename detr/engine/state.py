@@ -41,7 +41,7 @@ class TrainingState:
     """All that a training needs to go on bit for bit: weights, optimizer, loss scale, number of steps, callbacks.
 
     images: in one step, of all processes. metadata: what else a checkpoint needs to be used alone: `config` and
-    `categories`. keep: last checkpoints that are kept.
+    `categories`. keep: last checkpoints that are kept. data: texts by name that tell the data from others.
 
     step: steps done. skipped: how many of these changed nothing.
     averaged: the moving average of the model, which is evaluated and saved for use instead of it, where there is one.
@@ -58,9 +58,11 @@ class TrainingState:
         images: int,
         metadata: Mapping[str, Any],
         keep: int,
+        data: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.optimizer, self.scaler, self.callbacks = model, optimizer, scaler, callbacks
         self.run_dir, self.images, self.metadata, self.keep = run_dir, images, metadata, keep
+        self.data = dict(data or {})
         self.averaged: nn.Module | None = None
         self.step = self.skipped = 0
 
@@ -87,7 +89,7 @@ class TrainingState:
         Returns which one it was. Raises UserError where it is of another training than this one.
         """
         self._callback_states()  # one that cannot be saved is to be known before any work
-        checkpoint = self._read(source)
+        checkpoint = distributed.by_first(lambda: self._read(source))  # folders of machines may differ
         if checkpoint is None:
             return None
         path, training = checkpoint.path, self._checked(checkpoint)
@@ -99,6 +101,11 @@ class TrainingState:
             self._restore_callback(name, state, path)
         if changes := list(_changes(checkpoint.config, self.metadata["config"])):
             logger.warning("From here on other options hold than in the checkpoint: %s.", "; ".join(changes))
+        before = training.get("data") or self.data
+        if others := [name for name, value in self.data.items() if before.get(name) != value]:
+            logger.warning(
+                "The data are others than those that the checkpoint was trained with: %s.", ", ".join(others)
+            )
         return path
 
     def _training(self) -> dict[str, Any]:
@@ -107,6 +114,7 @@ class TrainingState:
             "step": self.step,
             "skipped": self.skipped,
             "images": self.images,
+            "data": self.data,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "callbacks": self._callback_states(),

@@ -69,6 +69,7 @@ class Trainer:
 
     callbacks: by name, in the order in which they run; see `standard_callbacks`.
     metadata: what else a checkpoint needs to be used alone: `config` and `categories`.
+    data: texts by name that tell the data from others; a training that goes on with others reports these.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Trainer:
         run_dir: Path,
         metadata: Mapping[str, Any],
         seed: int,
+        data: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.loader, self.callbacks, self.reporter, self.config = loader, callbacks, reporter, config
@@ -103,6 +105,7 @@ class Trainer:
             images=loader.batch_size * config.accumulate * distributed.world_size(),
             metadata=metadata,
             keep=config.keep,
+            data=data,
         )
         for callback in callbacks.values():
             callback.setup(self)

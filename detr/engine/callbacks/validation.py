@@ -26,7 +26,7 @@ class Validation(Callback):
         self.best = -math.inf
 
     def on_start(self, trainer: Trainer) -> None:
-        if not trainer.state.path("best.pt").exists():
+        if not distributed.from_first(trainer.state.path("best.pt").exists()):
             self.best = -math.inf  # the best one stayed in another folder
         self.on_epoch_end(trainer)  # the one before which, or within which, a training that is resumed was stopped
 
