@@ -103,9 +103,7 @@ class TrainingState:
             logger.warning("From here on other options hold than in the checkpoint: %s.", "; ".join(changes))
         before = training.get("data") or self.data
         if others := [name for name, value in self.data.items() if before.get(name) != value]:
-            logger.warning(
-                "The data are others than those that the checkpoint was trained with: %s.", ", ".join(others)
-            )
+            logger.warning("From here on other data are used than before the checkpoint: %s differ.", ", ".join(others))
         return path
 
     def _training(self) -> dict[str, Any]:

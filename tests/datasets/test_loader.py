@@ -1,6 +1,7 @@
 """Batches: the same for any number of processes, grouped, padded, and what happens when images or workers fail."""
 
 import itertools
+import json
 import logging
 import math
 import multiprocessing
@@ -422,3 +423,26 @@ class EndsInAThread(Marked):
 def test_a_worker_whose_thread_fails_is_reported() -> None:
     with pytest.raises(UserError, match="A process that loads images died"):
         list(BatchLoader(EndsInAThread(), workers=1, pad_to=1, batch_size=1))
+
+
+def test_data_that_differ_have_another_fingerprint(shapes_root: Path, tmp_path: Path) -> None:
+    def changed(name: str, change: Callable[[dict[str, Any]], Any]) -> set[str]:
+        root = tmp_path / name
+        shutil.copytree(shapes_root, root)
+        path = root / "instances_train.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        found = shapes_set(root).fingerprint()
+        return {part for part, value in found.items() if value != whole[part]}
+
+    whole = shapes_set(shapes_root).fingerprint()
+    assert changed("same", lambda content: None) == set()
+    assert changed("order", lambda content: content["images"].reverse()) >= {"names or order of images"}
+    assert changed("box", lambda content: content["annotations"][0]["bbox"].reverse()) == {"boxes or labels"}
+    assert changed("fewer", lambda content: content["annotations"].pop()) == {"boxes or labels"}
+    assert changed("class", lambda content: content["categories"][0].update(name="disc")) == {"categories"}
+
+    (tmp_path / "same" / "train" / "000003.jpg").write_bytes(b"another image")
+    other = shapes_set(tmp_path / "same").fingerprint()
+    assert {part for part, value in other.items() if value != whole[part]} == {"image files"}
