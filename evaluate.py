@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=PATH data=coco data.root=DIR"""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     # The node may be the checkpoint's, which is not to be trusted with more.
     annotations = build(data["val"], path="data.val", allow=("datasets.formats", *config.allow_targets))
     dataset = DetectionDataset(annotations, transforms.evaluation(**size), categories=detector.categories)
+    if distributed.world_size() > 1:
+        weights = hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest()[:12]
+        distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
     logger.info("Evaluating on %d images with a short side of %d pixels.", len(dataset), size["size"])
 
     evaluator = CocoEvaluator(

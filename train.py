@@ -35,6 +35,12 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     train_set, val_set = data_sets(config, options)
     logger.info("Training: %s.", train_set.summary())
     logger.info("Evaluation: %s.", val_set.summary())
+    data = {
+        f"{split}: {name}": value
+        for split, part in (("training", train_set), ("validation", val_set))
+        for name, value in part.fingerprint().items()
+    }
+    distributed.check_same(data)
     batches = {name: config.data[name] for name in ("batch_size", "workers", "pad_to")}
     loader = TrainLoader(train_set, **batches, seed=config.seed, group_by_aspect=config.data.group_by_aspect)
     plain_transforms = build(config.data.plain_transforms, path="data.plain_transforms")
@@ -72,6 +78,7 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         run_dir=run_dir,
         metadata={"config": plain(config), "categories": [asdict(category) for category in categories]},
         seed=config.seed,
+        data=data,
     )
     trainer.fit()
 

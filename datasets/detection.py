@@ -1,8 +1,9 @@
 """Annotated images of any format as a torch data set."""
 
+import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from detr.types import Category, Target
 logger = logging.getLogger(__name__)
 UNREADABLE = ("stop", "skip")
 SKIP_ADVICE = " Or set data.unreadable=skip: in training the next image takes its place."
+_SAMPLED = 1000  # files whose sizes tell whether the images are the same
 _PROBLEMS = ("NaN or infinite", "of negative size", "of zero size", "outside the image")
 
 
@@ -111,6 +113,21 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
     def end_augmentation(self, transforms: Callable[..., Any] | None, epoch: int) -> None:
         """From this epoch on use other transforms and no mixing. Comes before a loader's workers: these hold copies."""
         self._plain_transforms, self._plain_epoch = transforms, epoch
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells these data from others: texts by name, the same for the same data on any machine.
+
+        Of the images' contents only the sizes of some files count.
+        """
+        records = self.records
+        some = records[:: -(-len(records) // _SAMPLED) or 1]
+        return {
+            "number of images": str(len(records)),
+            "names or order of images": _digest((record.id, record.file_name, record.size) for record in records),
+            "boxes or labels": _digest(part.tobytes() for record in records for part in record.arrays().values()),
+            "categories": _digest((category.id, category.name) for category in self.categories),
+            "image files": _digest(_bytes(self.folder / record.file_name) for record in some),
+        }
 
     def ground_truth(self) -> dict[str, Any]:
         """What to evaluate against, as the content of a COCO annotation file; without the boxes that were dropped."""
@@ -201,6 +218,21 @@ def _seeded(seed: int, epoch: int, index: int) -> Iterator[None]:
         entropy = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
         torch.default_generator.manual_seed(int(entropy[0]))
         yield
+
+
+def _digest(values: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value if isinstance(value, bytes) else repr(value).encode())
+    return digest.hexdigest()[:12]
+
+
+def _bytes(path: Path) -> int:
+    """The size of a file; -1 where it is gone, which is for those who read it to report."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _check_same_categories(own: Sequence[Category], wanted: Sequence[Category], source: Path) -> None:

@@ -32,7 +32,8 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         return self.size // (self.batch_size * self.processes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        # Within 64 bits, which is what a generator takes.
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**64)
         batch = self.batch_size * self.processes
         order = torch.randperm(self.size, generator=generator)[: len(self) * batch]
         if self.aspects is not None:

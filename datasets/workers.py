@@ -1,16 +1,21 @@
 """The processes that prepare batches, and what becomes of them."""
 
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.queues import Queue
 from os import setpgrp
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from detr.errors import UserError
@@ -33,7 +38,7 @@ class BatchLoader:
             dataset,
             collate_fn=partial(collate, pad_to=pad_to),
             num_workers=workers,
-            worker_init_fn=_leave_process_group,
+            worker_init_fn=_begin,
             pin_memory=torch.cuda.is_available(),
             **options,
         )
@@ -55,8 +60,9 @@ def explained() -> Iterator[None]:
     """Errors of loading in other processes as a UserError, where it is known what they mean and what to do."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
-        message = _explanation(str(error))
+    except (RuntimeError, OSError, EOFError) as error:
+        lost = isinstance(error, ConnectionError | EOFError)
+        message = _explanation("DataLoader worker (pid unknown) closed its connection" if lost else str(error))
         if message is None:
             raise
         raise UserError(message) from error
@@ -85,9 +91,23 @@ def _in_shared_memory(batch: ImageBatch, targets: Sequence[Target]) -> Batch:
     return batch.map(Tensor.share_memory_), [target.map(move) for target in targets]
 
 
-def _leave_process_group(worker: int) -> None:
-    """Signals to the whole group, as from Ctrl-C, must not end workers before the training process has saved."""
+def _begin(worker: int) -> None:
+    """What a worker does first."""
+    # Signals to the whole group, as from Ctrl-C, must not end workers before the training process has saved.
     setpgrp()
+    # Batches are sent by threads, whose errors are only printed: the training would wait for the batch for ever.
+    Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
+    sys.excepthook = _end
+
+
+def _send_error(queue: Any, error: Exception, message: tuple[int, Any]) -> None:
+    """In place of a batch, given by its number and content, that cannot be sent."""
+    queue.put((message[0], ExceptionWrapper(where="in a process that loads images")))
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The training process sees that the worker is gone."""
+    os._exit(1)
 
 
 @contextmanager
@@ -127,7 +147,7 @@ def _explanation(error: str) -> str | None:
     if "DataLoader worker (pid" in error or "in memory thread exited" in error:
         return (
             f"A process that loads images died: {error.splitlines()[0]}. Either the main memory is full, or the shared "
-            "memory is too small (in Docker set --ipc=host or a larger --shm-size). Lower data.workers; data.workers=0 "
-            "loads images in the training process."
+            "memory is too small (in Docker set --ipc=host or a larger --shm-size), or too many files are open (raise "
+            "ulimit -n). Lower data.workers; data.workers=0 loads images in the training process."
         )
     return None

@@ -5,11 +5,13 @@ A run of one process needs none of this: every function here then does nothing, 
 
 import os
 import re
+import socket
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,8 @@ from detr.errors import UserError
 
 T = TypeVar("T")
 _ROLL_CALL = timedelta(seconds=20)  # for processes to answer, when one waited in vain
+_LOST = re.compile(r"by peer|broken pipe|connection refused|gloo", re.IGNORECASE)  # what gloo says of one that is gone
+_SHOWN = 5  # differences in a message
 
 
 def launched() -> bool:
@@ -29,7 +33,7 @@ def launched() -> bool:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _number("WORLD_SIZE", 1, default=1) > 1
 
 
 def rank() -> int:
@@ -39,7 +43,7 @@ def rank() -> int:
 
 def local_rank() -> int:
     """Number of this process among those of its machine: the index of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
+    return _number("LOCAL_RANK", 0, default=0) if launched() else 0
 
 
 def world_size() -> int:
@@ -51,8 +55,8 @@ def world_size() -> int:
 def process_group(device: torch.device, timeout: float = 10.0) -> Iterator[None]:
     """Inside it the processes of a launched run know one another.
 
-    timeout: minutes that one may wait for the others. Raises UserError, which names those that did not come, where that
-    is over.
+    timeout: minutes that one may wait for the others. Raises UserError where they do not find one another, where that
+    is over, and where one of them is gone; it names those that do not answer.
     """
     if not launched():
         yield
@@ -65,14 +69,15 @@ def process_group(device: torch.device, timeout: float = 10.0) -> Iterator[None]
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun --max_restarts=..., and start again with "
             "trainer.resume=auto."
         )
-    limit = timedelta(minutes=timeout)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=limit)
-    # Of its own: a connection on which one waited in vain is closed. The others but the first wait as long as it says.
-    roll_call = dist.new_group(backend="gloo", timeout=min(limit, _ROLL_CALL))
+    limit, place = timedelta(minutes=timeout), _meeting_point()
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=limit)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(_not_met(error, place, timeout)) from error
     try:
         yield
     except RuntimeError as error:
-        raise _explained(error, limit, roll_call) from error
+        raise _explained(error, limit) from error
     finally:
         if sys.exc_info()[0] is None:  # after an error the others may be gone: waiting for them would hide it
             dist.destroy_process_group()
@@ -136,6 +141,33 @@ def from_first(value: T) -> T:
     return values[0]
 
 
+def by_first(work: Callable[[], T]) -> T:
+    """What `work` gives in process 0, which alone does it; a UserError of it is raised in all processes."""
+    if world_size() == 1:
+        return work()
+    done: T | None = None
+    failure: UserError | None = None
+    if rank() == 0:
+        try:
+            done = work()
+        except UserError as error:
+            failure = error.with_traceback(None)
+    done, failure = from_first((done, failure))
+    if failure is not None:
+        raise failure
+    return cast(T, done)
+
+
+def check_same(values: Mapping[str, str]) -> None:
+    """Raise UserError, in all processes, where one of them has other values than process 0.
+
+    values: by name; the message has those that differ, and where.
+    """
+    everyone = gather_objects((socket.gethostname(), dict(values)))
+    if message := from_first(_differences(everyone)):
+        raise UserError(message)
+
+
 @contextmanager
 def first_on_machine() -> Iterator[None]:
     """Inside it the first process of each machine goes before the others, which then find the work done."""
@@ -156,22 +188,101 @@ def _running() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _explained(error: RuntimeError, limit: timedelta, roll_call: Any) -> Exception:
-    """What went wrong between the processes, with the ranks that no longer answer."""
-    if not isinstance(error, dist.DistError) and "timed out" not in str(error).lower():
-        return error
-    missing = ""
-    try:
-        dist.monitored_barrier(roll_call, timeout=min(limit, _ROLL_CALL), wait_all_ranks=True)
-    except RuntimeError as answer:
-        missing = f" {_first_line(answer)}."
+def _number(name: str, least: int, below: int | None = None, default: int | None = None) -> int:
+    """A number from the environment. Raises UserError where it is missing, unless it has a default, or out of range."""
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is not None and re.fullmatch(r"\s*\d{1,9}\s*", text) and least <= int(text) < (below or int(text) + 1):
+        return int(text)
+    raise _launched_wrongly(name, f"a number of at least {least}{f' and below {below}' if below else ''}")
+
+
+def _meeting_point() -> str:
+    """Where the processes look for one another. Raises UserError where a launcher's variables are not complete."""
+    _number("RANK", 0, _number("WORLD_SIZE", 1))
+    address, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", 1, 65536)
+    if not re.fullmatch(r"[\w.:%-]+", address):
+        raise _launched_wrongly("MASTER_ADDR", "the name or address of the first machine")
+    return f"{address}:{port}"
+
+
+def _launched_wrongly(name: str, wanted: str) -> UserError:
+    got = f"is '{os.environ[name]}'" if name in os.environ else "is not set"
     return UserError(
-        f"Process {rank()} of {world_size()} waited in vain for another one: {_first_line(error)}.{missing} "
+        f"The environment variable {name} {got}, wanted {wanted}. Start several processes with torchrun, or give each "
+        "of them RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; unset WORLD_SIZE for a training of one process."
+    )
+
+
+def _not_met(error: Exception, place: str, timeout: float) -> str:
+    """Why the processes did not find one another."""
+    number, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+        return (
+            f"Process {number} of {count} cannot listen on {place}: the port is in use, by another training, or by a "
+            "process that has RANK=0 too. Set another MASTER_PORT (torchrun: --master-port, or --rdzv-endpoint) for "
+            "all of them."
+        )
+    return (
+        f"Process {number} of {count} did not find the others at {place} within {timeout:g} minutes (trainer.timeout): "
+        f"{_first_line(error)}. See to it that all {count} of them run, that they have different RANKs and the same "
+        "MASTER_ADDR and MASTER_PORT, and that these can be reached."
+    )
+
+
+def _differences(everyone: Sequence[tuple[str, Mapping[str, str]]]) -> str | None:
+    """A message about the values in which processes differ from process 0. everyone: host and values of each."""
+    if not everyone:
+        return None  # not in process 0
+    host, first = everyone[0]
+    found = [
+        f"{name} is {own.get(name, 'absent')} in process {number} on {its_host}, {first.get(name, 'absent')} in "
+        f"process 0 on {host}"
+        for number, (its_host, own) in enumerate(everyone)
+        for name in {**first, **own}
+        if own.get(name) != first.get(name)
+    ]
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return (
+        f"The processes of this run differ: {'; '.join(found[:_SHOWN])}{more}. Start all of them with the same "
+        "command, the same code and the same data."
+        if found
+        else None
+    )
+
+
+def _explained(error: RuntimeError, limit: timedelta) -> Exception:
+    """What went wrong between the processes, with those that no longer answer."""
+    timed_out = isinstance(error, dist.DistError) or "timed out" in str(error).lower()
+    if not timed_out and not _LOST.search(str(error)):
+        return error
+    absent = _absent(min(limit, _ROLL_CALL if timed_out else _ROLL_CALL / 4))
+    missing = (
+        f" Of processes 0 to {world_size() - 1} these do not answer: {', '.join(map(str, absent))}." if absent else ""
+    )
+    what = "waited in vain for another one" if timed_out else "lost the connection to another one"
+    return UserError(
+        f"Process {rank()} of {world_size()} {what}: {_first_line(error)}.{missing} "
         "See that process's own messages; it may be out of memory, or its machine or network may be gone. Start all of "
         "them again with trainer.resume=auto."
     )
 
 
+def _absent(wait: timedelta) -> list[int]:
+    """Numbers of the processes that do not answer within some time; connections on which one waited are closed."""
+    call, absent = f"roll call {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}, process ", [0]
+    with suppress(RuntimeError):  # who keeps the list is gone
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        answers = dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=wait)
+        answers.set(f"{call}{rank()}", "here")
+        until = time.monotonic() + wait.total_seconds()
+        while absent and time.monotonic() < until:
+            absent = [number for number in range(world_size()) if not answers.check([f"{call}{number}"])]
+            time.sleep(0.1)
+    return absent
+
+
 def _first_line(error: Exception) -> str:
     """What torch says, without the place in its own sources and the rank before it."""
-    return re.sub(r"^\[[^]]*\]:? ", "", str(error).splitlines()[0]).rstrip(".")
+    return re.sub(r"^\[[^]]*\]:? ", "", str(error).splitlines()[0]).partition(". ")[0].rstrip(".")

@@ -1,5 +1,6 @@
 """Errors that a user can cause, and the signals that end a run early."""
 
+import errno
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,14 @@ from pathlib import Path
 _repr = reprlib.Repr()
 _repr.maxstring = 200
 brief = _repr.repr  # for values in messages, which may be of any length
+_NO_MEMORY = (
+    "out of memory",  # torch.OutOfMemoryError and CUDA's own
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "can't start new thread",
+    "ALLOC_FAILED",
+)
 
 
 class UserError(ValueError):
@@ -35,5 +44,16 @@ class NonFiniteError(UserError):
         )
 
 
-class Interrupted(Exception):
-    """A signal stopped the run after its state was saved; the command line exits with code 75."""
+class Interrupted(BaseException):
+    """A signal stopped the run after its state was saved; the command line exits with code 75.
+
+    Like KeyboardInterrupt it is no Exception, so that nothing on the way takes it for an error to be handled.
+    """
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python, NumPy, torch, CUDA or the system, says that there is no more memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return known or isinstance(error, MemoryError)

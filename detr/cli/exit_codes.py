@@ -1,20 +1,25 @@
 """Exit codes and messages of the command line."""
 
+import errno
 import logging
 import os
 import sys
 import threading
 import traceback
-from contextlib import ContextDecorator
+from collections.abc import Iterator
+from contextlib import ContextDecorator, ExitStack, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from detr.errors import Interrupted, UserError
+from detr.engine.signals import interruptible
+from detr.errors import Interrupted, UserError, out_of_memory
 
 logger = logging.getLogger(__name__)
 
 FAILED, USER_ERROR, STOPPED, INTERRUPTED = 1, 2, 75, 130
 _WORKER_PREFIX = "Caught "  # torch's data loader puts the worker's traceback in front of its error message
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as contextlib's own are
@@ -26,24 +31,49 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
 
     def __enter__(self) -> None:
         threading.excepthook = _of_thread
+        logging.raiseExceptions = False  # a log that cannot be written must not fill the terminal with tracebacks
+        _open_standard_streams()
+        self._signals = ExitStack()
+        self._signals.enter_context(interruptible())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._signals.close()
         if isinstance(error, Interrupted):
-            logger.info("%s", error)
+            _say(logging.INFO, str(error))
             _end(error, STOPPED)
         if isinstance(error, KeyboardInterrupt):
             _end(error, INTERRUPTED)
-        if not isinstance(error, Exception):  # nothing happened, or it is an exit already
-            return
-        message = _message(error)
+        if isinstance(error, Exception):
+            _end(error, report(error))
+
+
+def report(error: Exception) -> int:
+    """Show an error as the command line does; returns its exit code."""
+    message = _message(error)
+    with suppress(OSError, ValueError):  # a terminal that is gone
         if message is None or "debug=true" in map(str.lower, sys.argv):
             traceback.print_exception(error)
-        if message is None:
-            _end(error, FAILED)
-        logger.error("%s", message) if logging.getLogger().handlers else print(f"Error: {message}", file=sys.stderr)
-        _end(error, USER_ERROR)
+        if message is not None:
+            _say(logging.ERROR, message)
+    return FAILED if message is None else USER_ERROR
+
+
+def release(error: BaseException) -> None:
+    """Free what the functions that an error left held.
+
+    Left to the end of the interpreter, tensors that are still part of a training step make torch abort.
+    """
+    for link in _chain(error):
+        traceback.clear_frames(link.__traceback__)
+
+
+def _open_standard_streams() -> None:
+    """Where one was closed, as by 2>&-, what is written there is lost, instead of an error at the first line of it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - while the process runs
 
 
 def _of_thread(failed: threading.ExceptHookArgs) -> None:
@@ -52,16 +82,25 @@ def _of_thread(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
-def _end(error: BaseException, code: int) -> NoReturn:
-    """Exit, after freeing what the functions that were left held.
+def _say(level: int, message: str) -> None:
+    """To the log where there is one, else to standard error."""
+    if logging.getLogger().handlers:
+        logger.log(level, "%s", message)
+    else:
+        print(f"Error: {message}" if level == logging.ERROR else message, file=sys.stderr)
 
-    Left to the end of the interpreter, tensors that are still part of a training step make torch abort.
-    """
-    chain = [error]
-    for link in chain:  # which grows meanwhile, and may lead back to where it began
-        traceback.clear_frames(link.__traceback__)
-        chain += [e for e in (link.__cause__, link.__context__) if e is not None and all(e is not c for c in chain)]
+
+def _end(error: BaseException, code: int) -> NoReturn:
+    release(error)
     sys.exit(code)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    found = [error]
+    for link in found:  # which grows meanwhile, and may lead back to where it began
+        found += [e for e in (link.__cause__, link.__context__) if e is not None and all(e is not f for f in found)]
+    return iter(found)
 
 
 def _message(error: BaseException | None) -> str | None:
@@ -69,7 +108,28 @@ def _message(error: BaseException | None) -> str | None:
     if isinstance(error, UserError):
         text = str(error)
         return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith(_WORKER_PREFIX) else text
-    if isinstance(error, OSError) and error.filename is not None:
-        path = os.fsdecode(error.filename)
-        return f"Cannot use {path}: {error.strerror}. Check that the path exists and that you may write there."
-    return None
+    if error is None:
+        return None
+    if out_of_memory(error):
+        return (
+            f"Out of memory: {str(error).strip().partition(chr(10))[0] or type(error).__name__}. Lower the batch size "
+            "and the size of images (data.batch_size and data.max_size; in predict.py batch_size and max_size), "
+            "data.workers, or choose a smaller model; or end other programs."
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return _of_files(error)
+    return _message(error.__cause__)  # a library's words for an error of files
+
+
+def _of_files(error: OSError) -> str | None:
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else None
+    if error.errno in _FULL:
+        return (
+            f"Cannot write{f' {path}' if path else ''}: {error.strerror}. What was written before is whole. Make room "
+            "there, or raise the quota, and start the same command again; a training goes on with trainer.resume=auto."
+        )
+    if error.errno == errno.EMFILE:
+        return f"{error.strerror}. Raise the limit with ulimit -n, or lower data.workers."
+    if path is None:
+        return None
+    return f"Cannot use {path}: {error.strerror}. Check that the path exists and that you may write there."

@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from detr import distributed
+from detr.cli.agreement import check_processes
 from detr.config import job, save, written_by_us
 from detr.errors import UserError
 
@@ -22,11 +23,13 @@ _RESULTS = ("config.yaml", "tensorboard", "evaluation", "predictions", "failures
 def run_directory(config: Any) -> Iterator[Path]:
     """The folder of this run, with the composed configuration saved in it.
 
-    Raises UserError where another training is at work in it, or its results would be overwritten.
+    Raises UserError where another training is at work in it, its results would be overwritten, or the processes of the
+    run differ.
     """
     running = job()
     if distributed.launched() and not running.sets("run_dir"):
         raise UserError("Several processes need run_dir=PATH on the command line, the same for all of them.")
+    check_processes(config)
     if distributed.rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the others report only what goes wrong
         yield running.folder

@@ -70,7 +70,7 @@ class TrainConfig(RunConfig):
     logger: Any = MISSING
     callbacks: Any = MISSING
     log_every: int = at_least(1, default=50)
-    seed: int = at_least(0, default=42)
+    seed: int = at_least(0, most=2**64 - 1, default=42)
     weights: str | None = None
 
 

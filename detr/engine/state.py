@@ -58,7 +58,7 @@ class TrainingState:
     """All that a training needs to go on bit for bit: weights, optimizer, loss scale, number of steps, callbacks.
 
     images: in one step, of all processes. metadata: what else a checkpoint needs to be used alone: `config` and
-    `categories`. keep: last checkpoints that are kept.
+    `categories`. keep: last checkpoints that are kept. data: texts by name that tell the data from others.
 
     step: steps done. skipped: how many of these changed nothing.
     averaged: the moving average of the model, which is evaluated and saved for use instead of it, where there is one.
@@ -75,9 +75,11 @@ class TrainingState:
         images: int,
         metadata: Mapping[str, Any],
         keep: int,
+        data: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.optimizer, self.scaler, self.callbacks = model, optimizer, scaler, callbacks
         self.run_dir, self.images, self.metadata, self.keep = run_dir, images, metadata, keep
+        self.data = dict(data or {})
         self.averaged: nn.Module | None = None
         self.step = self.skipped = 0
 
@@ -104,8 +106,7 @@ class TrainingState:
         Returns which one it was. Raises UserError where it is of another training than this one.
         """
         self._callback_states()  # one that cannot be saved is to be known before any work
-        self._refuse_folders()
-        checkpoint = self._read(source)
+        checkpoint = distributed.by_first(lambda: self._read(source))  # folders of machines may differ
         if checkpoint is None:
             return None
         path, training = checkpoint.path, self._checked(checkpoint)
@@ -120,6 +121,9 @@ class TrainingState:
             self._restore_callback(name, state, path)
         if changes := list(_changes(checkpoint.config, self.metadata["config"])):
             logger.warning("From here on other options hold than in the checkpoint: %s.", "; ".join(changes))
+        before = training.get("data") or self.data
+        if others := [name for name, value in self.data.items() if before.get(name) != value]:
+            logger.warning("From here on other data are used than before the checkpoint: %s differ.", ", ".join(others))
         return path
 
     def _training(self) -> dict[str, Any]:
@@ -128,6 +132,7 @@ class TrainingState:
             "step": self.step,
             "skipped": self.skipped,
             "images": self.images,
+            "data": self.data,
             "optimizer": optimizer_state(self.optimizer, self.model),
             "scaler": self.scaler.state_dict(),
             "callbacks": self._callback_states(),
@@ -154,6 +159,7 @@ class TrainingState:
                 )
 
     def _read(self, source: str | None) -> Checkpoint | None:
+        self._refuse_folders()
         if source != "auto":
             return read_checkpoint(source) if source else None
         if (found := newest(self.path())) is not None:
@@ -163,8 +169,7 @@ class TrainingState:
                 f"trainer.resume=auto: {best.parent} has best.pt, but no last.pt to go on from. Go on from the best "
                 f"one with trainer.resume={best}, or start anew with another run_dir."
             )
-        if distributed.rank() == 0:
-            logger.warning("trainer.resume=auto: no checkpoint in %s, so the training starts anew.", best.parent)
+        logger.warning("trainer.resume=auto: no checkpoint in %s, so the training starts anew.", best.parent)
         return None
 
     def _checked(self, checkpoint: Checkpoint) -> dict[str, Any]:

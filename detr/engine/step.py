@@ -13,7 +13,7 @@ from detr import distributed
 from detr.engine.batches import Batch
 from detr.engine.options import TrainerConfig
 from detr.engine.profile import phase
-from detr.errors import NonFiniteError, UserError
+from detr.errors import NonFiniteError, UserError, out_of_memory
 from detr.losses import SetCriterion
 from detr.models.attention import Policy
 from detr.types import ImageBatch, Predictions, Target
@@ -83,7 +83,8 @@ class TrainingStep:
             parts.append(losses)
             failure = failure or failed
         if distributed.any_of(failure is not None):
-            raise failure or NonFiniteError("The model's predictions in another process", [])
+            # Another object than `failure`: one that holds this function, which holds it, would keep the whole step.
+            raise NonFiniteError(*(failure or NonFiniteError("The model's predictions in another process", [])).args)
         with phase("update"):
             return self._update(parts, targets)
 
@@ -98,12 +99,21 @@ class TrainingStep:
         # One synchronization for everything that is logged.
         values = distributed.mean(torch.stack([*means.values(), *norms.values()]).detach()).tolist()
         result = dict(zip(names, values, strict=True))
-        sound = [result["loss"]] if self.scaler.is_enabled() else values  # the scaler itself sees to the gradient
-        if not all(map(math.isfinite, sound)):
-            raise NonFiniteError("The loss or its gradient", [target.image_id for target in targets])
+        if what := self._not_finite(result):
+            self.scaler.update()  # which takes the next step for a part of this one otherwise
+            raise NonFiniteError(what, [target.image_id for target in targets])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return result
+
+    def _not_finite(self, values: Mapping[str, float]) -> str | None:
+        """What of a step's values is in the way of it. values: as they are logged."""
+        finite = all(map(math.isfinite, values.values()))
+        if not math.isfinite(values["loss"]) or not (finite or self.scaler.is_enabled()):
+            return "The loss or its gradient"
+        # The scaler leaves out steps until the scale fits, which is of no use where the gradient itself is not finite.
+        hopeless = not finite and self.scaler.get_scale() < 1
+        return "The gradient, however little the loss was scaled for fp16," if hopeless else None
 
     def _losses(
         self, batch: ImageBatch, targets: Sequence[Target], counts: Tensor
@@ -116,7 +126,7 @@ class TrainingStep:
             with phase("losses"):
                 losses = self.criterion(predictions, targets, counts)
         except NonFiniteError as error:
-            return {"loss": math.nan * _sum(predictions)}, error
+            return {"loss": math.nan * _sum(predictions)}, error.with_traceback(None)
         if self.policies:
             cost = self.criterion.per_image(predictions, targets)
             terms = torch.stack([policy.policy_loss(cost) for policy in self.policies])
@@ -155,7 +165,7 @@ class TrainingStep:
         except RuntimeError as error:
             text = str(error)
             images, targets = batch
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+            if out_of_memory(error):
                 count, _, height, width = images.images.shape
                 raise UserError(
                     f"Out of memory with a batch of {count} images, padded to {width} x {height} pixels, with "

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Callback:
 
 
 class Trainer:
-    """Trains; stops on SIGINT, SIGTERM, SIGUSR1 and SIGUSR2, and goes on where it stopped.
+    """Trains; stops on SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2, and goes on where it stopped.
 
     All randomness of a step follows from the seed and the step's number, and the learning rate from the number
     alone. So weights, optimizer state and that number are the whole state, beside that of callbacks: resuming repeats
@@ -69,6 +69,7 @@ class Trainer:
 
     callbacks: by name, in the order in which they run; see `standard_callbacks`.
     metadata: what else a checkpoint needs to be used alone: `config` and `categories`.
+    data: texts by name that tell the data from others; a training that goes on with others reports these.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Trainer:
         run_dir: Path,
         metadata: Mapping[str, Any],
         seed: int,
+        data: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.loader, self.callbacks, self.reporter, self.config = loader, callbacks, reporter, config
@@ -103,6 +105,7 @@ class Trainer:
             images=loader.batch_size * config.accumulate * distributed.world_size(),
             metadata=metadata,
             keep=config.keep,
+            data=data,
         )
         for callback in callbacks.values():
             callback.setup(self)
@@ -157,7 +160,8 @@ class Trainer:
             callback.on_epoch_start(self)
         start = self.state.step % self.epoch_steps * self.config.accumulate
         asked = time.perf_counter()
-        for batches in grouped(self.loader.epoch(self.epoch, start), self.config.accumulate):
+        groups = grouped(self.loader.epoch(self.epoch, start), self.config.accumulate)
+        while (batches := self._next(groups)) is not None:
             waited = time.perf_counter() - asked
             if losses := self._learn(batches):
                 self._report(losses, batches, waited)
@@ -167,6 +171,13 @@ class Trainer:
             if self.state.step % self.epoch_steps == 0 or self.finished:
                 break
             asked = time.perf_counter()
+
+    def _next(self, groups: Iterator[list[Batch]]) -> list[Batch] | None:
+        """The batches of the next step; a signal is heard also where they never come."""
+        with self.stop.at_once():
+            return next(groups, None)
+        self.stop_if_requested()
+        return None
 
     def _end(self, *, another_error: bool) -> None:
         """Let every callback come to its end; their errors do not hide the one that ended the training."""

@@ -1,10 +1,12 @@
 """Batches: the same for any number of processes, grouped, padded, and what happens when images or workers fail."""
 
 import itertools
+import json
 import logging
 import math
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -146,6 +148,18 @@ def test_processes_have_the_batches_of_one_process_among_them(
         for batch, *of_batch in zip(whole, *parts, strict=True):
             assert [len(images) for images, _ in of_batch] == [batch_size] * processes
             assert_same_images(images_of([batch]), [image for part in of_batch for image in images_of([part])])
+
+
+@pytest.mark.parametrize("seed", [20261126115307, 2**63, 2**64 - 1])
+def test_any_seed_of_64_bits_gives_an_order_of_its_own(shapes_root: Path, seed: int) -> None:
+    dataset = shapes_set(shapes_root, transforms=RECIPE, seed=seed)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        loader = TrainLoader(dataset, batch_size=6, workers=0, seed=seed)
+        return [target.image_id for _, targets in loader.epoch(epoch) for target in targets]
+
+    assert sorted(order(seed, 0)) == sorted(order(seed - 1, 0)) and order(seed, 0) == order(seed, 0)
+    assert len({tuple(order(*place)) for place in ((seed, 0), (seed, 1), (seed - 1, 0))}) == 3
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(2, 0), (3, 1), (9, 0), (9, 1)])
@@ -399,3 +413,54 @@ def test_too_little_shared_memory_is_reported(shapes_root: Path) -> None:
         message = next(lines)
         assert message.startswith(f"Shared memory {state}: "), message
         assert "--shm-size" in message and "data.workers=0" in message
+
+
+class WithoutFiles(Marked):
+    """Its workers may open no further files, as where `ulimit -n` is low: they can send no batch."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+        open_files = len(list(Path("/proc/self/fd").iterdir()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 2, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        return super().__getitem__(index)
+
+
+def test_a_batch_that_cannot_be_sent_is_reported() -> None:
+    loader = BatchLoader(WithoutFiles(), workers=2, pad_to=1, batch_size=1)
+    with pytest.raises(UserError, match=r"too many files.*ulimit -n.*ower data\.workers"):
+        list(loader)
+
+
+class EndsInAThread(Marked):
+    """Its workers end as where a thread of theirs can take no connection."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+        sys.excepthook(OSError, OSError("Too many open files"), None)
+        return super().__getitem__(index)
+
+
+def test_a_worker_whose_thread_fails_is_reported() -> None:
+    with pytest.raises(UserError, match="A process that loads images died"):
+        list(BatchLoader(EndsInAThread(), workers=1, pad_to=1, batch_size=1))
+
+
+def test_data_that_differ_have_another_fingerprint(shapes_root: Path, tmp_path: Path) -> None:
+    def changed(name: str, change: Callable[[dict[str, Any]], Any]) -> set[str]:
+        root = tmp_path / name
+        shutil.copytree(shapes_root, root)
+        path = root / "instances_train.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        found = shapes_set(root).fingerprint()
+        return {part for part, value in found.items() if value != whole[part]}
+
+    whole = shapes_set(shapes_root).fingerprint()
+    assert changed("same", lambda content: None) == set()
+    assert changed("order", lambda content: content["images"].reverse()) >= {"names or order of images"}
+    assert changed("box", lambda content: content["annotations"][0]["bbox"].reverse()) == {"boxes or labels"}
+    assert changed("fewer", lambda content: content["annotations"].pop()) == {"boxes or labels"}
+    assert changed("class", lambda content: content["categories"][0].update(name="disc")) == {"categories"}
+
+    (tmp_path / "same" / "train" / "000003.jpg").write_bytes(b"another image")
+    other = shapes_set(tmp_path / "same").fingerprint()
+    assert {part for part, value in other.items() if value != whole[part]} == {"image files"}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -248,5 +249,92 @@ def test_a_process_that_hangs_is_named(free_port: int) -> None:
     processes[0].join(60)
     processes[1].kill()
     message = result.get()
-    assert "Process 0 of 2 waited in vain" in message and "1" in message.partition("waited in vain")[2]
+    assert "Process 0 of 2 waited in vain" in message and "these do not answer: 1." in message
     assert "trainer.resume=auto" in message
+
+
+def agree(process: int, port: int, result: Any) -> None:
+    """Process 0 decides, both compare; then the other one dies."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(process), "WORLD_SIZE": "2"}
+
+    def refuse() -> None:
+        raise UserError(f"refused by {process}")
+
+    try:
+        with distributed.process_group(torch.device("cpu"), timeout=0.5):
+            distributed.check_same({"lr": "1", "seed": "2"})
+            with pytest.raises(UserError) as refused:
+                distributed.check_same({"lr": "1", "seed": str(process), f"only in {process}": "3"})
+            result.put((process, str(refused.value)))
+            with pytest.raises(UserError, match="refused by 0"):
+                distributed.by_first(refuse)
+            assert distributed.by_first(lambda: {"from": process, "weights": torch.ones(3)})["from"] == 0
+            if process == 1:
+                os._exit(1)
+            distributed.mean(torch.ones(3))
+    except UserError as error:
+        result.put((process, str(error)))
+
+
+def test_processes_agree_on_what_they_do_and_report_one_that_dies(free_port: int) -> None:
+    context = mp.get_context("spawn")
+    result = context.SimpleQueue()
+    processes = [context.Process(target=agree, args=(rank, free_port, result)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    said = [result.get() for _ in range(3)]
+    differ = [message for _, message in said if "differ" in message]
+    host = socket.gethostname()
+    assert differ[0] == differ[1] and f"seed is 1 in process 1 on {host}, 0 in process 0 on {host}" in differ[0]
+    assert "only in 1 is 3 in process 1" in differ[0] and "only in 0 is absent in process 1" in differ[0]
+    assert "lr" not in differ[0] and "the same command" in differ[0]
+    [(process, lost)] = [(process, message) for process, message in said if "differ" not in message]
+    assert process == 0 and lost.startswith("Process 0 of 2 lost the connection to another one")
+    assert "Of processes 0 to 1 these do not answer: 1." in lost
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": None}, "RANK is not set, wanted a number of at least 0 and below 2. Start several"),
+        ({"RANK": "2"}, "RANK is '2', wanted"),
+        ({"RANK": "-1"}, "RANK is '-1', wanted"),
+        ({"RANK": "first"}, "RANK is 'first', wanted"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', wanted a number of at least 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', wanted a number of at least 1"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '', wanted a number of at least 1"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not set, wanted the name or address of the first machine"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is ''"),
+        ({"MASTER_ADDR": "http://host"}, "MASTER_ADDR is 'http://host'"),
+        ({"MASTER_PORT": None}, "MASTER_PORT is not set, wanted a number of at least 1 and below 65536"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536'"),
+        ({"MASTER_PORT": "1.5"}, "MASTER_PORT is '1.5'"),
+        ({}, "Process 0 of 2 did not find the others at 127.0.0.1:"),
+        ({"RANK": "1"}, "Process 1 of 2 did not find the others at 127.0.0.1:"),
+    ],
+)
+def test_processes_that_do_not_meet_are_told_why(
+    environment: dict[str, str | None], message: str, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    complete = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+    for name, value in {**complete, **environment}.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError) as refused, distributed.process_group(torch.device("cpu"), timeout=0.01):
+        pass
+    assert message in str(refused.value)
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        with (
+            pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port}: the port is in use.*MASTER_PORT"),
+            distributed.process_group(torch.device("cpu"), timeout=0.02),
+        ):
+            pass

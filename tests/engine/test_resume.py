@@ -78,6 +78,20 @@ def test_other_options_than_the_checkpoints_are_reported(make: Make, caplog: pyt
     assert "other options" not in caplog.text
 
 
+def test_other_data_than_the_checkpoints_are_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    def train(steps: int, **data: str) -> list[str]:
+        trainer = make("run", max_steps=steps)
+        trainer.state.data = data
+        caplog.clear()
+        trainer.fit()
+        return [record.getMessage() for record in caplog.records if "other data" in record.getMessage()]
+
+    assert train(1, images="5", boxes="a") == train(2, images="5", boxes="a") == []
+    message = "From here on other data are used than before the checkpoint: boxes differ."
+    assert train(3, images="5", boxes="b") == [message]
+    assert train(4) == train(5, images="7") == []  # of an earlier version: nothing is known
+
+
 def test_resuming_another_model_is_refused(make: Make) -> None:
     make("run", max_steps=1).fit()
     with pytest.raises(

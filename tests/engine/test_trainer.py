@@ -1,8 +1,10 @@
 """The training loop: what it computes, writes and says."""
 
+import gc
 import json
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -150,6 +152,40 @@ def test_steps_that_are_not_finite_can_be_skipped_up_to_a_limit(make: Make) -> N
     assert (resumed["step"], resumed["skipped"]) == (4, 1)
     assert len(records(trainer, "train")) == 5
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize("non_finite", ["stop", "skip"])
+def test_a_gradient_that_no_scale_of_fp16_helps_stops_the_run(make: Make, non_finite: str) -> None:
+    trainer = make(precision="fp16", non_finite=non_finite, max_skips=2, max_steps=40, evaluate_every=100)
+    start = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.model.heads[0].class_head.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NonFiniteError, match=r"^The gradient, however little the loss was scaled for fp16, became NaN"):
+        trainer.fit()
+    # From 65536 the scale is halved 17 times.
+    assert trainer.state.step == 17 + (2 if non_finite == "skip" else 0)
+    assert all(torch.equal(start[name], parameter) for name, parameter in trainer.model.named_parameters())
+
+
+def test_a_skipped_step_is_freed_at_once(make: Make) -> None:
+    """Left to the end of the interpreter, its graph makes torch abort."""
+    trainer = make(non_finite="skip", max_steps=4)
+    trainer.loader = Damaged(trainer.loader)  # type: ignore[arg-type]
+    graphs: list[weakref.ref[torch.Tensor]] = []
+    runner = trainer.update.runner
+
+    def watched(*arguments: Any) -> Any:
+        predictions = runner(*arguments)
+        graphs.extend(weakref.ref(tensor) for tensor in predictions.everything())
+        return predictions
+
+    trainer.update.runner = watched  # type: ignore[assignment]
+    gc.disable()
+    try:
+        trainer.fit()
+        assert trainer.state.skipped == 1 and len(graphs) == 8
+        assert all(graph() is None for graph in graphs)
+    finally:
+        gc.enable()
 
 
 def test_accumulated_batches_equal_a_large_one(make: Make) -> None:

@@ -30,7 +30,7 @@ class Validation(Callback):
         self.best = -math.inf
 
     def on_start(self, trainer: Trainer) -> None:
-        if not trainer.state.path("best.pt").exists():
+        if not distributed.from_first(trainer.state.path("best.pt").exists()):
             self.best = -math.inf  # the best one stayed in another folder
         self.on_epoch_end(trainer)  # the one before which, or within which, a training that is resumed was stopped
 
@@ -46,7 +46,9 @@ class Validation(Callback):
         return trainer.finished or (whole and trainer.epoch % self.every == 0)
 
     def _evaluate(self, trainer: Trainer) -> None:
-        evaluation = self.evaluator(trainer.state.evaluated, stop=lambda: trainer.stop.requested)
+        evaluation = None
+        with trainer.stop.at_once():
+            evaluation = self.evaluator(trainer.state.evaluated, stop=lambda: trainer.stop.requested)
         trainer.stop_if_requested()
         step = self.evaluated_step = trainer.state.step
         metrics = distributed.from_first(evaluation.metrics.summary if evaluation else {})
