@@ -53,7 +53,8 @@ def annotation_warnings(records: Sequence[ImageRecord], categories: Sequence[Cat
     if any(len(record.labels) for record in records):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             objects = _Objects.of(records)
-            found += [*_unit_warnings(objects), *_copy_warnings(objects), *_area_warnings(objects)]
+            units = list(_unit_warnings(objects))
+            found += [*units, *_copy_warnings(objects), *([] if units else _area_warnings(objects))]
     return found
 
 
