@@ -11,6 +11,7 @@ from datasets.formats.base import ImageRecord
 from detr.types import Category
 
 _MOST = 0.95  # of the boxes: a few may be wrong beside
+_SOME = 0.1  # more than are wrong by chance
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,17 @@ def _unit_warnings(objects: _Objects) -> Iterator[str]:
         )
         return
     beyond = (far > 1.05 * objects.sides).any(1)
-    corners = ((extent > near) & (extent <= objects.sides + 1)).all(1)
-    if corners.mean() >= _MOST and beyond.mean() >= 0.2:
-        yield (
-            f"the boxes look like [left, top, right, bottom]: as [x, y, width, height] {_share(beyond)} reach out of "
-            f"their image, such as {objects.example(beyond)}. Wanted [x, y, width, height]: subtract left and top."
-        )
-        return
+    kinds = (
+        ("[left, top, right, bottom]", (extent > near) & (extent <= objects.sides + 1), "subtract left and top"),
+        ("[center x, center y, width, height]", near - extent / 2 >= -1, "subtract half of width and height"),
+    )
+    for kind, fits, remedy in kinds:
+        if beyond.mean() >= _SOME and fits.all(1).mean() >= _MOST:
+            yield (
+                f"the boxes look like {kind}: as [x, y, width, height] {_share(beyond)} reach out of their image, "
+                f"such as {objects.example(beyond)}. Wanted [x, y, width, height]: {remedy}."
+            )
+            return
     inside = np.minimum(far, objects.sides) - np.maximum(near, 0)
     outside = (inside > 0).all(1) & (inside.prod(1) < 0.5 * extent.prod(1))
     if outside.any():
