@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from datasets.formats.base import ImageRecord
+from detr.errors import brief
 from detr.types import Category
 
 _MOST = 0.95  # of the boxes: a few may be wrong beside
@@ -64,7 +65,7 @@ def _file_warnings(records: Sequence[ImageRecord]) -> Iterator[str]:
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         yield (
-            f"{len(repeated)} files are listed as several images, such as {repeated[0]!r}. Each is trained on and "
+            f"{len(repeated)} files are listed as several images, such as {brief(repeated[0])}. Each is trained on and "
             "evaluated on several times, with a part of its objects or the same ones; list it once."
         )
 
@@ -72,7 +73,7 @@ def _file_warnings(records: Sequence[ImageRecord]) -> Iterator[str]:
 def _name_warnings(categories: Sequence[Category]) -> Iterator[str]:
     of_name: dict[str, list[str]] = {}
     for category in categories:
-        of_name.setdefault(category.name.strip().casefold(), []).append(f"{category.id} '{category.name}'")
+        of_name.setdefault(category.name.strip().casefold(), []).append(f"{category.id} {brief(category.name)}")
     repeated = [same for same in of_name.values() if len(same) > 1]
     if repeated:
         yield (

@@ -204,7 +204,7 @@ def test_images_that_are_trained_and_evaluated_on(root: Path, caplog: pytest.Log
     part = shapes_set(root, "train")
     (root / "instances_train.json").rename(root / "other.json")
     before_training(whole, coco_set(root / "train", root / "other.json"))
-    assert "other.json: 5 of 5 images are trained on too, such as 000000.jpg" in caplog.text
+    assert "other.json: 5 of 5 images are trained on too, such as '000000.jpg'" in caplog.text
     caplog.clear()
     before_training(whole, whole)
     before_training(whole, part)
