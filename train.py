@@ -1,5 +1,6 @@
 """Train a detector: python train.py experiment=NAME key=value ..."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +14,10 @@ from detr.cli import command, pick_device, run_directory
 from detr.config import build, build_criterion, build_model, plain
 from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
-from detr.reporting import Reporter
+from detr.reporting import Reporter, describe_model
 from detr.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 @command("train")
@@ -25,10 +28,13 @@ def main(config: DictConfig) -> None:
 
 
 def train(config: DictConfig, run_dir: Path, device: torch.device, options: TrainerConfig) -> None:
+    logger.info("On %s, with %d threads of the CPU. Reading the data.", device, torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
 
-    train_set, val_set = data_sets(config)
+    train_set, val_set = data_sets(config, options)
+    logger.info("Training: %s.", train_set.summary())
+    logger.info("Evaluation: %s.", val_set.summary())
     batches = {name: config.data[name] for name in ("batch_size", "workers", "pad_to")}
     loader = TrainLoader(train_set, **batches, seed=config.seed, group_by_aspect=config.data.group_by_aspect)
     plain_transforms = build(config.data.plain_transforms, path="data.plain_transforms")
@@ -42,6 +48,7 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     model = accelerated(model.to(device), options)
     if config.optimizer.get("backbone_lr") == 0:
         cast(Any, model).backbone.freeze()
+    logger.info("Model: %s.", describe_model(model))
     criterion = build_criterion(config.criterion, num_classes=num_classes).to(device)
     evaluator = CocoEvaluator(
         loader=evaluation_loader(val_set, **batches),
@@ -69,17 +76,19 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     trainer.fit()
 
 
-def data_sets(config: DictConfig) -> tuple[DetectionDataset, DetectionDataset]:
+def data_sets(config: DictConfig, options: TrainerConfig) -> tuple[DetectionDataset, DetectionDataset]:
     """For training, and for validation with the same categories."""
-    data = config.data
+    data, few = config.data, options.overfit_batches
     with distributed.first_on_machine():
         build(data.prepare, path="data.prepare")
-    parts = {name: build(data[name], path=f"data.{name}") for name in ("train", "val", "transforms", "mixing")}
+    parts = {name: build(data[name], path=f"data.{name}") for name in ("train", "transforms", "mixing")}
+    annotations = parts["train"].first(few * data.batch_size * distributed.world_size()) if few else parts["train"]
     train_set = DetectionDataset(
-        parts["train"], parts["transforms"], mixing=parts["mixing"], seed=config.seed, unreadable=data.unreadable
+        annotations, parts["transforms"], mixing=parts["mixing"], seed=config.seed, unreadable=data.unreadable
     )
     resized = transforms.evaluation(size=data.size, max_size=data.max_size)
-    val_set = DetectionDataset(parts["val"], resized, categories=train_set.categories)
+    annotations = annotations if few else build(data.val, path="data.val")
+    val_set = DetectionDataset(annotations, resized, categories=train_set.categories)
     before_training(train_set, val_set, num_queries=config.model.get("num_queries"), images=data.check)
     return train_set, val_set
 

@@ -79,6 +79,16 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def summary(self) -> str:
+        """How many images and objects there are, in words."""
+        counts = [int((~record.crowds).sum()) for record in self.records]
+        empty = counts.count(0)
+        return (
+            f"{len(counts):,} images, {sum(counts):,} objects of {len(self._own_categories)} classes, "
+            f"{sum(counts) / max(len(counts), 1):.1f} an image, at most {max(counts, default=0)}"
+            + (f"; {empty:,} images without objects" if empty else "")
+        )
+
     def count_objects(self) -> int:
         """The objects to be found, without crowds."""
         return int(self.count_by_category().sum())

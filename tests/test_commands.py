@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from PIL import Image
 
+from datasets import DetectionDataset
 from detr import Detector
 from detr.config import build_model, compose, plain
+from detr.types import Target
 from detr.weights import read_checkpoint, save
 from tests.helpers.commands import REPOSITORY, TINY_MODEL, Outcome, checksum
 from tests.helpers.commands import run as run_inside
@@ -212,7 +215,29 @@ def test_two_trainings_do_not_share_a_folder(tiny_options: list[str], tmp_path: 
     finally:
         first.kill()
         first.wait()
-    run("train.py", *tiny_options, f"run_dir={tmp_path}", "trainer.max_steps=1")
+    run("train.py", *tiny_options, f"run_dir={tmp_path}", "trainer.max_steps=1", "trainer.resume=auto")
+
+
+def test_a_few_images_are_trained_and_evaluated_on(tiny_options: list[str], shapes_root: Path, tmp_path: Path) -> None:
+    source = shapes_root / "instances_train.json"
+    content = json.loads(source.read_text())
+    empty, *others = [image["id"] for image in content["images"]]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] != empty]
+    (tmp_path / "without.json").write_text(json.dumps(content))
+    seen: list[int] = []
+    in_batch = DetectionDataset.__getitem__
+
+    def noted(dataset: DetectionDataset, key: int | tuple[int, int]) -> tuple[torch.Tensor, Target]:
+        seen.append(in_batch(dataset, key)[1].image_id)
+        return in_batch(dataset, key)
+
+    options = [*tiny_options, "data.workers=0", "data.batch_size=2", f"data.train.annotations={tmp_path}/without.json"]
+    few = ["trainer.overfit_batches=2", "trainer.epochs=2", "data.val.annotations=/not/read.json"]
+    with mock.patch.object(DetectionDataset, "__getitem__", noted):
+        done = run_inside("train.py", *options, *few, f"run_dir={tmp_path / 'run'}")
+    assert done.code == 0, done.output
+    assert set(seen) == set(others[:4]), "the first with objects, in training as in evaluation"
+    assert "Training: 4 images" in done.output and "Evaluation: 4 images" in done.output
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float64, Int64
 from detr.errors import UserError, brief
 from detr.types import Category
 
+MOST_CATEGORIES = 20_000
+
 
 @dataclass(frozen=True)
 class ImageRecord:
@@ -72,11 +74,20 @@ class Annotations:
             self._check_shapes(record)
         self._check_labels()
 
+    def first(self, count: int) -> "Annotations":
+        """The first images that have objects to train on: the same few to train on and to evaluate on."""
+        return replace(self, records=[record for record in self.records if not record.crowds.all()][:count])
+
     def _check_ids(self) -> None:
         ids = [category.id for category in self.categories]
         if not ids or ids != sorted(set(ids)):
             raise UserError(
                 f"{self.source}: the categories have the ids {brief(ids)}, wanted at least one, each once and sorted."
+            )
+        if len(ids) > MOST_CATEGORIES:
+            raise UserError(
+                f"{self.source}: there are {len(ids)} categories, wanted at most {MOST_CATEGORIES}, for which "
+                "memory and time suffice. Join classes, or leave out those without objects."
             )
         for image, count in Counter(record.id for record in self.records).most_common(1):
             if count > 1:

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any
 
 from detr.cli.exit_codes import exit_codes
+from detr.cli.run_folder import removed_unless_used
 from detr.config import check_config, command_line, explained
 
 
@@ -21,6 +22,7 @@ def command(
 
     def decorate(run: Callable[[Any], None]) -> Callable[[], None]:
         @wraps(run)
+        @removed_unless_used()
         @exit_codes()  # here too, because the jobs of a sweep may run in other processes
         def job(config: Any) -> None:
             with explained(name):

@@ -16,8 +16,10 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if count else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"device: wanted auto, cpu, cuda or cuda:N, got '{name}'.")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"device: wanted auto, cpu, cuda, cuda:N or mps, got '{name}'.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps was asked for, but torch finds no Apple GPU here. Set device=cpu or device=auto.")
     if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
         raise UserError(
             f"device={name} was asked for, but torch finds {count or 'no'} CUDA devices. Set device=cpu or device=auto."

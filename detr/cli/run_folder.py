@@ -1,28 +1,31 @@
 """The folder that a command writes to."""
 
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from detr import distributed
-from detr.config import job, save
+from detr.config import job, save, written_by_us
 from detr.errors import UserError
 
 logger = logging.getLogger(__name__)
+# What a training writes, beside its log and checkpoints.
+_RESULTS = ("config.yaml", "tensorboard", "evaluation", "predictions", "failures", "profile")
 
 
 @contextmanager
 def run_directory(config: Any) -> Iterator[Path]:
     """The folder of this run, with the composed configuration saved in it.
 
-    Raises UserError where another training is at work in it.
+    Raises UserError where another training is at work in it, or its results would be overwritten.
     """
     running = job()
-    if distributed.launched() and not any(option.startswith("run_dir=") for option in running.overrides):
+    if distributed.launched() and not running.sets("run_dir"):
         raise UserError("Several processes need run_dir=PATH on the command line, the same for all of them.")
     if distributed.rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the others report only what goes wrong
@@ -30,10 +33,54 @@ def run_directory(config: Any) -> Iterator[Path]:
         return
     trains = running.name == "train"
     with _alone_in(running.folder) if trains else nullcontext():
+        if trains:
+            _check_unused(running.folder, resumes=config.trainer.resume is not None)
         logger.info("Everything goes to %s.", running.folder)
         # Evaluation may write into the folder of the training: the training's configuration stays.
         save(config, running.folder / f"{'config' if trains else running.name}.yaml")
         yield running.folder
+
+
+@contextmanager
+def removed_unless_used() -> Iterator[None]:
+    """A command that fails before it has results leaves no folder behind."""
+    running = job()
+    folder, log = running.folder, f"{running.name}.log"
+    before = _names(folder)
+    if log in before and (folder / log).stat().st_size == 0:  # Hydra has just made it
+        before.remove(log)
+    try:
+        yield
+    except BaseException:
+        begun = {log, "config.yaml", f"{running.name}.yaml", ".lock", ".written.jsonl"}
+        made = _names(folder) - before
+        if made <= begun and not running.sweeps and not distributed.launched():
+            with suppress(OSError):
+                for name in made:
+                    (folder / name).unlink()
+                if not before and not running.sets("run_dir"):
+                    folder.rmdir()
+        raise
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _check_unused(folder: Path, *, resumes: bool) -> None:
+    """Refuse what another training, or someone else, has put there."""
+    trained = [name for name in ("checkpoints", "metrics.jsonl") if os.path.lexists(folder / name)]
+    if trained and not resumes:
+        raise UserError(
+            f"{folder} holds a training already ({' and '.join(trained)}), which this one would overwrite. Go on with "
+            "it: trainer.resume=auto. Or choose another folder: run_dir=PATH."
+        )
+    foreign = [name for name in _RESULTS if os.path.lexists(folder / name)]
+    if foreign and not trained and not written_by_us(folder / "config.yaml"):
+        raise UserError(
+            f"{folder} holds {' and '.join(foreign)} of something else than a training, which this one would "
+            "overwrite. Choose another folder: run_dir=PATH."
+        )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from detr.config.build import build, build_block, build_criterion, build_model
 from detr.config.check import check_config, plain
 from detr.config.command_line import command_line, job
-from detr.config.compose import compose, evaluation_data, explained, save
+from detr.config.compose import compose, evaluation_data, explained, save, written_by_us
 from detr.config.targets import MODELS
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "job",
     "plain",
     "save",
+    "written_by_us",
 ]

@@ -1,6 +1,7 @@
 """Configurations from the command line, and what Hydra knows of the command that runs."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detr.config.compose import CONFIGS, explained
+from detr.config.overrides import as_hydra_reads
 
 
 def command_line(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -25,6 +28,7 @@ def command_line(name: str) -> Callable[[Callable[[DictConfig], None]], Callable
         @wraps(run)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them its own way
+            sys.argv[1:] = [part if part.startswith("-") else as_hydra_reads(part) for part in sys.argv[1:]]
             with explained(name):
                 compose_and_run()
 
@@ -35,14 +39,28 @@ def command_line(name: str) -> Callable[[Callable[[DictConfig], None]], Callable
 
 @dataclass(frozen=True)
 class Job:
-    """A running command: its name, the folder of its output, and the options that were set on the command line."""
+    """A running command.
+
+    name: of its configuration. folder: of its output. overrides: the options that were set on the command line.
+    sweeps: whether it is one of several jobs.
+    """
 
     name: str
     folder: Path
     overrides: list[str]
+    sweeps: bool
+
+    def sets(self, option: str) -> bool:
+        """Whether the command line sets this option."""
+        return any(override.startswith(f"{option}=") for override in self.overrides)
 
 
 def job() -> Job:
     """The command that is running."""
     running = HydraConfig.get()
-    return Job(running.job.name, Path(running.runtime.output_dir), list(running.overrides.task))
+    return Job(
+        name=running.job.name,
+        folder=Path(running.runtime.output_dir),
+        overrides=list(running.overrides.task),
+        sweeps=running.mode == RunMode.MULTIRUN,
+    )

@@ -15,12 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 from detr.config import schema
 from detr.config.check import check_config, plain
 from detr.config.messages import message
+from detr.config.overrides import as_hydra_reads
 from detr.engine.options import flat
 from detr.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # The reader of checkpoints that were written when there was no other format.
 _COCO = "datasets.formats.coco.read_coco"
+_HEADER = "# What this command ran with. It is not read again: options come from configs/ and the command line.\n"
 schema.register()
 
 
@@ -59,7 +61,12 @@ def explained(name: str) -> Iterator[None]:
 
 def save(config: DictConfig, path: Path) -> None:
     """Write a configuration as YAML, with everything filled in."""
-    path.write_text(OmegaConf.to_yaml(config, resolve=True))
+    path.write_text(_HEADER + OmegaConf.to_yaml(config, resolve=True))
+
+
+def written_by_us(path: Path) -> bool:
+    """Whether `save` made this file; one that it had just begun is empty."""
+    return path.is_file() and path.read_bytes()[: len(_HEADER)] in (b"", _HEADER.encode())
 
 
 def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def _split(given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 def _composed(overrides: Sequence[str], name: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose(name, overrides=list(overrides))
+        return hydra.compose(name, overrides=[as_hydra_reads(override) for override in overrides])
 
 
 def _options(name: str) -> list[str]:

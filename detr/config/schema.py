@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from detr.engine import TrainerConfig
 from detr.evaluation.backends import Backend
 from detr.ranges import at_least, one_of
+
+_MOST_PIXELS = 20_000  # of a side: an image of this size takes 5 GB, before the model sees it
 
 
 @dataclass
@@ -21,17 +23,17 @@ class DataConfig:
     root: str | None = MISSING
     train: Any = MISSING
     val: Any = MISSING
-    size: int | None = at_least(1, default=800)
-    max_size: int | None = at_least(1, default=1333)
+    size: int | None = at_least(1, most=_MOST_PIXELS, default=800)
+    max_size: int | None = at_least(1, most=_MOST_PIXELS, default=1333)
     transforms: Any = None
     mixing: Any = None
     plain_after: float = at_least(0, most=1, default=1.0)
     plain_transforms: Any = None
     prepare: Any = None
     batch_size: int = at_least(1, default=2)
-    workers: int = at_least(0, default=4)
+    workers: int = at_least(0, most=512, default=4)
     group_by_aspect: bool = False
-    pad_to: int = at_least(1, default=1)
+    pad_to: int = at_least(1, most=_MOST_PIXELS, default=1)
     unreadable: str = one_of("stop", "skip", default="stop")
     check: str = one_of("headers", "pixels", "nothing", default="headers")
 
@@ -94,15 +96,21 @@ class PredictConfig(RunConfig):
     output: str = "${run_dir}"
     threshold: float = 0.5
     batch_size: int = at_least(1, default=4)
-    size: int | None = at_least(1, default=None)
-    max_size: int | None = at_least(1, default=None)
+    size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
+    max_size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
     attention: bool = False
     attention_point: list[float] = field(default_factory=lambda: [0.5, 0.5])
 
 
 def register() -> None:
-    """Register the schemas with Hydra; they are the first entries of the defaults lists in configs/."""
+    """Register what configs/ builds on: the schemas, first in the defaults lists, and `scaled`."""
+    OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="predict_schema", node=PredictConfig)
+
+
+def _scaled(size: int, scale: float | list[float]) -> Any:
+    """Pixels: a fraction of a size, or several."""
+    return OmegaConf.create([_scaled(size, one) for one in scale]) if isinstance(scale, list) else round(size * scale)

@@ -53,7 +53,6 @@ class TrainerConfig:
 
     def epoch_steps(self, batches: int) -> int:
         """Optimizer steps of an epoch of so many batches; raises UserError where these are too few for one step."""
-        batches = min(batches, self.overfit_batches or batches)
         steps = min(batches // self.accumulate, self.limit_epoch_steps or batches)
         if steps == 0:
             raise UserError(

@@ -148,10 +148,9 @@ class Trainer:
         self.criterion.train()
         for callback in self.callbacks.values():
             callback.on_epoch_start(self)
-        epoch = 0 if self.config.overfit_batches else self.epoch
         start = self.state.step % self.epoch_steps * self.config.accumulate
         asked = time.perf_counter()
-        for batches in grouped(self.loader.epoch(epoch, start), self.config.accumulate):
+        for batches in grouped(self.loader.epoch(self.epoch, start), self.config.accumulate):
             waited = time.perf_counter() - asked
             if losses := self._learn(batches):
                 self._report(losses, batches, waited)

@@ -5,6 +5,7 @@ from detr.reporting.draw import draw_detections
 from detr.reporting.output import OutputFolder
 from detr.reporting.reporter import Reporter
 from detr.reporting.sinks import JsonLines, Progress, Sink, TensorBoard
+from detr.reporting.summary import describe_model
 
 __all__ = [
     "JsonLines",
@@ -13,6 +14,7 @@ __all__ = [
     "Reporter",
     "Sink",
     "TensorBoard",
+    "describe_model",
     "draw_attention",
     "draw_detections",
 ]

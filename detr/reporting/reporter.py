@@ -1,7 +1,6 @@
 """Averages a run's records and hands them to the sinks."""
 
 import logging
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -140,4 +139,6 @@ def _peak_memory() -> float:
         return float(torch.cuda.max_memory_allocated())
     if _STATUS.exists():
         return int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024.0
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    import resource  # which Windows does not have
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS

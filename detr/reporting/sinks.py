@@ -2,7 +2,7 @@
 
 import json
 import logging
-import re
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,7 +14,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
-_DETAIL = re.compile(r"_\d+$|/")  # losses of earlier decoder layers, and what has a/path for a name, are for the files
 
 
 @runtime_checkable
@@ -40,25 +39,38 @@ class Sink(Protocol):
 
 
 class Progress:
-    """A progress bar with losses, speed and memory, where there is a terminal, and a line in the log now and then."""
+    """A progress bar where there is a terminal, and a short line in the log now and then: the rest is for the files."""
 
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
         self._total = total_steps
-        self._rates: dict[str, float] = {}
+        self._step, self._first, self._best = step, True, -math.inf
+        self._shown: dict[str, str] = {}
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
 
     def advance(self, losses: Mapping[str, float]) -> None:
-        shown = {name: losses[name] for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in losses}
-        self._bar.set_postfix({**shown, **self._rates}, refresh=False)
+        self._step += 1
+        if self._first and "loss" in losses:  # the next line may take a while
+            self._first = False
+            logger.info("step %d/%d  loss %.4g", self._step, self._total, losses["loss"])
+        self._bar.set_postfix({"loss": f"{losses.get('loss', math.nan):.4g}", **self._shown}, refresh=False)
         self._bar.update()
 
     def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
-        if group == "train":  # the bar itself shows the time that is left
-            self._rates = {name: values[name] for name in ("images_per_second", "data_wait", "memory_gb")}
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not _DETAIL.search(name))
-        logger.info("step %d/%d %s: %s", step, self._total, group, shown)
+        if group == "val":
+            self._best = max(self._best, values["AP"])
+            self._shown["AP"] = f"{values['AP']:.3f} (best {self._best:.3f})"
+            found = "  ".join(
+                f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75", "AR100") if name in values
+            )
+            logger.info("step %d/%d  evaluated: %s", step, self._total, found)
+            return
+        self._shown["images/s"] = f"{values['images_per_second']:.3g}"
+        shown = {"loss": f"{values.get('loss', math.nan):.4g}", **self._shown}
+        left = tqdm.format_interval(60 * values["eta_minutes"])
+        line = "  ".join(f"{name} {value}" for name, value in shown.items())
+        logger.info("step %d/%d  %s  %s left", step, self._total, line, left)
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None: ...
 

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from detr import distributed
 from detr.cli import command, run_directory
+from detr.config.command_line import Job
 from detr.config.moved import MOVED
 from detr.errors import UserError
 
@@ -107,5 +108,75 @@ def test_several_processes_need_a_folder_and_the_first_one_writes(
     monkeypatch.setattr(distributed, "launched", lambda: True)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert run("train", look) == 0
-    monkeypatch.setattr("detr.cli.run_folder.job", lambda: type("Job", (), {"overrides": ["seed=1"]}))
+    without = Job(name="train", folder=tmp_path, overrides=["seed=1"], sweeps=False)
+    monkeypatch.setattr("detr.cli.run_folder.job", lambda: without)
     assert run("train", look) == 2
+
+
+def hold(content: dict[str, str], folder: Path) -> None:
+    for name, text in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "resume", "message"),
+    [
+        (
+            {"checkpoints/last.pt": "x", "metrics.jsonl": "x"},
+            "null",
+            "holds a training already (checkpoints and metrics",
+        ),
+        (
+            {"checkpoints/best.pt": "x"},
+            "null",
+            "Go on with it: trainer.resume=auto. Or choose another folder: run_dir=PATH",
+        ),
+        ({"metrics.jsonl": "x"}, "null", "holds a training already"),
+        ({"config.yaml": "mine: 1"}, "null", "holds config.yaml of something else than a training"),
+        ({"config.yaml": "mine: 1"}, "auto", "holds config.yaml of something else than a training"),
+        ({"predictions/0.jpg": "x"}, "null", "holds predictions of something else"),
+    ],
+)
+def test_a_training_replaces_nothing(
+    run: Run, tmp_path: Path, content: dict[str, str], resume: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hold(content, tmp_path)
+
+    def train(config: Any) -> None:
+        with run_directory(config):
+            raise AssertionError("begun")
+
+    assert run("train", train, f"trainer.resume={resume}") == 2
+    assert message in capsys.readouterr().out
+    found = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == content, "nothing is changed, added or left behind"
+
+
+@pytest.mark.parametrize("content", [{}, {"checkpoints/last.pt": "x", "config.yaml": "of an earlier version"}])
+def test_a_training_goes_on_in_its_folder(run: Run, tmp_path: Path, content: dict[str, str]) -> None:
+    def train(config: Any) -> None:
+        with run_directory(config):
+            pass
+
+    hold(content, tmp_path)
+    assert run("train", train, "trainer.resume=auto") == 0
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] == 42
+    assert run("train", train, "trainer.resume=auto", "seed=3") == 0  # a training that had not come to a checkpoint
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] == 3
+
+
+def test_a_failed_command_leaves_no_folder(run: Run, tmp_path: Path) -> None:
+    def fail(config: Any) -> None:
+        with run_directory(config):
+            raise UserError("no data")
+
+    assert run("train", fail) == 2 and list(tmp_path.iterdir()) == []
+
+    def fail_later(config: Any) -> None:
+        with run_directory(config) as folder:
+            (folder / "metrics.jsonl").write_text("a result")
+            raise UserError("no data")
+
+    assert run("train", fail_later) == 2
+    assert {path.name for path in tmp_path.iterdir()} >= {"config.yaml", "metrics.jsonl", "train.log"}

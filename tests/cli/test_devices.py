@@ -22,7 +22,8 @@ def test_of_one_process(count: int, name: str, device: str, monkeypatch: pytest.
     [
         (0, "cuda", r"^device=cuda was asked for, but torch finds no CUDA devices\. Set device=cpu or device=auto\.$"),
         (2, "cuda:2", r"^device=cuda:2 was asked for, but torch finds 2 CUDA devices\."),
-        (2, "toaster", r"^device: wanted auto, cpu, cuda or cuda:N, got 'toaster'\.$"),
+        (2, "toaster", r"^device: wanted auto, cpu, cuda, cuda:N or mps, got 'toaster'\.$"),
+        (2, "mps", r"^device=mps was asked for, but torch finds no Apple GPU here\."),
         (2, "cuda:x", r"got 'cuda:x'"),
     ],
 )

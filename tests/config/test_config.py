@@ -21,7 +21,7 @@ def test_every_option_composes_and_binds(option: Path) -> None:
     if option.name == "from_checkpoint":
         assert compose(["checkpoint=x"], "evaluate").data.val.images is None
         return
-    overrides = [f"{'/'.join(option.parts[:-1])}={option.name}"]
+    overrides = [f"{'/'.join(option.parts[:-1])}={option.name}".replace("recipe=", "model=")]
     if option.name in ("common", "coco_format"):
         return  # what the others inherit
     text = (CONFIGS / option).with_suffix(".yaml").read_text()
@@ -51,6 +51,29 @@ def test_evaluation_needs_no_training_data(data: str) -> None:
 def test_evaluation_takes_the_data_options_of_a_training() -> None:
     config = compose(["checkpoint=x", *FILLED_IN, "data.batch_size=3"], "evaluate")
     assert (config.data.val.images, config.data.batch_size) == ("x", 3)
+
+
+def test_one_option_rules_the_size_of_images() -> None:
+    published = compose(["data=custom", *FILLED_IN]).data
+    assert published.max_size == 1333 and published.transforms.sizes == list(range(480, 801, 32))
+    crops = ("crop_from", "crop_min", "crop_max")
+    assert [published.transforms[name] for name in crops] == [[400, 500, 600], 384, 600]
+    data = compose(["data=custom", "data.size=320", *FILLED_IN]).data
+    assert data.max_size == data.transforms.max_size == data.plain_transforms.max_size == 533
+    assert (min(data.transforms.sizes), max(data.transforms.sizes), data.plain_transforms.sizes) == (192, 320, [320])
+    assert [data.transforms[name] for name in crops] == [[160, 200, 240], 154, 240]
+    assert compose(["data.size=64"]).data.transforms.sizes == [64]
+
+
+def test_a_model_brings_what_fits_it() -> None:
+    config = compose(["data=custom", "model=small", *FILLED_IN])
+    assert (config.data.size, config.data.transforms.sizes, config.data.batch_size) == (320, [320], 4)
+    assert (config.optimizer.lr, config.optimizer.backbone_lr, config.trainer.epochs) == (8e-4, 8e-4, 50)
+    config = compose(["data=custom", "model=small", "optimizer.lr=1e-3", "data.size=256", *FILLED_IN])
+    assert (config.optimizer.lr, config.data.transforms.sizes) == (1e-3, [256])
+    assert compose(["model=small"]).data.size == 96, "the generated images have their own size"
+    assert compose(["experiment=bccd", "data.root=x"]).trainer.epochs == 38
+    assert compose(["data=custom", *FILLED_IN]).trainer.epochs == 300
 
 
 def test_experiments_open_with_command_and_hardware() -> None:

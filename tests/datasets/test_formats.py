@@ -14,6 +14,7 @@ import torch
 
 from datasets import DetectionDataset
 from datasets.formats import Annotations, ImageRecord
+from datasets.formats.base import MOST_CATEGORIES
 from detr.config import build, compose
 from detr.errors import UserError
 from detr.evaluation import evaluate_coco
@@ -56,7 +57,6 @@ def read_lines(*, folder: str) -> Annotations:
     return Annotations(source=source, images=Path(folder), categories=categories, records=records)
 """
 CONFIG = """
-defaults: [common]
 root: null
 train:
   _target_: line_format.read_lines
@@ -257,3 +257,10 @@ def test_the_ground_truth_gives_the_figures_of_the_file(shared: Path, tmp_path: 
     dataset = coco_set(folder / "images" / "train", tmp_path / "changed.json")
     found = evaluate_coco(dataset.ground_truth(), results, backend=backend)
     assert found == evaluate_coco(tmp_path / "changed.json", results, backend=backend) and 0.1 < found["AP"] < 0.99
+
+
+def test_too_many_categories_are_refused(tmp_path: Path) -> None:
+    categories = [Category(id=number, name=str(number)) for number in range(MOST_CATEGORIES + 1)]
+    Annotations(source=tmp_path, images=tmp_path, categories=categories[1:], records=[])
+    with pytest.raises(UserError, match=r"there are 20001 categories, wanted at most 20000, .*Join classes"):
+        Annotations(source=tmp_path, images=tmp_path, categories=categories, records=[])

@@ -94,6 +94,7 @@ def curve_of(case: str, folder: Path) -> Curve:
         "optimizer.lr=1e-4",
         "optimizer.backbone_lr=1e-4",
         f"trainer.max_steps={STEPS}",
+        "scheduler.warmup=0.0",
         "logger.tensorboard=null",
     ]
     chosen = {option.partition("=")[0]: option for option in (*options, *CASES[case])}

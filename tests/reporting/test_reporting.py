@@ -1,6 +1,7 @@
 """Records, and drawings that stay inside the image."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from detr.reporting import JsonLines, Progress, Reporter, TensorBoard, draw_detections
+from detr.reporting import JsonLines, Progress, Reporter, TensorBoard, describe_model, draw_detections
 from detr.types import Detections
 
 HOSTILE = "<b>[x](javascript:alert(1))"
@@ -84,3 +85,30 @@ def test_records_are_averages_and_a_resumed_run_repeats_none(tmp_path: Path) -> 
     [tag] = [tag for tag in tags["tensors"] if "config" in tag]
     shown = markdown_to_safe_html(events.Tensors(tag)[-1].tensor_proto.string_val[0])
     assert HOSTILE not in shown and "&lt;b&gt;[x](javascript:alert(1))" in shown and "<a" not in shown
+
+
+def test_the_log_is_short_and_begins_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "config.yaml").touch()
+    losses = {"loss": 4.5, "loss_ce": 1.0, "loss_ce_0": 1.0, "grad_norm": 2.0}
+    with caplog.at_level("INFO"), Reporter(sinks={"progress": Progress()}, run_dir=tmp_path, log_every=5) as reporter:
+        reporter.start(10, total_steps=20)
+        for step in range(11, 16):
+            reporter.step(step, losses, {"lr": 0.5}, images=3, waited=0.0)
+            assert caplog.messages[0] == "step 11/20  loss 4.5"
+        reporter.evaluation(15, {"AP": 0.25, "AP50": 0.5, "recall": 0.75}, [])
+        reporter.evaluation(15, {"AP": 0.125, "AP50": 0.5, "recall": 0.75}, [])
+        for step in range(16, 21):
+            reporter.step(step, losses, {"lr": 0.5}, images=3, waited=0.0)
+    assert re.fullmatch(r"step 15/20  loss 4.5  images/s \S+  00:00 left", caplog.messages[1])
+    assert caplog.messages[2] == "step 15/20  evaluated: AP 0.250  AP50 0.500"
+    assert re.fullmatch(r"step 20/20  loss 4.5  images/s \S+  AP 0.125 \(best 0.250\)  00:00 left", caplog.messages[4])
+
+
+def test_a_model_is_described() -> None:
+    model = torch.nn.ModuleDict({"stem": torch.nn.Linear(3, 2), "head": torch.nn.Sequential(torch.nn.Linear(2, 3))})
+    assert describe_model(model) == "17 parameters, 17 train"
+    model["stem"].requires_grad_(False)
+    model["head"][0].bias.requires_grad_(False)
+    assert describe_model(model) == "17 parameters, 6 train; frozen: stem"
+    model.requires_grad_(False)
+    assert describe_model(model) == "17 parameters, 0 train; frozen: everything"
