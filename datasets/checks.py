@@ -9,11 +9,11 @@ import numpy as np
 from datasets.detection import SKIP_ADVICE, DetectionDataset
 from datasets.formats.base import ImageRecord
 from detr import distributed
-from detr.errors import UserError
+from detr.errors import UserError, brief
 from detr.images import check_image, read_image
 
 logger = logging.getLogger(__name__)
-_READERS = 8  # files that are read at a time
+_READERS = 4  # files that are read at a time
 _SAMPLES = 3  # images of which all pixels are read in any case, for the warnings about their values
 _MANY = 5000  # images that are worth a line in the log
 
@@ -47,8 +47,8 @@ def training_warnings(dataset: DetectionDataset, num_queries: int | None) -> lis
     unused = [category for category, is_used in zip(dataset.categories, used.tolist(), strict=True) if not is_used]
     if unused:
         found.append(
-            f"{len(unused)} of {len(used)} categories have no object, such as {unused[0].id} '{unused[0].name}'. The "
-            "model cannot learn them; take those that are no classes out of 'categories'."
+            f"{len(unused)} of {len(used)} categories have no object, such as {unused[0].id} {brief(unused[0].name)}. "
+            "The model cannot learn them; take those that are no classes out of 'categories'."
         )
     counts = np.array([int((~record.crowds).sum()) for record in dataset.records])
     if num_queries is not None and (counts > num_queries).any():
@@ -70,8 +70,8 @@ def validation_warnings(train: DetectionDataset, val: DetectionDataset) -> list[
     if not shared:
         return []
     return [
-        f"{val.source}: {len(shared)} of {len(val)} images are trained on too, such as {shared[0]}. Results on these "
-        "say little about other images; take them out of one of the two sets."
+        f"{val.source}: {len(shared)} of {len(val)} images are trained on too, such as {brief(shared[0])}. "
+        "Results on these say little about other images; take them out of one of the two sets."
     ]
 
 

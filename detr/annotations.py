@@ -14,6 +14,7 @@ from detr.errors import UserError, brief
 
 logger = logging.getLogger(__name__)
 _FLAGS = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True, "": False, None: False}
+_FOUR_FLOATS = [float] * 4
 _TEXT, _NULL, _DECIMAL = "numbers as text", "fields that are null", "whole numbers with decimals"
 
 
@@ -107,8 +108,25 @@ class AnnotationReader:
         return _FLAGS[key]
 
 
+def is_plain(entry: Mapping[str, Any]) -> bool:
+    """Whether an annotation is written as COCO does, as nearly all are: there is nothing to read otherwise."""
+    box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd")
+    return (
+        type(box) is list
+        and [type(value) for value in box] == _FOUR_FLOATS
+        and type(area) is float
+        and 0 <= area < math.inf
+        and type(crowd) is int
+        and crowd in (0, 1)
+        and type(entry.get("image_id")) is int
+        and type(entry.get("category_id")) is int
+    )
+
+
 def identity(value: Any) -> Any:
     """An id as a whole number where it is one, as text or with decimals too; otherwise as it is."""
+    if type(value) is int:
+        return value
     if isinstance(value, str):
         return int(value) if value.strip().lstrip("+-").isdecimal() else value
     return int(value) if isinstance(value, float) and value.is_integer() else value

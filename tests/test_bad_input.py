@@ -464,6 +464,28 @@ CASES = [
         annotations(lambda content: content.update(images=[], annotations=[]), "val"),
     ),
     Case(
+        "nothing but crowds to train on",
+        TRAIN,
+        (),
+        ("instances_train.json", "no object to train on", "iscrowd"),
+        annotations(lambda content: [entry.update(iscrowd="1") for entry in content["annotations"]]),
+    ),
+    Case(
+        "YOLO labels",
+        TRAIN,
+        ("data.train.annotations={tmp}/labels.txt",),
+        ("labels.txt", "YOLO", "no reader here", "COCO format", "as_coco"),
+        write("labels.txt", b"0 0.5 0.5 0.2 0.2\n"),
+    ),
+    Case(
+        "boxes as corners are reported",
+        TRAIN,
+        (),
+        ("look like [left, top, right, bottom]", "such as"),
+        annotations(lambda content: [entry.update(bbox=[20, 20, 40, 40]) for entry in content["annotations"]]),
+        code=0,
+    ),
+    Case(
         "folder of another project for generated shapes",
         TRAIN,
         ("data=shapes", "data.root={tmp}/data"),

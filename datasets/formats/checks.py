@@ -8,9 +8,11 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from datasets.formats.base import ImageRecord
+from detr.errors import brief
 from detr.types import Category
 
 _MOST = 0.95  # of the boxes: a few may be wrong beside
+_SOME = 0.1  # more than are wrong by chance
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def annotation_warnings(records: Sequence[ImageRecord], categories: Sequence[Cat
     if any(len(record.labels) for record in records):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             objects = _Objects.of(records)
-            found += [*_unit_warnings(objects), *_copy_warnings(objects), *_area_warnings(objects)]
+            units = list(_unit_warnings(objects))
+            found += [*units, *_copy_warnings(objects), *([] if units else _area_warnings(objects))]
     return found
 
 
@@ -62,7 +65,7 @@ def _file_warnings(records: Sequence[ImageRecord]) -> Iterator[str]:
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         yield (
-            f"{len(repeated)} files are listed as several images, such as {repeated[0]!r}. Each is trained on and "
+            f"{len(repeated)} files are listed as several images, such as {brief(repeated[0])}. Each is trained on and "
             "evaluated on several times, with a part of its objects or the same ones; list it once."
         )
 
@@ -70,7 +73,7 @@ def _file_warnings(records: Sequence[ImageRecord]) -> Iterator[str]:
 def _name_warnings(categories: Sequence[Category]) -> Iterator[str]:
     of_name: dict[str, list[str]] = {}
     for category in categories:
-        of_name.setdefault(category.name.strip().casefold(), []).append(f"{category.id} '{category.name}'")
+        of_name.setdefault(category.name.strip().casefold(), []).append(f"{category.id} {brief(category.name)}")
     repeated = [same for same in of_name.values() if len(same) > 1]
     if repeated:
         yield (
@@ -91,13 +94,17 @@ def _unit_warnings(objects: _Objects) -> Iterator[str]:
         )
         return
     beyond = (far > 1.05 * objects.sides).any(1)
-    corners = ((extent > near) & (extent <= objects.sides + 1)).all(1)
-    if corners.mean() >= _MOST and beyond.mean() >= 0.2:
-        yield (
-            f"the boxes look like [left, top, right, bottom]: as [x, y, width, height] {_share(beyond)} reach out of "
-            f"their image, such as {objects.example(beyond)}. Wanted [x, y, width, height]: subtract left and top."
-        )
-        return
+    kinds = (
+        ("[left, top, right, bottom]", (extent > near) & (extent <= objects.sides + 1), "subtract left and top"),
+        ("[center x, center y, width, height]", near - extent / 2 >= -1, "subtract half of width and height"),
+    )
+    for kind, fits, remedy in kinds:
+        if beyond.mean() >= _SOME and fits.all(1).mean() >= _MOST:
+            yield (
+                f"the boxes look like {kind}: as [x, y, width, height] {_share(beyond)} reach out of their image, "
+                f"such as {objects.example(beyond)}. Wanted [x, y, width, height]: {remedy}."
+            )
+            return
     inside = np.minimum(far, objects.sides) - np.maximum(near, 0)
     outside = (inside > 0).all(1) & (inside.prod(1) < 0.5 * extent.prod(1))
     if outside.any():

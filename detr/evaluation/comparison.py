@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from detr.annotations import AnnotationReader, identity
+from detr.annotations import AnnotationReader, identity, is_plain
 from detr.errors import UserError
 from detr.evaluation.results import CocoResults
 from detr.files import open_regular
@@ -81,34 +81,19 @@ class Comparison:
         self.found = self._found(found)
 
     def _truth(self, rows: Sequence[Mapping[str, Any]], reader: AnnotationReader) -> Entries:
-        listed = ((self._place(row), row) for row in rows)
         boxed = self.iou_type == "bbox"
-        entries = []
-        for number, (place, row) in enumerate(listed):
-            if place is None:
-                continue
-            name = f"annotation {row.get('id', number)}"
-            box = reader.box(row, name) if boxed or row.get("area") is None else (0.0,) * 4
-            area = reader.area(row, box, name)
-            if area < 0 and "area" in row:
-                reader.accept("areas below 0, which count for no size, and make AP -1 where there are no others", name)
-            if all(map(math.isfinite, box)):
-                entries.append((*place, box if boxed else (0.0,) * 4, area, reader.crowd(row, name), row))
-        images, categories, boxes, areas, crowds, rows = zip(*entries, strict=True) if entries else ((),) * 6
+        rows = [row if is_plain(row) else _read(row, number, reader, boxed) for number, row in enumerate(rows)]
+        rows = [row for row in rows if row["image_id"] in self.images and row["category_id"] in self.categories]
+        rows = [row for row in rows if all(map(math.isfinite, row["bbox"]))]
         return Entries(
-            images=np.array(images, dtype=np.int64),
-            categories=np.array(categories, dtype=np.int64),
-            boxes=np.array(boxes, dtype=float).reshape(-1, 4),
-            areas=np.array(areas, dtype=float),
-            crowds=np.array(crowds, dtype=bool),
-            scores=np.zeros(len(entries)),
+            images=np.array([self.images[row["image_id"]] for row in rows], dtype=np.int64),
+            categories=np.array([self.categories[row["category_id"]] for row in rows], dtype=np.int64),
+            boxes=np.array([row["bbox"] if boxed else (0, 0, 0, 0) for row in rows], dtype=float).reshape(-1, 4),
+            areas=np.array([row["area"] for row in rows], dtype=float),
+            crowds=np.array([row["iscrowd"] for row in rows], dtype=bool),
+            scores=np.zeros(len(rows)),
             masks=None if boxed else [row["segmentation"] for row in rows],
         )
-
-    def _place(self, row: Mapping[str, Any]) -> tuple[int, int] | None:
-        """The numbers of an annotation's image and category; None where one of them is not listed."""
-        image, category = self.images.get(identity(row["image_id"])), self.categories.get(identity(row["category_id"]))
-        return None if image is None or category is None else (image, category)
 
     def _found(self, results: CocoResults) -> Entries:
         categories = np.array([self.categories.get(key, -1) for key in results.category_ids.tolist()], dtype=np.int64)
@@ -123,6 +108,23 @@ class Comparison:
             scores=results.scores[kept],
             masks=_masks(results, kept) if self.iou_type == "segm" else None,
         )
+
+
+def _read(row: Mapping[str, Any], number: int, reader: AnnotationReader, boxed: bool) -> dict[str, Any]:
+    """An annotation in the words of COCO. boxed: whether its box counts; otherwise it only replaces an area."""
+    place = f"annotation {row.get('id', number)}"
+    box = reader.box(row, place) if boxed or row.get("area") is None else (0.0,) * 4
+    area = reader.area(row, box, place)
+    if area < 0 and row.get("area") is not None:
+        reader.accept("areas below 0, which count for no size: AP is -1 where there are no others", place)
+    return {
+        **row,
+        "image_id": identity(row["image_id"]),
+        "category_id": identity(row["category_id"]),
+        "bbox": box,
+        "area": area,
+        "iscrowd": reader.crowd(row, place),
+    }
 
 
 def _load(source: Any) -> Any:

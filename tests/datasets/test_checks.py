@@ -48,6 +48,12 @@ def corners(content: Content) -> None:
         entry["bbox"] = [x, y, min(x + w, WIDTH), min(y + h, HEIGHT)]
 
 
+def centers(content: Content) -> None:
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x + w / 2, y + h / 2, w, h]
+
+
 def scaled(x: float, y: float) -> Callable[[Content], None]:
     def change(content: Content) -> None:
         for entry in content["annotations"]:
@@ -77,6 +83,7 @@ def far_out(content: Content) -> None:
 
 ODD: dict[str, tuple[Callable[[Content], Any], str]] = {
     "corners": (corners, r"the boxes look like \[left, top, right, bottom\]: .* \d+ of 60 reach out of .*, such as \["),
+    "centers": (centers, r"the boxes look like \[center x, center y, width, height\]: .* \d+ of 60 .* half of width"),
     "boxes in [0, 1]": (scaled(1 / WIDTH, 1 / HEIGHT), r"60 of 60 boxes are in \[0, 1\], such as .*640x480.*multiply"),
     "boxes in percent": (scaled(100 / WIDTH, 100 / HEIGHT), "60 of 60 boxes are in the upper left quarter.*percent"),
     "boxes of a smaller image": (scaled(0.4, 0.4), "boxes are in the upper left quarter .* of smaller images"),
@@ -197,7 +204,7 @@ def test_images_that_are_trained_and_evaluated_on(root: Path, caplog: pytest.Log
     part = shapes_set(root, "train")
     (root / "instances_train.json").rename(root / "other.json")
     before_training(whole, coco_set(root / "train", root / "other.json"))
-    assert "other.json: 5 of 5 images are trained on too, such as 000000.jpg" in caplog.text
+    assert "other.json: 5 of 5 images are trained on too, such as '000000.jpg'" in caplog.text
     caplog.clear()
     before_training(whole, whole)
     before_training(whole, part)

@@ -62,7 +62,7 @@ AS_MEANT: dict[str, tuple[Change, str]] = {
     ),
     "areas of texts": (each("annotations", lambda e: e.update(area=str(e["area"]))), "3 numbers as text, such as area"),
     "areas that are null": (lambda c: c["annotations"][1].update(area=None), "1 fields that are null, such as area"),
-    "negative areas": (each("annotations", lambda e: e.update(area=-1)), "3 areas that are not above 0"),
+    "negative areas": (each("annotations", lambda e: e.update(area=-1.0)), "3 areas that are not above 0"),
     "areas of 0": (each("annotations", lambda e: e.update(area=0)), "3 areas that are not above 0"),
     "enormous areas": (each("annotations", lambda e: e.update(area=2e10)), "3 areas that are not above 0, or above"),
     "NaN areas": (each("annotations", lambda e: e.update(area=float("nan"))), "3 areas that are NaN"),
