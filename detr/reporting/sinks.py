@@ -3,9 +3,9 @@
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -71,17 +71,16 @@ class JsonLines:
     """metrics.jsonl in the run's folder: one object a line, {"step", "group", values...}."""
 
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
-        path = run_dir / "metrics.jsonl"
+        self._path, self._begun = run_dir / "metrics.jsonl", step
         # A run that goes on repeats the steps after its checkpoint.
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)  # so that there is no moment without them
-        self._file = path.open("a")
+        self._keep(lambda row: row["step"] <= step)
 
     def advance(self, losses: Mapping[str, float]) -> None: ...
 
     def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        if step == self._begun:  # an evaluation whose checkpoint was not saved is repeated
+            self._file.close()
+            self._keep(lambda row: (row["step"], row["group"]) != (step, group))
         self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
         self._file.flush()
 
@@ -89,6 +88,14 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+    def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Go on after those rows of the file that are wanted."""
+        kept = [line for line in _lines(self._path) if wanted(json.loads(line))]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self._path)  # so that there is no moment without them
+        self._file = self._path.open("a")
 
 
 class TensorBoard:
