@@ -5,7 +5,8 @@ from functools import wraps
 from typing import Any
 
 from detr.cli.exit_codes import exit_codes
-from detr.config import check_config, command_line, explained
+from detr.config import check_config, command_line, explained, in_sweep
+from detr.engine.signals import interruptible
 
 
 def command(
@@ -21,9 +22,9 @@ def command(
 
     def decorate(run: Callable[[Any], None]) -> Callable[[], None]:
         @wraps(run)
-        @exit_codes()  # here too, because the jobs of a sweep may run in other processes
         def job(config: Any) -> None:
-            with explained(name):
+            # Here too, because the jobs of a sweep may run in other processes. `Sweep` reports the errors of these.
+            with interruptible() if in_sweep() else exit_codes(), explained(name):
                 if unread is not None:
                     config[unread[0]][unread[1]] = None
                 check_config(config)

@@ -2,12 +2,13 @@
 
 from detr.config.build import build, build_block, build_criterion, build_model
 from detr.config.check import check_config, plain
-from detr.config.command_line import command_line, job
+from detr.config.command_line import JobCallback, command_line, in_sweep, job, take_failure
 from detr.config.compose import compose, evaluation_data, explained, save
 from detr.config.targets import MODELS
 
 __all__ = [
     "MODELS",
+    "JobCallback",
     "build",
     "build_block",
     "build_criterion",
@@ -17,7 +18,9 @@ __all__ = [
     "compose",
     "evaluation_data",
     "explained",
+    "in_sweep",
     "job",
     "plain",
     "save",
+    "take_failure",
 ]
