@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from detr.archive import check_archive, checksum, is_archive, seal
+from detr.archive import check_archive, is_archive, seal
 from detr.errors import UserError
 
 # What torch and zipfile raise for content that is none.
@@ -110,12 +110,6 @@ def open_regular(path: str | Path) -> BinaryIO:
         return file
     file.close()
     raise UserError(f"{path} is a device or a pipe, wanted a file. Replace or remove it.")
-
-
-def checksum_of(path: str | Path) -> int:
-    """CRC-32 of a file."""
-    with open_regular(path) as file:
-        return checksum(file, os.fstat(file.fileno()).st_size)
 
 
 def _open_at_once(path: str, flags: int) -> int:

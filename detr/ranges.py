@@ -25,7 +25,11 @@ class Range:
         """Raise UserError for a value outside, of the option at this path."""
         if value is not None and not self.fits(value):
             got = f"'{value}'" if isinstance(value, str) else value
-            renamed = f" '{value}' is replaced: write '{self.former[value]}'." if value in self.former else ""
+            renamed = (
+                f" '{value}' is replaced: write '{self.former[value]}'."
+                if got != value and value in self.former
+                else ""
+            )
             raise UserError(f"{path}: wanted {self.wanted}, got {got}.{renamed}")
 
 
@@ -42,6 +46,17 @@ def one_of(*choices: str, default: str, former: Mapping[str, str] | None = None)
     """A dataclass field for one of a few names. former: earlier names, each with the one to write instead."""
     limits = Range(" or ".join(choices), lambda value: value in choices, former or {})
     return field(default=default, metadata={_KEY: limits})
+
+
+def checked(value: Any, name: str, wanted: str, fits: Callable[[Any], bool]) -> Any:
+    """The value of a parameter; UserError where it does not fit. wanted: completes the message "wanted ..."."""
+    Range(wanted, fits).check(value, name)
+    return value
+
+
+def non_negative(value: Any) -> bool:
+    """Whether it is a number of at least 0, and finite."""
+    return isinstance(value, int | float) and 0 <= value < inf
 
 
 def check_ranges(options: Any, path: str = "") -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from detr.cli.exit_codes import exit_codes
 from detr.cli.run_folder import removed_unless_used
-from detr.config import check_config, command_line, explained
+from detr.config import check_config, command_line, explained, in_sweep
+from detr.engine.signals import interruptible
 
 
 def command(
@@ -23,9 +24,9 @@ def command(
     def decorate(run: Callable[[Any], None]) -> Callable[[], None]:
         @wraps(run)
         @removed_unless_used()
-        @exit_codes()  # here too, because the jobs of a sweep may run in other processes
         def job(config: Any) -> None:
-            with explained(name):
+            # Here too, because the jobs of a sweep may run in other processes. `Sweep` reports the errors of these.
+            with interruptible() if in_sweep() else exit_codes(), explained(name):
                 if unread is not None:
                     config[unread[0]][unread[1]] = None
                 check_config(config)

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from detr import distributed
 from detr.cli.agreement import check_processes
-from detr.config import job, save, written_by_us
+from detr.config import in_sweep, job, save, written_by_us
 from detr.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def removed_unless_used() -> Iterator[None]:
     except BaseException:
         begun = {log, "config.yaml", f"{running.name}.yaml", ".lock", ".written.jsonl"}
         made = _names(folder) - before
-        if made <= begun and not running.sweeps and not distributed.launched():
+        if made <= begun and not in_sweep() and not distributed.launched():
             with suppress(OSError):
                 for name in made:
                     (folder / name).unlink()

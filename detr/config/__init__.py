@@ -2,13 +2,14 @@
 
 from detr.config.build import build, build_block, build_criterion, build_model
 from detr.config.check import check_config, plain
-from detr.config.command_line import command_line, job
+from detr.config.command_line import JobCallback, command_line, in_sweep, job, take_failure
 from detr.config.compose import compose, evaluation_data, explained, save, written_by_us
 from detr.config.stored import build_stored_criterion, build_stored_model
 from detr.config.targets import MODELS
 
 __all__ = [
     "MODELS",
+    "JobCallback",
     "build",
     "build_block",
     "build_criterion",
@@ -20,8 +21,10 @@ __all__ = [
     "compose",
     "evaluation_data",
     "explained",
+    "in_sweep",
     "job",
     "plain",
     "save",
+    "take_failure",
     "written_by_us",
 ]

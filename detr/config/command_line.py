@@ -9,11 +9,15 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback as JobCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detr.config.compose import CONFIGS, explained
 from detr.config.overrides import as_hydra_reads
+
+__all__ = ["Job", "JobCallback", "command_line", "in_sweep", "job", "take_failure"]
 
 
 def command_line(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -42,13 +46,11 @@ class Job:
     """A running command.
 
     name: of its configuration. folder: of its output. overrides: the options that were set on the command line.
-    sweeps: whether it is one of several jobs.
     """
 
     name: str
     folder: Path
     overrides: list[str]
-    sweeps: bool
 
     def sets(self, option: str) -> bool:
         """Whether the command line sets this option."""
@@ -58,9 +60,18 @@ class Job:
 def job() -> Job:
     """The command that is running."""
     running = HydraConfig.get()
-    return Job(
-        name=running.job.name,
-        folder=Path(running.runtime.output_dir),
-        overrides=list(running.overrides.task),
-        sweeps=running.mode == RunMode.MULTIRUN,
-    )
+    return Job(running.job.name, Path(running.runtime.output_dir), list(running.overrides.task))
+
+
+def in_sweep() -> bool:
+    """Whether the command that is running is one of several jobs."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def take_failure(done: JobReturn) -> Exception | None:
+    """The error of a job of a sweep, if it failed; it counts as done then, so that the sweep goes on."""
+    if done.status != JobStatus.FAILED:
+        return None
+    error = done._return_value
+    done.status, done.return_value = JobStatus.COMPLETED, None
+    return error

@@ -11,6 +11,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from detr.contents import FLOATS, Check, Misfit, check_content, items, mapping, record, saved, tensor, text, whole
 from detr.errors import UserError
 from detr.models.attention import plugged_in
+from detr.ranges import checked, non_negative
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,16 @@ def adamw(
     weight_decay: on all parameters. weight_decays: another one for parameters with such a text in their name; norms and
         biases are often left without.
 
-    The first text that a name contains counts. Raises UserError for a text that no name contains.
+    The first text that a name contains counts. Rates, factors and decays are at least 0, betas at least 0 and below 1.
+    Raises UserError for other values, for a text that no name contains, and for a model of which nothing trains.
     """
     factors, decays = lr_factors or {}, weight_decays or {}
+    for name, rate in (("lr", lr), ("backbone_lr", backbone_lr)):
+        checked(rate, name, "a learning rate of at least 0", non_negative)
+    checked(weight_decay, "weight_decay", "at least 0", non_negative)
+    for name, special in (("lr_factors", factors), ("weight_decays", decays)):
+        checked(special, name, "numbers of at least 0", lambda special: all(map(non_negative, special.values())))
+    checked(betas, "betas", "two numbers of at least 0 and below 1", _are_betas)
     new = {id(p) for blocks in plugged_in(model) for p in blocks.parameters()}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: dict[str, dict[str, Any]] = {}
@@ -58,7 +66,13 @@ def adamw(
                 raise UserError(
                     f"optimizer.{option}: no parameter that trains has '{part}' in its name. Remove or correct it."
                 )
+    if not groups:
+        raise UserError("Nothing in the model trains. Let a part train: see model.backbone.freeze and trainer.freeze.")
     return AdamW([*groups.values()], lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
+
+
+def _are_betas(values: Sequence[float]) -> bool:
+    return len(values) == 2 and all(non_negative(value) and value < 1 for value in values)
 
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
@@ -155,13 +169,15 @@ class Schedule(Protocol):
 class StepDecay:
     """Multiply by `gamma` after each of the given fractions of the training.
 
-    drops: fractions in (0, 1). warmup: fraction of the training with a linear rise from 0 at its start.
+    drops: fractions in (0, 1). gamma: at least 0. warmup: fraction of the training with a linear rise from 0 at its
+    start.
     """
 
     def __init__(self, *, drops: Sequence[float], gamma: float = 0.1, warmup: float = 0.0) -> None:
         if not all(0 < drop < 1 for drop in drops):
             raise UserError(f"StepDecay: wanted drops as fractions between 0 and 1, got {list(drops)}.")
-        self.drops, self.gamma, self.warmup = list(drops), gamma, _checked(warmup)
+        self.drops, self.gamma = list(drops), checked(gamma, "gamma", "at least 0", non_negative)
+        self.warmup = _checked(warmup)
 
     def __call__(self, step: int, total_steps: int) -> float:
         passed = sum(step >= round(drop * total_steps) for drop in self.drops)
@@ -171,11 +187,11 @@ class StepDecay:
 class Cosine:
     """Half a cosine from 1 to `final` (Loshchilov & Hutter, ICLR 2017).
 
-    warmup: fraction of the training with a linear rise from 0 at its start.
+    final: at least 0. warmup: fraction of the training with a linear rise from 0 at its start.
     """
 
     def __init__(self, *, final: float = 0.0, warmup: float = 0.0) -> None:
-        self.final, self.warmup = final, _checked(warmup)
+        self.final, self.warmup = checked(final, "final", "at least 0", non_negative), _checked(warmup)
 
     def __call__(self, step: int, total_steps: int) -> float:
         start = round(self.warmup * total_steps)

@@ -32,14 +32,14 @@ class TrainerConfig:
     patience: int | None = at_least(1, default=None)
     save_every_steps: int = at_least(0, default=0)
     save_every_minutes: float = at_least(0, default=0.0)
-    keep: int = at_least(1, default=2)
+    keep: int = at_least(1, most=1000, default=2)
     resume: str | None = None
     limit_epoch_steps: int | None = at_least(1, default=None)
     limit_evaluation_images: int | None = at_least(1, default=None)
     overfit_batches: int | None = at_least(1, default=None)
     non_finite: str = one_of("stop", "skip", default="stop")
     max_skips: int = at_least(0, default=10)
-    timeout: float = at_least(0.1, default=10.0)
+    timeout: float = at_least(0.1, most=100_000, default=10.0)
     profile: bool = False
 
     def __post_init__(self) -> None:

@@ -50,7 +50,15 @@ class TrainingStep:
         self.parallelize()
 
     def parallelize(self) -> None:
-        """Share gradients among processes; again whenever other parameters train than before."""
+        """Share gradients among processes; again whenever other parameters train than before.
+
+        Raises UserError where none does.
+        """
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise UserError(
+                "Nothing in the model trains: trainer.freeze, model.backbone.freeze and optimizer.backbone_lr=0 hold "
+                "all of it. Let a part train."
+            )
         self.runner = distributed.parallel(self.model, self.device)
 
     def __call__(self, batches: Sequence[Batch], step: int) -> dict[str, float]:

@@ -3,9 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -86,17 +86,16 @@ class JsonLines:
     """metrics.jsonl in the run's folder: one object a line, {"step", "group", values...}."""
 
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
-        path = run_dir / "metrics.jsonl"
+        self._path, self._begun = run_dir / "metrics.jsonl", step
         # A run that goes on repeats the steps after its checkpoint.
-        kept = [line for line, of_step in _records(path) if of_step <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)  # so that there is no moment without them
-        self._file = path.open("a")
+        self._keep(lambda row: row["step"] <= step)
 
     def advance(self, losses: Mapping[str, float]) -> None: ...
 
     def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        if step == self._begun:  # an evaluation whose checkpoint was not saved is repeated
+            self._file.close()
+            self._keep(lambda row: (row["step"], row["group"]) != (step, group))
         self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
         self._file.flush()
 
@@ -104,6 +103,14 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+    def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Go on after those rows of the file that are wanted."""
+        kept = [line for line, row in _records(self._path) if wanted(row)]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self._path)  # so that there is no moment without them
+        self._file = self._path.open("a")
 
 
 class TensorBoard:
@@ -129,21 +136,22 @@ class TensorBoard:
         self._writer.close()
 
 
-def _records(path: Path) -> list[tuple[str, int]]:
-    """The records of a file as lines, each with its step. Damaged ones, which a kill may leave, are left out."""
+def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The records of a file, each as its line too. Damaged lines, which a kill may leave, are left out."""
     if not path.exists():
         return []
     lines = read_regular(path, _MOST).decode(errors="replace").splitlines(keepends=True)
-    records = [(line, step) for line in lines if (step := _step_of(line)) is not None]
+    records = [(line, row) for line in lines if (row := _parsed(line)) is not None]
     if len(records) < len(lines):
         logger.warning("%d of %d lines of %s are damaged and left out.", len(lines) - len(records), len(lines), path)
     return records
 
 
-def _step_of(line: str) -> int | None:
-    """The step of a record; None where it is none or cut short."""
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The record on a line; None where it is none or cut short."""
     try:
-        step = json.loads(line)["step"] if line.endswith("\n") else None
-    except (ValueError, LookupError, TypeError, RecursionError):
+        row = json.loads(line) if line.endswith("\n") else None
+    except (ValueError, RecursionError):
         return None
-    return step if type(step) is int else None
+    whole = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("group"), str)
+    return row if whole else None

@@ -1,20 +1,18 @@
 """Our checkpoints, and the published weights of DETR and its family."""
 
-from detr.weights.checkpoints import Identity, identity, newest, save
+from detr.weights.checkpoints import newest, save
 from detr.weights.families import from_published, to_published
 from detr.weights.loading import LoadReport, check_state, load_state, load_weights
 from detr.weights.reading import Checkpoint, Published, Weights, as_checkpoint, read_checkpoint, read_weights
 
 __all__ = [
     "Checkpoint",
-    "Identity",
     "LoadReport",
     "Published",
     "Weights",
     "as_checkpoint",
     "check_state",
     "from_published",
-    "identity",
     "load_state",
     "load_weights",
     "newest",

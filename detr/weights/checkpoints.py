@@ -11,12 +11,11 @@ the average, and `training` has a `model` of its own: the raw weights, which go 
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detr.errors import UserError
-from detr.files import checksum_of, write_tensors
+from detr.files import write_tensors
 from detr.weights.reading import FORMAT, Checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -29,24 +28,6 @@ def save(path: str | Path, checkpoint: Mapping[str, Any], *, keep: int = 1) -> N
     Raises UserError where it cannot be written.
     """
     write_tensors(path, {"format": FORMAT, **checkpoint}, keep=keep)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which checkpoint it is: two processes that found the same one have equal identities, but for the path.
-
-    step: None where no training can go on from it. checksum: of the file.
-    """
-
-    path: Path
-    step: int | None
-    checksum: int
-
-
-def identity(checkpoint: Checkpoint) -> Identity:
-    """Which checkpoint was read, for processes to agree on before anything is loaded from it."""
-    step = (checkpoint.training or {}).get("step")
-    return Identity(checkpoint.path, step, checksum_of(checkpoint.path))
 
 
 def newest(path: Path) -> Checkpoint | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
 
     def start(name: str, function: Callable[[Any], None], *overrides: str) -> int:
         root.handlers.clear()
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", f"run_dir={tmp_path}", *overrides])
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides, f"run_dir={tmp_path}"])
         monkeypatch.setenv("HYDRA_MAIN_MODULE", name)  # from which Hydra takes the name of the job
         try:
             command(name)(function)()
@@ -85,6 +86,40 @@ def test_an_error_inside_ends_it_too(run: Run) -> None:
     assert run("predict", fail, "checkpoint=x", "source=x") == 2
 
 
+@pytest.mark.parametrize(("error", "code"), [(UserError("a: wanted b."), 2), (RuntimeError("ours"), 1)])
+def test_a_failed_job_of_a_sweep_leaves_the_others_to_run(
+    run: Run, error: Exception, code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[int, float]] = []
+
+    def fail_for_one_seed(config: Any) -> None:
+        ran.append((config.seed, config.optimizer.lr))
+        if config.seed == 2:
+            raise error
+
+    sweep = ("-m", "optimizer.lr=1e-3,1e-4", "seed=1,2,3", "log_every=7")
+    assert run("train", fail_for_one_seed, *sweep) == code
+    assert ran == [(seed, lr) for lr in (1e-3, 1e-4) for seed in (1, 2, 3)]
+    shown = "".join(capfd.readouterr())
+    assert "2 of the sweep's jobs failed; the others ran:" in shown
+    for job, lr in ((1, "0.001"), (4, "0.0001")):
+        assert f"  job {job}, optimizer.lr={lr} seed=2: {error}" in shown
+    assert ("Traceback" in shown) == (code == 1)
+    assert run("train", lambda config: None, *sweep) == 0, "those of an earlier sweep are forgotten"
+    assert not (tmp_path / ".failed.jsonl").exists()
+
+
+def test_a_signal_ends_a_whole_sweep(run: Run) -> None:
+    ran: list[int] = []
+
+    def stop(config: Any) -> None:
+        ran.append(config.seed)
+        signal.raise_signal(signal.SIGTERM)
+
+    assert run("train", stop, "-m", "seed=1,2") == 75
+    assert ran == [1]
+
+
 @pytest.mark.parametrize(("name", "file"), [("train", "config.yaml"), ("evaluate", "evaluate.yaml")])
 def test_the_run_folder_holds_the_configuration(run: Run, name: str, file: str, tmp_path: Path) -> None:
     def look(config: Any) -> None:
@@ -108,7 +143,7 @@ def test_several_processes_need_a_folder_and_the_first_one_writes(
     monkeypatch.setattr(distributed, "launched", lambda: True)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert run("train", look) == 0
-    without = Job(name="train", folder=tmp_path, overrides=["seed=1"], sweeps=False)
+    without = Job(name="train", folder=tmp_path, overrides=["seed=1"])
     monkeypatch.setattr("detr.cli.run_folder.job", lambda: without)
     assert run("train", look) == 2
 

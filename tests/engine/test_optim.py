@@ -11,6 +11,8 @@ from detr.errors import UserError
 from detr.models.backbones.resnet import ResNet
 from detr.models.detr import DETR
 
+ODD = [math.nan, math.inf]
+
 
 def test_groups_partition_the_trainable_parameters(tiny_detr: Callable[..., DETR]) -> None:
     model = tiny_detr()
@@ -81,3 +83,38 @@ def test_weight_decay_of_their_own_by_name(tiny_detr: Callable[..., DETR]) -> No
     assert len({group["name"] for group in optimizer.param_groups}) == len(optimizer.param_groups)
     with pytest.raises(UserError, match=r"optimizer.weight_decays: no parameter that trains has 'nrom' in its name"):
         adamw(model, weight_decays={"nrom": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        *((name, value, "a learning rate of at least 0") for name in ("lr", "backbone_lr") for value in (-1.0, *ODD)),
+        *(("weight_decay", value, "at least 0") for value in (-1.0, *ODD)),
+        *(("lr_factors", {"backbone": value}, "numbers of at least 0") for value in (-1.0, *ODD)),
+        *(("weight_decays", {"backbone": value}, "numbers of at least 0") for value in (-1.0, *ODD)),
+        *(
+            ("betas", value, "two numbers of at least 0 and below 1")
+            for value in ([0.9], [2.0, 3.0], [], [0.9, 1.0], ODD)
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(
+    option: str, value: object, wanted: str, tiny_detr: Callable[..., DETR]
+) -> None:
+    with pytest.raises(UserError, match=rf"^{option}: wanted {wanted}, got "):
+        adamw(tiny_detr(), **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-0.1, *ODD])
+def test_schedules_refuse_them_too(value: float) -> None:
+    for make, name in ((StepDecay, "gamma"), (Cosine, "final")):
+        options = {"drops": [0.5], name: value} if make is StepDecay else {name: value}
+        with pytest.raises(UserError, match=rf"^{name}: wanted at least 0, got "):
+            make(**options)
+        with pytest.raises(UserError, match="warmup"):
+            make(**{**options, name: 0.1, "warmup": value})
+
+
+def test_a_model_of_which_nothing_trains_is_refused(tiny_detr: Callable[..., DETR]) -> None:
+    with pytest.raises(UserError, match="Nothing in the model trains"):
+        adamw(tiny_detr().requires_grad_(False))  # type: ignore[arg-type]

@@ -60,6 +60,24 @@ def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
     assert [record["step"] for record in records if record["group"] == "val"] == [4, 8, 12, 16]
 
 
+def test_an_evaluation_whose_checkpoint_was_not_saved_is_recorded_once(make: Make) -> None:
+    trainer = make("run", epochs=1)
+    save = trainer.state.save
+
+    def killed_after_the_evaluation(name: str = "last.pt") -> Any:
+        if (trainer.run_dir / "metrics.jsonl").read_text().count('"val"'):
+            raise KeyboardInterrupt
+        return save(name)
+
+    trainer.state.save = killed_after_the_evaluation
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    for _ in range(2):
+        make("run", epochs=1).fit()
+        rows = [json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()]
+        assert [(row["step"], row["group"]) for row in rows[-2:]] == [(4, "train"), (4, "val")] and len(rows) == 5
+
+
 def test_options_come_from_the_configuration_not_the_checkpoint(make: Make) -> None:
     make("run", max_steps=2).fit()
     changed = make("run", max_steps=20, lr=0.5)

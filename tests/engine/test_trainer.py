@@ -252,6 +252,14 @@ def test_frozen_parts_train_from_their_epoch_on(make: Make) -> None:
         make(freeze={"backbones": None})
 
 
+@pytest.mark.parametrize("until", [None, 3])
+def test_a_training_of_nothing_is_refused(make: Make, until: int | None) -> None:
+    trainer = make(max_steps=1)
+    parts = {name: until for name, _ in trainer.model.named_children()}
+    with pytest.raises(UserError, match=r"Nothing in the model trains: trainer\.freeze.*Let a part train"):
+        make(max_steps=1, freeze=parts).fit()
+
+
 def test_training_ends_when_patience_is_over(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(patience=2, epochs=9, monitor="AP50")
     values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
