@@ -9,7 +9,11 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import NoReturn
 
+import torch
+
+from detr.cli import terminal
 from detr.errors import Interrupted, UserError
+from detr.text import printable_lines
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +30,7 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
 
     def __enter__(self) -> None:
         threading.excepthook = _of_thread
+        terminal.prepare()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -42,7 +47,9 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
             traceback.print_exception(error)
         if message is None:
             _end(error, FAILED)
-        logger.error("%s", message) if logging.getLogger().handlers else print(f"Error: {message}", file=sys.stderr)
+        logger.error("%s", message) if logging.getLogger().handlers else print(
+            f"Error: {printable_lines(message)}", file=sys.stderr
+        )
         _end(error, USER_ERROR)
 
 
@@ -72,4 +79,15 @@ def _message(error: BaseException | None) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         path = os.fsdecode(error.filename)
         return f"Cannot use {path}: {error.strerror}. Check that the path exists and that you may write there."
+    if _is_out_of_memory(error):
+        return (
+            "Out of memory. Lower the batch size (data.batch_size; batch_size of predict.py) or the size of the images "
+            "(data.size and data.max_size; size and max_size of predict.py), or use a machine with more memory."
+        )
     return None
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Python's own error, that of a GPU, or that of torch on a CPU, which has no type of its own."""
+    cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
