@@ -13,6 +13,8 @@ FLOORS = (
     ("detr.boxes", 0),
     ("detr.distributed", 0),
     ("detr.images", 0),
+    ("detr.drawing", 0),
+    ("detr.text", 0),
     ("detr.files", 0),
     ("detr.ranges", 0),
     ("detr.models.detr", 2),
