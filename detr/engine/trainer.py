@@ -153,6 +153,7 @@ class Trainer:
         asked = time.perf_counter()
         for batches in grouped(self.loader.epoch(epoch, start), self.config.accumulate):
             waited = time.perf_counter() - asked
+            self.reporter.batch(*batches[0])
             if losses := self._learn(batches):
                 self._report(losses, batches, waited)
             for callback in self.callbacks.values():

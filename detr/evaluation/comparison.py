@@ -69,7 +69,7 @@ class Comparison:
         self.names = _names(content["categories"], self.categories)
         self.iou_type = iou_type
         self.listed_images = _images(content["images"], self.images, sizes=iou_type == "segm")
-        self.listed_categories = [{"id": number, "name": name} for number, name in enumerate(self.names)]
+        self.listed_categories = [{"id": number, "name": str(number)} for number in range(len(self.names))]
         self.truth = self._truth(content["annotations"])
         self.found = self._found(found)
 
