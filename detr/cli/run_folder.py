@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def run_directory(config: Any) -> Iterator[Path]:
-    """The folder of this run, with the composed configuration saved in it.
+    """The folder of this run; that of a training has the composed configuration saved in it.
 
+    The other commands write theirs with their results, by an OutputFolder: neither replaces what is there already.
     Raises UserError where another training is at work in it.
     """
     running = job()
@@ -31,8 +32,8 @@ def run_directory(config: Any) -> Iterator[Path]:
     trains = running.name == "train"
     with _alone_in(running.folder) if trains else nullcontext():
         logger.info("Everything goes to %s.", running.folder)
-        # Evaluation may write into the folder of the training: the training's configuration stays.
-        save(config, running.folder / f"{'config' if trains else running.name}.yaml")
+        if trains:
+            save(config, running.folder / "config.yaml")
         yield running.folder
 
 

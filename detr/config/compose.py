@@ -59,7 +59,12 @@ def explained(name: str) -> Iterator[None]:
 
 def save(config: DictConfig, path: Path) -> None:
     """Write a configuration as YAML, with everything filled in."""
-    path.write_text(OmegaConf.to_yaml(config, resolve=True))
+    path.write_text(as_yaml(config))
+
+
+def as_yaml(config: DictConfig) -> str:
+    """A configuration as YAML, with everything filled in."""
+    return OmegaConf.to_yaml(config, resolve=True)
 
 
 def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[str, Any]:

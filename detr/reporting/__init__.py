@@ -1,8 +1,7 @@
 """What a run reports: progress, TensorBoard, JSON lines, drawn boxes and attention."""
 
 from detr.reporting.attention import draw_attention
-from detr.reporting.draw import draw_detections
-from detr.reporting.output import OutputFolder
+from detr.reporting.output import OutputFolder, RowFile
 from detr.reporting.reporter import Reporter
 from detr.reporting.sinks import JsonLines, Progress, Sink, TensorBoard
 
@@ -11,8 +10,8 @@ __all__ = [
     "OutputFolder",
     "Progress",
     "Reporter",
+    "RowFile",
     "Sink",
     "TensorBoard",
     "draw_attention",
-    "draw_detections",
 ]
