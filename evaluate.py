@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=PATH data=coco data.root=DIR"""
 
+import json
 import logging
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from omegaconf import DictConfig
 from datasets import DetectionDataset, evaluation_loader, transforms
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
-from detr.config import build, evaluation_data
+from detr.config import as_yaml, build, evaluation_data
 from detr.detector import Detector
 from detr.evaluation import CocoEvaluator
+from detr.reporting import OutputFolder
 
 logger = logging.getLogger(__name__)
+CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evaluation/detections.json"
 
 
 @command("evaluate", unread=("data", "train"))
@@ -24,6 +27,7 @@ def main(config: DictConfig) -> None:
 
 
 def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
+    output = OutputFolder(run_dir, [METRICS, DETECTIONS, CONFIG], overwrite=config.overwrite, option="run_dir=PATH")
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
     )
@@ -39,14 +43,17 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
         loader=evaluation_loader(dataset, **{name: data[name] for name in ("batch_size", "workers", "pad_to")}),
         annotations=dataset.ground_truth(),
         categories=detector.categories,
+        samples=0,
         **config.evaluation,
     )
     evaluation = evaluator(detector.model)
     if evaluation is None:  # process 0 reports
         return
+    output.write(METRICS, evaluation.metrics.as_json().encode())
+    output.write(DETECTIONS, json.dumps(evaluation.results.rows()).encode())
+    output.write(CONFIG, as_yaml(config).encode())
     print(evaluation.metrics.table())
-    evaluation.metrics.save(run_dir / "evaluation" / "metrics.json")
-    logger.info("Metrics are in %s.", run_dir / "evaluation" / "metrics.json")
+    logger.info("Metrics are in %s, detections in %s.", output.folder / METRICS, output.folder / DETECTIONS)
 
 
 if __name__ == "__main__":
