@@ -6,12 +6,12 @@ RUN := runs/quickstart
 .PHONY: quickstart test test-slow lint benchmark clean
 
 quickstart: .venv/installed ## train on generated shapes, evaluate, draw
-	$(BIN)/python train.py experiment=quickstart run_dir=$(RUN)
-	$(BIN)/python evaluate.py checkpoint=$(RUN)/checkpoints/best.pt run_dir=$(RUN)
+	$(BIN)/python train.py experiment=quickstart run_dir=$(RUN) trainer.resume=auto
+	$(BIN)/python evaluate.py checkpoint=$(RUN)/checkpoints/best.pt run_dir=$(RUN)/best overwrite=true
 	$(BIN)/python predict.py checkpoint=$(RUN)/checkpoints/best.pt source=generated/shapes/val output=$(RUN)/pictures \
-		run_dir=$(RUN) threshold=0.3
+		run_dir=$(RUN)/pictures threshold=0.3 enlarge=true overwrite=true
 	@echo
-	@echo "Metrics:             $(RUN)/evaluation/metrics.json"
+	@echo "Metrics:             $(RUN)/best/evaluation/metrics.json"
 	@echo "Pictures with boxes: $(RUN)/pictures"
 	@echo "Curves:              $(BIN)/tensorboard --logdir $(RUN)"
 

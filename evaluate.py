@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=PATH data=coco data.root=DIR"""
 
 import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from omegaconf import DictConfig
 from datasets import DetectionDataset, evaluation_loader, transforms
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
-from detr.config import build, evaluation_data
+from detr.config import as_yaml, build, evaluation_data
 from detr.detector import Detector
 from detr.evaluation import CocoEvaluator
+from detr.reporting import OutputFolder
 
 logger = logging.getLogger(__name__)
+CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evaluation/detections.json"
 
 
 @command("evaluate", unread=("data", "train"))
@@ -25,32 +28,40 @@ def main(config: DictConfig) -> None:
 
 
 def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
+    names = [METRICS, DETECTIONS, CONFIG]
+    output = distributed.by_first(
+        lambda: OutputFolder(run_dir, names, overwrite=config.overwrite, option="run_dir=PATH")
+    )
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
     )
     data = evaluation_data(config, detector.config)
     build(config.data.prepare, path="data.prepare")
-    size = {"size": data.get("size") or detector.size, "max_size": data.get("max_size") or detector.max_size}
+    detector.resize_to(config.data.size, config.data.max_size)
+    resized = transforms.evaluation(size=detector.size, max_size=detector.max_size)
     # The node may be the checkpoint's, which is not to be trusted with more.
     annotations = build(data["val"], path="data.val", allow=("datasets.formats", *config.allow_targets))
-    dataset = DetectionDataset(annotations, transforms.evaluation(**size), categories=detector.categories)
+    dataset = DetectionDataset(annotations, resized, categories=detector.categories)
     if distributed.world_size() > 1:
         weights = hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest()[:12]
         distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
-    logger.info("Evaluating on %d images with a short side of %d pixels.", len(dataset), size["size"])
+    logger.info("Evaluating on %d images with a short side of %d pixels.", len(dataset), detector.size)
 
     evaluator = CocoEvaluator(
         loader=evaluation_loader(dataset, **{name: data[name] for name in ("batch_size", "workers", "pad_to")}),
         annotations=dataset.ground_truth(),
         categories=detector.categories,
+        samples=0,
         **config.evaluation,
     )
     evaluation = evaluator(detector.model)
     if evaluation is None:  # process 0 reports
         return
+    output.write(METRICS, evaluation.metrics.as_json().encode())
+    output.write(DETECTIONS, json.dumps(evaluation.results.rows()).encode())
+    output.write(CONFIG, as_yaml(config).encode())
     print(evaluation.metrics.table())
-    evaluation.metrics.save(run_dir / "evaluation" / "metrics.json")
-    logger.info("Metrics are in %s.", run_dir / "evaluation" / "metrics.json")
+    logger.info("Metrics are in %s, detections in %s.", output.folder / METRICS, output.folder / DETECTIONS)
 
 
 if __name__ == "__main__":

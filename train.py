@@ -73,7 +73,12 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         callbacks=standard_callbacks(
             options, model=model, evaluator=evaluator, own=build(config.callbacks, path="callbacks")
         ),
-        reporter=Reporter(sinks=build(config.logger, path="logger"), run_dir=run_dir, log_every=config.log_every),
+        reporter=Reporter(
+            sinks=build(config.logger, path="logger"),
+            run_dir=run_dir,
+            log_every=config.log_every,
+            names=[category.name for category in categories],
+        ),
         config=options,
         run_dir=run_dir,
         metadata={"config": plain(config), "categories": [asdict(category) for category in categories]},

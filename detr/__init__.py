@@ -2,7 +2,7 @@
 
 from detr.detector import Detector
 from detr.errors import NonFiniteError, UserError
-from detr.types import Detections, ImageBatch, Predictions, Target
+from detr.types import Detection, Detections, ImageBatch, Predictions, Target
 
-__all__ = ["Detections", "Detector", "ImageBatch", "NonFiniteError", "Predictions", "Target", "UserError"]
+__all__ = ["Detection", "Detections", "Detector", "ImageBatch", "NonFiniteError", "Predictions", "Target", "UserError"]
 __version__ = "0.1.0"

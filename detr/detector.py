@@ -14,10 +14,11 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from detr.config import build_stored_model
 from detr.contents import check_content, record, whole
 from detr.errors import UserError
-from detr.images import pad_to_batch, read_image, resize, short_side_size, to_tensor
+from detr.images import pad_to_batch, read_image, resize, short_side_size, upright_tensor
 from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
-from detr.postprocess import postprocess
+from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess
+from detr.text import printable
 from detr.types import Category, Detections
 from detr.weights import Published, as_checkpoint, load_state, read_weights
 
@@ -30,6 +31,7 @@ _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE = 800, 1333
 # Sides of images in a checkpoint's configuration: more than this never fits into memory.
 _SIDE = whole(1, 2**14)
 _SIZES = record(data=record(size=_SIDE, max_size=_SIDE))
+_SHOWN = 5  # class names in a repr
 
 
 class Detector:
@@ -51,6 +53,19 @@ class Detector:
     ) -> None:
         self.model, self.categories, self.config = model.eval(), list(categories), config
         self.size, self.max_size = size, max_size
+
+    def __repr__(self) -> str:
+        names = [category.name for category in self.categories[:_SHOWN]]
+        more = ", ..." if len(self.categories) > _SHOWN else ""
+        return (
+            f"Detector({type(self.model).__name__}, "
+            f"{len(self.categories)} classes: {printable(', '.join(names))}{more}, "
+            f"short side {self.size} and long side at most {self.max_size} pixels, on {self._device})"
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.model.parameters()), torch.empty(0)).device
 
     @classmethod
     def from_checkpoint(
@@ -85,20 +100,35 @@ class Detector:
         load_state(detector, weights.state, weights)
         return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)
 
+    def resize_to(self, size: int | None = None, max_size: int | None = None) -> None:
+        """Work at another size of images, in pixels; the limit of the long side follows, unless it is given."""
+        if size is not None:
+            self.size, self.max_size = size, max(round(self.max_size * size / self.size), size)
+        self.max_size = max_size or self.max_size
+
     def predict(
-        self, images: ImageSource | Sequence[ImageSource], threshold: float = 0.5, batch_size: int = 4
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        threshold: float = 0.5,
+        batch_size: int = 4,
+        max_dets: int = PUBLISHED_PAIRS,
     ) -> list[Detections]:
         """Detections with a score of at least `threshold`, for each image, with boxes in its own pixels.
 
         images: one or several; paths, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W), both RGB and
-        either uint8 or float in [0, 1].
+        either uint8 or float in [0, 1]. Paths and Pillow images are turned upright as their EXIF data say.
+        max_dets: the most detections of an image, the best.
+        Raises UserError for a threshold outside of [0, 1], and where the model's outputs are not finite.
         """
+        if not 0 <= threshold <= 1:
+            raise UserError(f"Detector.predict: wanted a threshold of at least 0 and at most 1, got {threshold}.")
         if isinstance(images, ImageSource):
             images = [images]
         found: list[Detections] = []
         for start in range(0, len(images), batch_size):
-            found += self._predict_batch([_to_tensor(image) for image in images[start : start + batch_size]])
-        return [detections.above(threshold) for detections in found]
+            batch = [_to_tensor(image) for image in images[start : start + batch_size]]
+            found += self._predict_batch(batch, max_dets)
+        return [detections.above(threshold)[:max_dets] for detections in found]
 
     @torch.inference_mode()
     def attention(
@@ -131,15 +161,19 @@ class Detector:
         )
 
     @torch.inference_mode()
-    def _predict_batch(self, images: Sequence[Tensor]) -> list[Detections]:
+    def _predict_batch(self, images: Sequence[Tensor], max_dets: int = PUBLISHED_PAIRS) -> list[Detections]:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         resized = [
             resize(image, short_side_size(*size, self.size, self.max_size))
             for image, size in zip(images, sizes, strict=True)
         ]
-        device = next(self.model.parameters()).device
-        predictions = self.model(pad_to_batch(resized).to(device).normalized())
-        return postprocess(predictions, sizes, [category.name for category in self.categories])
+        predictions = self.model(pad_to_batch(resized).to(self._device).normalized())
+        if damaged := non_finite(predictions):
+            raise UserError(
+                f"The model's predictions became NaN or infinite for {len(damaged)} of {len(images)} images. Its "
+                "weights are damaged, or its training had diverged. Use another checkpoint, such as one from before."
+            )
+        return postprocess(predictions, sizes, [category.name for category in self.categories], max_dets)
 
 
 def published_categories(count: int) -> list[Category]:
@@ -154,7 +188,7 @@ def _to_tensor(image: ImageSource) -> Tensor:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return to_tensor(image)
+        return upright_tensor(image)
     wanted = "an RGB array (height, width, 3) or tensor (3, height, width), uint8 or float in [0, 1]"
     if isinstance(image, np.ndarray):
         image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image

@@ -1,6 +1,7 @@
 """From image files to a padded batch: reading, resizing to a short side, padding."""
 
 import glob
+import itertools
 import math
 import struct
 import warnings
@@ -18,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from detr.depth import Depth, colors_to_8_bits, depth_of, to_8_bits
 from detr.errors import UserError
 from detr.files import open_regular
+from detr.text import printable
 from detr.types import ImageBatch
 
 # Raster images alone: for others Pillow starts programs (EPS), or follows what they embed.
@@ -53,6 +55,7 @@ _DAMAGE = (
 # Where Pillow refuses an image; one of this size takes 2 to 3 GB to read. It warns of half of that already.
 MAX_PIXELS = 178_956_970
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_WANTED = "Give an image file, a folder of images, or a quoted pattern such as 'photos/*.jpg'."
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 height width"]:
@@ -159,19 +162,43 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def find_images(source: str) -> list[Path]:
-    """The image files that a file name, a folder or a pattern names; raises UserError where there is none.
+def find_images(source: str) -> tuple[Path, list[Path]]:
+    """The images that a file name, a folder or a pattern names: a folder, and their sorted paths relative to it.
 
-    Files alone, with the endings of FORMATS: no folders, no pipes.
+    A path that exists is no pattern, whatever characters it has. Of a folder's or a pattern's files those count whose
+    ending is that of a raster image. Raises UserError where there is none.
     """
-    if Path(source).is_dir():
-        source = f"{glob.escape(source)}/*"
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    found = sorted(map(Path, glob.glob(source, recursive=True)))  # noqa: PTH207 - any pattern
-    images = [path for path in found if path.suffix.lower() in known and path.is_file()]
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.parent, [Path(path.name)]
+    if path.is_dir():
+        folder, pattern = path, "*"
+    else:
+        fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        folder, pattern = Path(*fixed), str(Path(*path.parts[len(fixed) :]))
+    found = [folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True)]  # noqa: PTH207 - any pattern
+    images = sorted(path.relative_to(folder) for path in found if path.suffix.lower() in _endings() and path.is_file())
     if not images:
-        raise UserError(f"source={source} names no image. Give an image file, a folder of images, or a quoted pattern.")
-    return images
+        raise UserError(f"source={printable(source)} names no image{_hint(path)}. {_WANTED}")
+    return folder, images
+
+
+def _endings() -> set[str]:
+    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+
+
+def _hint(path: Path) -> str:
+    """Why a source may name none."""
+    if path.is_dir():
+        deeper = any(file.suffix.lower() in _endings() for file in path.rglob("*"))
+        return f"; the folders in it do: write '{path / '**' / '*'}'" if deeper else ": the folder holds none"
+    return "" if glob.has_magic(str(path)) else ": there is no such file or folder"
+
+
+def upright_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    """A Pillow image as `read_image` reads a file: 8-bit RGB, turned upright as its EXIF data say."""
+    name = getattr(image, "filename", "") or "An image"
+    return _to_tensor(_turned(image, None, name), depth_of(image), name)
 
 
 def short_side_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:

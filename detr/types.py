@@ -1,12 +1,18 @@
 """Every value that crosses a floor: what goes into the detector, what comes out, what it is compared with."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
+from PIL import Image
 from torch import Tensor
+
+from detr.errors import UserError
+from detr.text import printable
 
 Container = TypeVar("Container", bound="TensorContainer")
 Index = slice | Int64[Tensor, " chosen"]
@@ -14,6 +20,8 @@ Index = slice | Int64[Tensor, " chosen"]
 # Statistics of ImageNet in RGB order and [0, 1], which torchvision's pre-trained backbones expect.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+
+_SHOWN = 5  # detections in a repr
 
 
 @dataclass(frozen=True)
@@ -181,9 +189,23 @@ class DenoisingPredictions:
     copies: int
 
 
+class Detection(NamedTuple):
+    """One of the things that were found in an image.
+
+    box: x1, y1, x2, y2 in pixels of the original image. score: in [0, 1]. label: the index of its class.
+    """
+
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+    label: int
+
+
 @dataclass(frozen=True)
 class Detections(TensorContainer):
     """What was found in one image, best score first. The first dimension of every tensor is that of the detections.
+
+    Iteration and an index give each as a `Detection`, a slice gives some of them as `Detections`.
 
     boxes: (n, 4) as x1, y1, x2, y2 in pixels of the original image.
     scores: (n,) in [0, 1].
@@ -200,6 +222,27 @@ class Detections(TensorContainer):
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __iter__(self) -> Iterator[Detection]:
+        columns = (self.scores.tolist(), map(tuple, self.boxes.tolist()), self.labels.tolist())
+        return map(Detection, self.names, *columns)
+
+    @overload
+    def __getitem__(self, chosen: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, chosen: slice) -> "Detections": ...
+
+    def __getitem__(self, chosen: int | slice) -> "Detection | Detections":
+        numbers = range(len(self))[chosen]
+        if isinstance(numbers, range):
+            return self.select(torch.tensor(numbers, dtype=torch.int64))
+        return next(iter(self.select(torch.tensor([numbers]))))
+
+    def __repr__(self) -> str:
+        shown = [f"{one.name} {one.score:.2f} at {tuple(map(round, one.box))}" for one in self[:_SHOWN]]
+        more = [f"{len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
+        return f"Detections({len(self)}{': ' if shown else ''}{printable(', '.join(shown + more))})"
+
     def above(self, threshold: float) -> "Detections":
         """Those with a score of at least `threshold`."""
         return self.select((self.scores >= threshold).nonzero()[:, 0])
@@ -208,3 +251,27 @@ class Detections(TensorContainer):
         """Some of the detections."""
         names = [self.names[index] for index in chosen.tolist()]
         return replace(self.map(lambda tensor: tensor[chosen]), names=names)
+
+    def draw(self, image: Image.Image | str | Path, *, enlarge: bool = False) -> Image.Image:
+        """A copy of their image, upright, with boxes, names and scores.
+
+        image: a file or a Pillow image. enlarge: make one that is too small for text larger.
+        Raises UserError where the file cannot be read.
+        """
+        from detr.drawing import draw_detections
+        from detr.images import read_image, upright_tensor
+
+        pixels = upright_tensor(image) if isinstance(image, Image.Image) else read_image(image)
+        return draw_detections(Image.fromarray(pixels.permute(1, 2, 0).numpy()), self, enlarge=enlarge)
+
+    def save(self, path: str | Path) -> None:
+        """Write them as JSON: a list of {"name", "score", "box": [x1, y1, x2, y2], "label"}.
+
+        Raises UserError for a path that does not end in .json; `draw` returns a picture, which has a `save` too.
+        """
+        if Path(path).suffix != ".json":
+            raise UserError(
+                f"Detections.save: wanted a path that ends in .json, got {path}. A picture is saved with "
+                "found.draw(IMAGE).save(PATH)."
+            )
+        Path(path).write_text(json.dumps([one._asdict() for one in self], indent=2) + "\n")

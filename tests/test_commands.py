@@ -76,8 +76,9 @@ def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_
         f"run_dir={found}",
     )
     results = json.loads((found / "results.json").read_text())
-    assert len(results) == 7 * 7 and results[0].keys() == {"file_name", "image_id", "category_id", "bbox", "score"}
-    assert Image.open(found / "000003.jpg").size == (336, 336)  # enlarged, for readable text
+    keys = {"file_name", "image_id", "category_id", "category_name", "bbox", "score"}
+    assert len(results) == 7 * 7 and results[0].keys() == keys
+    assert Image.open(found / "000003.jpg").size == Image.open(source / "000003.jpg").size
     detections = Detector.from_checkpoint(best).predict(source / "000000.jpg", threshold=0.0)[0]
     first = [row for row in results if row["file_name"] == "000000.jpg"]
     torch.testing.assert_close(detections.scores, torch.tensor([row["score"] for row in first]))
@@ -104,7 +105,8 @@ def test_predict_draws_attention(model: str, shapes_root: Path, tmp_path: Path) 
     drawn = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg")}
     assert drawn == {"000001.jpg", "attention/000001.jpg"}
     blocks = len(Detector.from_checkpoint(tmp_path / "best.pt").attention(shapes_root / "val" / "000001.jpg").blocks)
-    rows = math.ceil((1 + 7 + 1 + blocks) / 3)  # what was found, all detections, the encoder, the blocks
+    shown = 7 if model == "detr" else 8  # of 7 queries, or of 7 queries with 2 classes each
+    rows = math.ceil((1 + shown + 1 + blocks) / 3)  # what was found, the best detections, the encoder, the blocks
     assert blocks >= 3 and Image.open(tmp_path / "attention" / "000001.jpg").size == (2008, rows * 728 + 22)
 
 
@@ -145,39 +147,50 @@ def test_predict_replaces_what_it_drew_and_nothing_else(shapes_root: Path, tmp_p
     save_tiny(tmp_path / "best.pt", *TINY_MODEL, "data.size=48")
     found = tmp_path / "found"
 
-    def predict(threshold: float) -> Outcome:
-        source = str(shapes_root / "val")
-        return predict_inside(tmp_path / "best.pt", tmp_path, source, found, "attention=true", f"threshold={threshold}")
+    def predict(threshold: float, *more: str) -> Outcome:
+        options = ["attention=true", f"threshold={threshold}", *more]
+        return predict_inside(tmp_path / "best.pt", tmp_path, str(shapes_root / "val"), found, *options)
 
     drawn = []
-    for threshold in (0.0, 1.0):
-        assert predict(threshold).code == 0
+    for threshold, overwrite in ((0.0, "false"), (1.0, "true")):
+        assert predict(threshold, f"overwrite={overwrite}").code == 0
         drawn.append(contents(found))
-    assert drawn[0].keys() == drawn[1].keys() and len(drawn[0]) == 7 + 7 + 2
+        done = predict(0.5)
+        assert done.code == 2 and "result of an earlier run" in done.message and "overwrite=true" in done.message
+        assert contents(found) == drawn[-1]
+    assert drawn[0].keys() == drawn[1].keys() and len(drawn[0]) == 7 + 7 + 4
     assert len(json.loads(drawn[0]["results.json"])) == 7 * 7 and json.loads(drawn[1]["results.json"]) == []
     assert all(drawn[0][name] != drawn[1][name] for name in drawn[0] if name.endswith(".jpg"))
     Image.open(found / "000003.jpg").rotate(90).save(found / "000003.jpg")
     before = contents(found)
-    done = predict(0.0)
+    done = predict(0.0, "overwrite=true")
     assert done.code == 2 and f"{found / '000003.jpg'} exists already" in done.message
     assert contents(found) == before
 
 
 def test_every_picture_has_a_name_of_its_own(shapes_root: Path, tmp_path: Path) -> None:
-    """Also where a number before the name gives a name that another image has."""
+    """Also where its ending gives a name that another image has, and below folders of the same names."""
     save_tiny(tmp_path / "best.pt", *TINY_MODEL, "data.size=48")
     photograph = Image.open(shapes_root / "val" / "000000.jpg")
-    for folder, names in {"some": ["a.png", "a.bmp", "b.png"], "all": ["1-a.bmp.png", "a.bmp", "a.png"]}.items():
-        (tmp_path / folder).mkdir()
-        for name in names:
-            photograph.save(tmp_path / folder / name)
-        done = predict_inside(tmp_path / "best.pt", tmp_path, str(tmp_path / folder), tmp_path / f"{folder} found")
-        assert done.code == 0, done.output
-    drawn = {folder: {path.name for path in (tmp_path / f"{folder} found").glob("*.jpg")} for folder in ("some", "all")}
-    assert drawn == {
-        "some": {"0-a.bmp.jpg", "1-a.png.jpg", "b.jpg"},
-        "all": {"0-1-a.bmp.png.jpg", "1-a.bmp.jpg", "2-a.png.jpg"},
+    wanted = {
+        "a.bmp": "a_bmp.jpg",
+        "a.png": "a_png.jpg",
+        "a_png.bmp": "a_png-2.jpg",
+        "b.png": "b-2.jpg",
+        "attention/b.png": "attention/b.jpg",
+        "0001.jpg": "0001.jpg",
+        "deep/0001.jpg": "deep/0001.jpg",
     }
+    for name in wanted:
+        (tmp_path / "some" / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph.save(tmp_path / "some" / name)
+    found = tmp_path / "found"
+    done = predict_inside(tmp_path / "best.pt", tmp_path, f"{tmp_path}/some/**/*", found)
+    assert done.code == 0, done.output
+    images = json.loads((found / "images.json").read_text())["images"]
+    assert {row["file_name"]: row["picture"] for row in images} == wanted
+    assert {path.relative_to(found).as_posix() for path in found.rglob("*.jpg")} == set(wanted.values())
+    assert {row["file_name"] for row in json.loads((found / "results.json").read_text())} == set(wanted)
 
 
 def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Detection from Python: every kind of image, batches, published weights."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -167,3 +168,64 @@ def test_a_checkpoints_configuration_builds_only_detectors(saved: Path, target: 
     torch.save(content, saved)
     with pytest.raises(UserError, match=rf"model\.encoder\.position\._target_: '{target}' is refused"):
         Detector.from_checkpoint(saved)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_rotated_image_is_turned_whether_it_comes_as_a_file_or_not(
+    saved: Path, tmp_path: Path, orientation: int
+) -> None:
+    detector = Detector.from_checkpoint(saved)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    array = np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
+    for image in (Image.open(tmp_path / "a.png"), Image.open(tmp_path / "a.png").convert("RGB")):
+        by_path, given = detector.predict([tmp_path / "a.png", image], threshold=0.0)
+        torch.testing.assert_close(given.boxes, by_path.boxes)
+        sideways = orientation >= 5
+        assert given.draw(image).size == by_path.draw(tmp_path / "a.png").size == ((75, 110) if sideways else (110, 75))
+
+
+def test_detections_are_read_like_a_list(saved: Path, tmp_path: Path) -> None:
+    detector = Detector.from_checkpoint(saved)
+    assert repr(detector) == (
+        "Detector(DETR, 3 classes: cat, dog, gnu, short side 64 and long side at most 96 pixels, on cpu)"
+    )
+    found = detector.predict(np.zeros((75, 110, 3), np.uint8), threshold=0.0)[0]
+    assert len(found) == len(list(found)) == 7
+    for index, one in enumerate(found):
+        assert one == found[index] == found[index - 7]
+        assert (one.name, one.label) == (found.names[index], int(found.labels[index]))
+        assert one.score == float(found.scores[index]) and list(one.box) == found.boxes[index].tolist()
+    some = found[2:6:3]
+    assert len(some) == 2 and some[1] == found[5] and torch.equal(some.queries, found.queries[[2, 5]])
+    assert repr(found).startswith(f"Detections(7: {found[0].name} {found[0].score:.2f} at (") and ", 2 more)" in repr(
+        found
+    )
+    assert repr(found[:0]) == "Detections(0)" and not found[:0]
+    with pytest.raises(IndexError):
+        found[7]
+    found.save(tmp_path / "found.json")
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert [tuple(row["box"]) for row in rows] == [one.box for one in found] and rows[0]["name"] == found[0].name
+    with pytest.raises(UserError, match=r"ends in \.json, got found\.jpg\. A picture is saved with found\.draw"):
+        found.save("found.jpg")
+
+
+@pytest.mark.parametrize("threshold", [2.0, -1.0, float("nan")])
+def test_a_threshold_outside_of_scores_is_refused(saved: Path, threshold: float) -> None:
+    with pytest.raises(UserError, match="wanted a threshold of at least 0 and at most 1, got"):
+        Detector.from_checkpoint(saved).predict(np.zeros((9, 9, 3), np.uint8), threshold)
+    assert len(Detector.from_checkpoint(saved).predict(np.zeros((9, 9, 3), np.uint8), 0.0, max_dets=3)[0]) == 3
+
+
+def test_the_limit_of_the_long_side_follows_the_size() -> None:
+    detector = Detector(model=torch.nn.Identity(), categories=CATEGORIES, size=64, max_size=96)
+    detector.resize_to()
+    assert (detector.size, detector.max_size) == (64, 96)
+    detector.resize_to(32)
+    assert (detector.size, detector.max_size) == (32, 48)
+    detector.resize_to(40, 200)
+    assert (detector.size, detector.max_size) == (40, 200)
+    detector.resize_to(max_size=50)
+    assert (detector.size, detector.max_size) == (40, 50)

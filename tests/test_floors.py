@@ -17,6 +17,8 @@ FLOORS = (
     ("detr.annotations", 0),
     ("detr.archive", 0),
     ("detr.contents", 0),
+    ("detr.drawing", 0),
+    ("detr.text", 0),
     ("detr.files", 0),
     ("detr.ranges", 0),
     ("detr.models.detr", 2),

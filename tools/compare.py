@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups.sort(key=lambda group: (group is not baseline, -(judge.spread(group.values("AP"))[0] or 0)))
     for folder, reason in left_out.items():
         print(f"Left out: {folder}: {reason}")
-    output = OutputFolder(options.output or options.runs, ["compare.csv", "compare.html"], option="--output DIR")
+    names = ["compare.csv", "compare.html"]
+    output = OutputFolder(options.output or options.runs, names, overwrite=True, option="--output DIR")
     print(f"Runs: {len(runs)}, configurations: {len(groups)}. Measuring what each costs ...", flush=True)
     load = os.getloadavg()[0]  # before this process adds to it
     costs = cost.measure(groups, options.allow_targets)

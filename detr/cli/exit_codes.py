@@ -8,12 +8,13 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import ContextDecorator, ExitStack, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from detr.cli import terminal
 from detr.engine.signals import interruptible
 from detr.errors import Interrupted, UserError, out_of_memory
+from detr.text import printable_lines
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,7 @@ class exit_codes(ContextDecorator):  # noqa: N801 - used like a function, as con
 
     def __enter__(self) -> None:
         threading.excepthook = _of_thread
-        logging.raiseExceptions = False  # a log that cannot be written must not fill the terminal with tracebacks
-        _open_standard_streams()
+        terminal.prepare()
         self._signals = ExitStack()
         self._signals.enter_context(interruptible())
 
@@ -69,13 +69,6 @@ def release(error: BaseException) -> None:
         traceback.clear_frames(link.__traceback__)
 
 
-def _open_standard_streams() -> None:
-    """Where one was closed, as by 2>&-, what is written there is lost, instead of an error at the first line of it."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - while the process runs
-
-
 def _of_thread(failed: threading.ExceptHookArgs) -> None:
     """A thread that writes or reads files hands its error on to the thread that waits for it, which reports it."""
     if not isinstance(failed.exc_value, OSError):
@@ -87,7 +80,7 @@ def _say(level: int, message: str) -> None:
     if logging.getLogger().handlers:
         logger.log(level, "%s", message)
     else:
-        print(f"Error: {message}" if level == logging.ERROR else message, file=sys.stderr)
+        print(printable_lines(f"Error: {message}" if level == logging.ERROR else message), file=sys.stderr)
 
 
 def _end(error: BaseException, code: int) -> NoReturn:

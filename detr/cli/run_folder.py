@@ -16,13 +16,14 @@ from detr.errors import UserError
 
 logger = logging.getLogger(__name__)
 # What a training writes, beside its log and checkpoints.
-_RESULTS = ("config.yaml", "tensorboard", "evaluation", "predictions", "failures", "profile")
+_RESULTS = ("config.yaml", "tensorboard", "evaluation", "predictions", "failures", "profile", "training_batch.jpg")
 
 
 @contextmanager
 def run_directory(config: Any) -> Iterator[Path]:
-    """The folder of this run, with the composed configuration saved in it.
+    """The folder of this run; that of a training has the composed configuration saved in it.
 
+    The other commands write theirs with their results, by an OutputFolder: neither replaces what is there already.
     Raises UserError where another training is at work in it, its results would be overwritten, or the processes of the
     run differ.
     """
@@ -39,8 +40,8 @@ def run_directory(config: Any) -> Iterator[Path]:
         if trains:
             _check_unused(running.folder, resumes=config.trainer.resume is not None)
         logger.info("Everything goes to %s.", running.folder)
-        # Evaluation may write into the folder of the training: the training's configuration stays.
-        save(config, running.folder / f"{'config' if trains else running.name}.yaml")
+        if trains:
+            save(config, running.folder / "config.yaml")
         yield running.folder
 
 

@@ -61,7 +61,12 @@ def explained(name: str) -> Iterator[None]:
 
 def save(config: DictConfig, path: Path) -> None:
     """Write a configuration as YAML, with everything filled in."""
-    path.write_text(_HEADER + OmegaConf.to_yaml(config, resolve=True))
+    path.write_text(as_yaml(config))
+
+
+def as_yaml(config: DictConfig) -> str:
+    """A configuration as YAML, with everything filled in."""
+    return _HEADER + OmegaConf.to_yaml(config, resolve=True)
 
 
 def written_by_us(path: Path) -> bool:

@@ -53,7 +53,7 @@ class EvaluationConfig:
     """`evaluation`, described in configs/train.yaml."""
 
     backend: str = one_of(*get_args(Backend), default="hotcoco", former={"faster": "hotcoco"})
-    max_dets: int = at_least(11, default=100)  # AR10 is reported too
+    max_dets: int = at_least(11, most=10_000, default=100)  # AR10 is reported too
 
 
 @dataclass
@@ -79,6 +79,7 @@ class EvaluateConfig(RunConfig):
     """Options of evaluate.py, described in configs/evaluate.yaml."""
 
     checkpoint: str = MISSING
+    overwrite: bool = False
     model: Any = None
     criterion: Any = None
     data: DataConfig = field(default_factory=DataConfig)
@@ -94,10 +95,14 @@ class PredictConfig(RunConfig):
     criterion: Any = None
     source: str = MISSING
     output: str = "${run_dir}"
-    threshold: float = 0.5
+    overwrite: bool = False
+    annotations: str | None = None
+    threshold: float = at_least(0, most=1, default=0.5)
+    max_dets: int = at_least(1, most=10_000, default=300)
     batch_size: int = at_least(1, default=4)
     size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
     max_size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
+    enlarge: bool = False
     attention: bool = False
     attention_point: list[float] = field(default_factory=lambda: [0.5, 0.5])
 

@@ -163,6 +163,7 @@ class Trainer:
         groups = grouped(self.loader.epoch(self.epoch, start), self.config.accumulate)
         while (batches := self._next(groups)) is not None:
             waited = time.perf_counter() - asked
+            self.reporter.batch(*batches[0])
             if losses := self._learn(batches):
                 self._report(losses, batches, waited)
             for callback in self.callbacks.values():

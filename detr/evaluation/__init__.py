@@ -3,14 +3,19 @@
 from detr.evaluation.coco import CocoMetrics, coco_metrics, evaluate_coco
 from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.evaluation.evaluator import CocoEvaluator, Evaluation
+from detr.evaluation.listed import ListedImage, ListedImages
 from detr.evaluation.results import CocoResults, to_results
+from detr.evaluation.samples import Sample
 
 __all__ = [
     "CocoEvaluator",
     "CocoMetrics",
     "CocoResults",
     "Evaluation",
+    "ListedImage",
+    "ListedImages",
     "MatchingDiagnostics",
+    "Sample",
     "coco_metrics",
     "evaluate_coco",
     "to_results",

@@ -12,6 +12,7 @@ from detr.errors import UserError
 from detr.evaluation.backends import Backend, check_backend, hotcoco_evaluation, pycocotools_evaluation
 from detr.evaluation.comparison import Comparison, IouType
 from detr.evaluation.results import CocoResults
+from detr.text import printable
 
 _AREAS = ("all", "small", "medium", "large")
 
@@ -28,18 +29,23 @@ class CocoMetrics:
     summary: dict[str, float]
     per_class: dict[str, dict[str, float]]
 
+    def as_json(self) -> str:
+        """{"bbox": summary, "per_class": ...}."""
+        return json.dumps({"bbox": self.summary, "per_class": self.per_class}, indent=2) + "\n"
+
     def save(self, path: str | Path) -> None:
-        """Write as {"bbox": summary, "per_class": ...}."""
+        """Write as JSON."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({"bbox": self.summary, "per_class": self.per_class}, indent=2) + "\n")
+        Path(path).write_text(self.as_json())
 
     def table(self) -> str:
         """Both parts as text."""
         lines = ["  ".join(f"{name} {value:.3f}" for name, value in self.summary.items())]
-        width = max([len(name) for name in self.per_class] + [5])
-        columns = list(next(iter(self.per_class.values()), {}))
+        rows = {printable(name): values for name, values in self.per_class.items()}
+        width = max([len(name) for name in rows] + [5])
+        columns = list(next(iter(rows.values()), {}))
         lines.append(f"{'class':<{width}}" + "".join(f"{column:>8}" for column in columns))
-        for name, values in self.per_class.items():
+        for name, values in rows.items():
             lines.append(f"{name:<{width}}" + "".join(f"{values[column]:8.3f}" for column in columns))
         return "\n".join(lines)
 

@@ -72,7 +72,7 @@ class Comparison:
         self.names = _names(content["categories"], self.categories)
         self.iou_type = iou_type
         self.listed_images = _images(content["images"], self.images, sizes=iou_type == "segm")
-        self.listed_categories = [{"id": number, "name": name} for number, name in enumerate(self.names)]
+        self.listed_categories = [{"id": number, "name": str(number)} for number in range(len(self.names))]
         reader = AnnotationReader(
             annotations if isinstance(annotations, str | Path) else "evaluate_coco: the ground truth"
         )

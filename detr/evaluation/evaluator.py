@@ -1,34 +1,35 @@
 """A model's COCO metrics on a data set."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from detr import distributed
+from detr.errors import NonFiniteError
 from detr.evaluation.backends import Backend
 from detr.evaluation.coco import CocoMetrics, coco_metrics
 from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.evaluation.results import CocoResults
-from detr.postprocess import postprocess
-from detr.types import Category, Detections, ImageBatch, Target
+from detr.evaluation.samples import Sample, spread
+from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess
+from detr.types import Category, ImageBatch, Target
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics, all detections, and the first few images with what was found in them.
+    """Metrics, all detections, and a few images with what is annotated and what was found in them.
 
     diagnostics: by name; empty where the evaluator has none.
     """
 
     metrics: CocoMetrics
     results: CocoResults
-    samples: list[tuple[UInt8[Tensor, "3 _ _"], Detections]]
+    samples: list[Sample]
     diagnostics: dict[str, float]
 
 
@@ -38,7 +39,8 @@ class CocoEvaluator:
     loader: batches of (ImageBatch, targets), sized.
     annotations: the COCO annotations of the loader's images, as a file or its content.
     categories: the model's classes, in the order of its labels; they give the category ids of the results.
-    samples: number of images to keep for drawing.
+    max_dets: the most detections of an image and class that are counted, by COCO's rules.
+    samples: number of images to keep for drawing, from all over the data set.
     limit: evaluate on about this many images instead of all.
     diagnostics: what to measure besides the metrics.
     """
@@ -64,23 +66,26 @@ class CocoEvaluator:
         """The evaluation in process 0, and None in the others; each process evaluates a part of the images.
 
         stop: called after each batch; if it is true in any process, all stop and return None.
-        The model is left in evaluation mode.
+        The model is left in evaluation mode. Raises NonFiniteError where its predictions are NaN or infinite.
         """
         model.eval()
         device = next(model.parameters()).device
         names = [category.name for category in self.categories]
         results: list[CocoResults] = []
-        samples: list[tuple[Tensor, Detections]] = []
+        samples: list[Sample] = []
         measured: list[dict[str, Tensor]] = []
         seen: list[int] = []
         stopped = False
-        for batch, targets in self.loader:
+        most = max(self.max_dets, PUBLISHED_PAIRS)  # COCO counts max_dets of each class
+        for number, (batch, targets) in enumerate(self.loader):
             predictions = model(batch.to(device).normalized())
-            found = postprocess(predictions, [target.original_size for target in targets], names)
-            for index, (target, detections) in enumerate(zip(targets, found, strict=True)):
+            if damaged := non_finite(predictions):
+                raise NonFiniteError("The model's predictions", [targets[index].image_id for index in damaged])
+            found = postprocess(predictions, [target.original_size for target in targets], names, most)
+            for target, detections in zip(targets, found, strict=True):
                 results.append(CocoResults.from_detections(detections, target.image_id, self.categories))
-                if len(samples) < self.samples:
-                    samples.append(_sample(batch, index, target, detections))
+            for index in range(min(spread(self.samples, self._batches(len(batch)), number), len(batch))):
+                samples.append(Sample.of(batch, index, targets[index], found[index], names=names))
             if self.diagnostics:
                 measured.append(self.diagnostics.measure(predictions, targets, found))
             seen += [target.image_id for target in targets]
@@ -100,6 +105,11 @@ class CocoEvaluator:
         diagnostics = self.diagnostics.summarize(measured) if self.diagnostics else {}
         return Evaluation(metrics=metrics, results=everything, samples=samples, diagnostics=diagnostics)
 
+    def _batches(self, size: int) -> int:
+        """How many batches of this size there will be in this process."""
+        batches = len(cast(Sized, self.loader))
+        return batches if self.limit is None else min(-(-self.limit // (size * distributed.world_size())), batches)
+
 
 def _only(annotations: str | Path | Mapping[str, Any], images: Collection[int]) -> dict[str, Any]:
     """The annotations of some images."""
@@ -109,12 +119,3 @@ def _only(annotations: str | Path | Mapping[str, Any], images: Collection[int]) 
         "images": [row for row in content["images"] if row["id"] in images],
         "annotations": [row for row in content["annotations"] if row["image_id"] in images],
     }
-
-
-def _sample(batch: ImageBatch, index: int, target: Target, found: Detections) -> tuple[Tensor, Detections]:
-    """One image without its padding, and its detections in its pixels."""
-    valid = ~batch.mask[index]
-    height, width = int(valid[:, 0].sum()), int(valid[0].sum())
-    original_height, original_width = target.original_size
-    scale = torch.tensor([width / original_width, height / original_height]).repeat(2)
-    return batch.images[index, :, :height, :width].clone(), replace(found, boxes=found.boxes * scale)

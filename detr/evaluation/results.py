@@ -17,7 +17,7 @@ from detr.types import Category, Detections
 class CocoResults:
     """Detections in columns: half a million rows as dicts take longer to make than to evaluate.
 
-    image_ids, category_ids: (N,) integers of any size, as in the annotations.
+    image_ids, category_ids: (N,) integers of any size, as in the annotations; texts for images without annotations.
     boxes: (N, 4) as x, y, width, height in pixels of the original image.
     scores: (N,).
     masks: a run-length encoding for each, or None for the outline of the box; needed for masks only.
@@ -34,8 +34,16 @@ class CocoResults:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """As COCO's files list them, boxes alone."""
+        columns = (self.image_ids, self.category_ids, self.boxes, self.scores)
+        return [
+            {"image_id": image, "category_id": category, "bbox": box, "score": score}
+            for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
     @classmethod
-    def from_detections(cls, found: Detections, image_id: int, categories: Sequence[Category]) -> "CocoResults":
+    def from_detections(cls, found: Detections, image_id: int | str, categories: Sequence[Category]) -> "CocoResults":
         """Detections of one image. categories: the classes, in the order of their labels."""
         boxes = torch.cat((found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]), dim=1)
         return cls(
@@ -72,16 +80,11 @@ class CocoResults:
         )
 
 
-def to_results(detections: Detections, image_id: int, categories: Sequence[Category]) -> list[dict[str, Any]]:
+def to_results(detections: Detections, image_id: int | str, categories: Sequence[Category]) -> list[dict[str, Any]]:
     """Detections of one image as rows of COCO results."""
-    found = CocoResults.from_detections(detections, image_id, categories)
-    columns = (found.image_ids, found.category_ids, found.boxes, found.scores)
-    return [
-        {"image_id": image, "category_id": category, "bbox": box, "score": score}
-        for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+    return CocoResults.from_detections(detections, image_id, categories).rows()
 
 
-def _ids(values: list[int]) -> np.ndarray:
+def _ids(values: Sequence[int | str]) -> np.ndarray:
     """Python's integers: some ids exceed 64 bits, and numpy would round a mixture of sizes to floats."""
     return np.array(values, dtype=object)

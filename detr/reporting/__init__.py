@@ -1,8 +1,7 @@
 """What a run reports: progress, TensorBoard, JSON lines, drawn boxes and attention."""
 
 from detr.reporting.attention import draw_attention
-from detr.reporting.draw import draw_detections
-from detr.reporting.output import OutputFolder
+from detr.reporting.output import OutputFolder, RowFile
 from detr.reporting.reporter import Reporter
 from detr.reporting.sinks import JsonLines, Progress, Sink, TensorBoard
 from detr.reporting.summary import describe_model
@@ -12,9 +11,9 @@ __all__ = [
     "OutputFolder",
     "Progress",
     "Reporter",
+    "RowFile",
     "Sink",
     "TensorBoard",
     "describe_model",
     "draw_attention",
-    "draw_detections",
 ]

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from detr.drawing import draw_detections, legible
 from detr.models.attention.views import Gates, SoftMask, Transform, View, Weights
 from detr.models.attention_maps import AttentionMaps, token_at
-from detr.reporting.draw import draw_detections
+from detr.text import printable
 
 _SIDE, _COLUMNS, _GAP, _CAPTION = 640, 3, 22, 66  # pixels; three columns, as one picture and eight detections make nine
 _LEAST_WIDTH = 560  # for captions to have room
@@ -152,7 +153,8 @@ def _caption(panel: Panel, width: int) -> Image.Image:
     caption = Image.new("RGB", (width, _CAPTION), "white")
     draw = ImageDraw.Draw(caption)
     font = ImageFont.load_default(size=17)
-    draw.text((0, 0), panel.title, fill="black", font=ImageFont.load_default(size=23))
+    title, large = legible(printable(panel.title), 23.0)
+    draw.text((0, 0), title, fill="black", font=large)
     draw.text((0, 34), panel.text, fill="#444444", font=font)
     if panel.span is not None:
         low, high = (f"{value:.3g}" for value in panel.span)

@@ -1,10 +1,14 @@
-"""A folder for results, in which nothing is overwritten except what the program wrote there itself."""
+"""A folder for results, in which nothing is overwritten except, on request, what the program wrote there itself."""
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from detr.errors import UserError
 from detr.files import read_regular
@@ -16,40 +20,47 @@ _MOST = 2**26  # bytes of the record, which are half a million files
 class OutputFolder:
     """Writes files into a folder, which may hold other people's files as well.
 
-    A file is replaced only where this class wrote it earlier and nobody has changed it since. To know them again, the
-    folder's .written.jsonl keeps the SHA-256 of each. Links inside the folder are never followed; the folder itself may
-    be one.
+    A file of an earlier run is replaced on request only, where this class wrote it and nobody has changed it since. To
+    know them again, the folder's .written.jsonl keeps the SHA-256 of each. Links inside the folder are never followed;
+    the folder itself may be one.
 
-    names: all files that will be written, relative to the folder. option: what the user sets to choose another folder.
-    Raises UserError, before anything is written, where one of them would replace a file of someone else or go through
+    names: all files that will be written, relative to the folder.
+    overwrite: replace those that this class wrote earlier. option: what the user sets to choose another folder.
+    Raises UserError, before anything is written, where one of them exists and may not be replaced, or would go through
     a link.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], *, option: str = "output=DIR") -> None:
+    def __init__(
+        self, folder: Path, names: Iterable[str], *, overwrite: bool = False, option: str = "output=DIR"
+    ) -> None:
         self.folder, self._option, self._record = folder, option, folder / _RECORD
-        first_time = not os.path.lexists(self._record)
-        self._written = {} if first_time else self._read_record()
+        self._written: dict[str, set[str]] = defaultdict(set)
+        self._started = False
+        if os.path.lexists(self._record):
+            self._read_record()
         for name in names:
-            self._check(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        if first_time:
-            _create(self._record, f"{_FORMAT}\n".encode())
-        else:
-            self._cut_record()
+            self._check(name, overwrite)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write one file; raises UserError where someone else has put one there meanwhile."""
+        """Write one file; raises UserError where someone else has put one there meanwhile, or the disk is full."""
         path = self.folder / name
         self._check(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        self._note(name, hashlib.sha256(content).hexdigest())
-        _create(path, content)
+        with explained(path):
+            self._start()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            self.note(name, hashlib.sha256(content).hexdigest())
+            _create(path, content)
 
-    def _check(self, name: str) -> None:
+    def _check(self, name: str, overwrite: bool = True) -> None:
         path = self.folder / name
         if os.path.lexists(path) and not self._is_own(name):
             raise self._refusal(path)
+        if os.path.lexists(path) and not overwrite:
+            raise UserError(
+                f"{path} exists already: it is a result of an earlier run. Choose another folder with {self._option}, "
+                "or replace earlier results with overwrite=true."
+            )
         if not self._is_in_place(path.parent):
             raise UserError(
                 f"{path} would be written to {os.path.realpath(path.parent)}, because a link leads there. Remove the "
@@ -57,10 +68,10 @@ class OutputFolder:
             )
 
     def _is_own(self, name: str) -> bool:
-        path, digest = self.folder / name, self._written.get(name)
-        if digest is None or not self._is_plain(path):
+        path, digests = self.folder / name, self._written.get(name)
+        if digests is None or not self._is_plain(path):
             return False
-        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        return hashlib.sha256(path.read_bytes()).hexdigest() in digests
 
     def _is_plain(self, path: Path) -> bool:
         """Whether it is a file at this very place, and no link to another."""
@@ -71,7 +82,7 @@ class OutputFolder:
         place = Path(os.path.realpath(self.folder)) / path.relative_to(self.folder)
         return Path(os.path.realpath(path)) == place
 
-    def _read_record(self) -> dict[str, str]:
+    def _read_record(self) -> None:
         # A record that has a second name is written under both.
         if not self._is_plain(self._record) or self._record.stat().st_nlink > 1:
             raise self._refusal(self._record)
@@ -80,20 +91,28 @@ class OutputFolder:
         if first != _FORMAT:
             raise self._refusal(self._record)
         try:
-            return {row["file"]: row["sha256"] for row in map(json.loads, lines)}
+            for row in map(json.loads, lines):
+                self._written[row["file"]].add(row["sha256"])
         except (ValueError, LookupError, TypeError, RecursionError):
             raise self._refusal(self._record) from None
 
-    def _cut_record(self) -> None:
-        """Remove the half line that a crash or a full disk left, so that the next one stands alone."""
-        with self._record.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+    def _start(self) -> None:
+        """Before the first file: the record, without the half line that a crash or a full disk left at its end."""
+        if self._started:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(self._record):
+            with self._record.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+        else:
+            _create(self._record, f"{_FORMAT}\n".encode())
+        self._started = True
 
-    def _note(self, name: str, digest: str) -> None:
-        """Before the file is written, so that one that was written is known, whatever happens then."""
+    def note(self, name: str, digest: str) -> None:
+        """Know a file again. It comes before the file is written, so that what was written is known in any case."""
         with self._record.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"file": name, "sha256": digest}) + "\n")
-        self._written[name] = digest
+        self._written[name].add(digest)
 
     def _refusal(self, path: Path) -> UserError:
         return UserError(
@@ -102,6 +121,59 @@ class OutputFolder:
         )
 
 
+class RowFile:
+    """A list in a JSON file of an output folder, which is valid JSON after every row, however the program ends.
+
+    before, after: what the file has around the rows.
+    """
+
+    def __init__(self, output: OutputFolder, name: str, *, before: str = "[", after: str = "]") -> None:
+        self._output, self._name, self._end = output, name, f"\n{after}\n".encode()
+        self._place, self._first = len(before.encode()), True
+        self._digest = hashlib.sha256(before.encode())  # of everything but the end
+        output.write(name, before.encode() + self._end)
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write further rows, which are in the file when this returns; raises UserError where the disk is full."""
+        text = ",".join(f"\n{json.dumps(row)}" for row in rows).encode()
+        if not text:
+            return
+        text = text if self._first else b"," + text
+        self._digest.update(text)
+        whole = self._digest.copy()
+        whole.update(self._end)
+        path = self._output.folder / self._name
+        with explained(path), path.open("r+b", buffering=0) as file:
+            self._output.note(self._name, whole.hexdigest())
+            file.seek(self._place)
+            try:
+                if file.write(text + self._end) < len(text + self._end):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.seek(self._place)
+                file.write(self._end)  # as before, where there was room for it
+                file.truncate()
+                raise
+        self._place, self._first = self._place + len(text), False
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """What the disk refuses, as one message."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}. What was written before is whole. Make room, or choose "
+            "another folder that you may write to."
+        ) from error
+
+
 def _create(path: Path, content: bytes) -> None:
     with path.open("xb") as file:
-        file.write(content)
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:
+            path.unlink()  # rather none than a part of it
+            raise

@@ -8,17 +8,17 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from detr import distributed
-from detr.reporting.draw import draw_detections
+from detr.evaluation.samples import Sample
+from detr.reporting.samples import draw_batch, draw_sample
 from detr.reporting.sinks import Sink
-from detr.types import Detections
+from detr.types import ImageBatch, Target
 
 logger = logging.getLogger(__name__)
 _STATUS = Path("/proc/self/status")  # of Linux
+_BATCH_IMAGES = 8  # of a training batch that are drawn
 
 
 class Reporter:
@@ -27,19 +27,21 @@ class Reporter:
     Of several processes the first alone reports.
 
     sinks: where to log to, by name; None switches one off.
-    run_dir: the run's folder, with its config.yaml; drawn validation images go to its predictions/.
+    run_dir: the run's folder, with its config.yaml; drawn validation images go to its predictions/, the first training
+        batch to training_batch.jpg.
     log_every: steps between two records of averages.
-    threshold: lowest score of a detection that is drawn.
+    names: of the classes, for the training batch.
     """
 
     def __init__(
-        self, *, sinks: Mapping[str, Sink | None], run_dir: Path, log_every: int = 50, threshold: float = 0.5
+        self, *, sinks: Mapping[str, Sink | None], run_dir: Path, log_every: int = 50, names: Sequence[str] = ()
     ) -> None:
         own = sinks.values() if distributed.rank() == 0 else ()
         self.sinks, self.run_dir = [sink for sink in own if sink is not None], run_dir
-        self.log_every, self.threshold = log_every, threshold
+        self.log_every, self.names = log_every, names
         self.total_steps = 0
         self._started: list[Sink] = []
+        self._batch_is_drawn = False
         self._sums: dict[str, float] = {}
         self._count, self._images, self._waited, self._since = 0, 0, 0.0, 0.0
 
@@ -79,22 +81,24 @@ class Reporter:
         self._scalars(step, {**averages, **state, **speed}, "train")
         self._reset()
 
-    def evaluation(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        samples: Sequence[tuple[UInt8[Tensor, "3 _ _"], Detections]],
-    ) -> None:
-        """An evaluation is done; samples: images with what was found in them."""
+    def batch(self, batch: ImageBatch, targets: Sequence[Target]) -> None:
+        """What the model is about to learn from. Of a run's first batch there is a picture."""
+        if self._batch_is_drawn:
+            return
+        self._batch_is_drawn = True
+        path = self.run_dir / "training_batch.jpg"
+        if distributed.rank() > 0 or path.exists():
+            return  # it is of the run's start, which this one goes on with
+        shown = range(min(len(targets), _BATCH_IMAGES))
+        samples = [Sample.of(batch, index, targets[index], names=self.names) for index in shown]
+        self._save({path: draw_batch(samples)})
+
+    def evaluation(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
+        """An evaluation is done; samples: images with what is annotated and what was found in them."""
         self._scalars(step, metrics, "val")
-        pictures = [
-            draw_detections(Image.fromarray(image.permute(1, 2, 0).numpy()), detections.above(self.threshold))
-            for image, detections in samples
-        ]
+        pictures = [draw_sample(sample) for sample in samples]
         folder = self.run_dir / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, picture in enumerate(pictures):
-            picture.save(folder / f"{index}.jpg", quality=92)
+        self._save({folder / f"{index}.jpg": picture for index, picture in enumerate(pictures)})
         self._send(lambda sink: sink.pictures(step, pictures))
         self._reset()  # the time of the evaluation is not training time
 
@@ -105,6 +109,15 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._send(lambda sink: sink.close())
+
+    def _save(self, pictures: Mapping[Path, Image.Image]) -> None:
+        """A training must not end by its pictures either."""
+        try:
+            for path, picture in pictures.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path, quality=92)
+        except OSError as error:
+            logger.warning("No picture at %s: %s.", path, error.with_traceback(None))
 
     def _scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
         self._send(lambda sink: sink.scalars(step, values, group))

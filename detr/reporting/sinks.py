@@ -1,5 +1,6 @@
 """Places that a run's records go to. Each is switched on and off in the `logger` configuration."""
 
+import io
 import json
 import logging
 import math
@@ -7,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -17,6 +18,7 @@ from detr.files import read_regular
 
 logger = logging.getLogger(__name__)
 _MOST = 2**31  # bytes of metrics.jsonl that a run goes on with
+_PIXELS = 300_000  # of a picture in TensorBoard
 
 
 @runtime_checkable
@@ -130,10 +132,20 @@ class TensorBoard:
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
         for index, picture in enumerate(pictures):
-            self._writer.add_image(f"val/{index}", np.asarray(picture), step, dataformats="HWC")
+            summary = Summary(value=[Summary.Value(tag=f"val/{index}", image=_compressed(picture))])
+            self._writer._get_file_writer().add_summary(summary, step)
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _compressed(picture: Image.Image) -> Summary.Image:
+    """As JPEG of moderate size: SummaryWriter alone would write PNG, and a training hundreds of pictures."""
+    factor = min(math.sqrt(_PIXELS / (picture.width * picture.height)), 1)
+    small = picture.resize((max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=75)
+    return Summary.Image(width=small.width, height=small.height, colorspace=3, encoded_image_string=stream.getvalue())
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from datasets import DetectionDataset, evaluation_loader
+from detr.errors import NonFiniteError
 from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics, to_results
 from detr.losses import HungarianMatcher
-from detr.types import Category, Detections, ImageBatch, Predictions
+from detr.types import Category, Detections, ImageBatch, Predictions, Target
 from tests.helpers.data import shapes_set
 
 
@@ -51,12 +52,81 @@ def test_a_perfect_model_scores_one(shapes_root: Path) -> None:
     assert len(evaluation.results) == 7 * 5 and len(evaluation.samples) == 4
     diagnostics = {"matching/iou": 1.0, "matching/recall": 1.0, "matching/duplicates": 0.0}
     assert evaluation.diagnostics == pytest.approx(diagnostics, abs=1e-5)
-    image, detections = evaluation.samples[0]
-    assert image.shape == (3, 48, 48)
+    sample = evaluation.samples[0]
+    assert sample.image.shape == (3, 48, 48)
     boxes = dataset.records[0].boxes + np.pad(dataset.records[0].boxes[:, :2], ((0, 0), (2, 0)))  # to xyxy
-    torch.testing.assert_close(
-        detections.above(0.5).boxes.sort(0).values, torch.from_numpy(boxes).float().sort(0).values
+    boxes = torch.from_numpy(boxes).float()
+    torch.testing.assert_close(sample.truth.boxes, boxes)
+    torch.testing.assert_close(sample.found.above(0.5).boxes.sort(0).values, boxes.sort(0).values)
+    assert sample.truth.names == [dataset.categories[label].name for label in dataset.records[0].labels]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("limit", [None, 4])
+def test_samples_are_from_all_over(shapes_root: Path, batch_size: int, limit: int | None) -> None:
+    dataset = shapes_set(shapes_root, "val")
+    evaluator = CocoEvaluator(
+        loader=evaluation_loader(dataset, batch_size=batch_size, workers=0),
+        annotations=dataset.ground_truth(),
+        categories=dataset.categories,
+        samples=2,
+        limit=limit,
     )
+    first, second = evaluator(Oracle(dataset)).samples
+    assert torch.equal(first.image, dataset[0][0])
+    [place] = [index for index in range(7) if torch.equal(second.image, dataset[index][0])]
+    evaluated = 7 if limit is None else min(-(-limit // batch_size) * batch_size, 7)
+    assert place == (1 if batch_size >= evaluated else pytest.approx(evaluated / 2, abs=batch_size / 2 + 0.5))
+
+
+class Crowded(torch.nn.Module):
+    """Finds each of 600 objects in a grid, all of one class, with a query of its own and a sigmoid score."""
+
+    def __init__(self, boxes: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.boxes = torch.nn.Parameter(torch.zeros(1)), boxes
+
+    def forward(self, batch: ImageBatch) -> Predictions:
+        logits = torch.linspace(9, 8, len(self.boxes))[None, None, :, None]
+        return Predictions(logits=logits, boxes=self.boxes[None, None])
+
+
+@pytest.mark.parametrize(("max_dets", "recall"), [(100, 1 / 6), (300, 1 / 2), (600, 1.0), (1000, 1.0)])
+def test_sigmoid_detections_follow_max_dets(max_dets: int, recall: float) -> None:
+    grid = torch.stack(torch.meshgrid(torch.arange(30), torch.arange(20), indexing="ij"), -1).flatten(0, 1)
+    rows = [
+        {"id": n, "image_id": 3, "category_id": 5, "bbox": [10 * x + 1, 10 * y + 1, 8, 8], "area": 64, "iscrowd": 0}
+        for n, (x, y) in enumerate(grid.tolist(), start=1)
+    ]
+    boxes = torch.cat(
+        ((grid * 10 + 5) / torch.tensor([300, 200]), torch.tensor([[8 / 300, 8 / 200]]).expand(600, 2)), 1
+    )
+    annotations = {
+        "images": [{"id": 3, "file_name": "a.jpg", "width": 300, "height": 200}],
+        "annotations": rows,
+        "categories": [{"id": 5, "name": "sheep"}],
+    }
+    image = torch.zeros(1, 3, 20, 30, dtype=torch.uint8)
+    target = Target(
+        labels=torch.zeros(0, dtype=torch.int64), boxes=torch.zeros(0, 4), image_id=3, original_size=(200, 300)
+    )
+    evaluator = CocoEvaluator(
+        loader=[(ImageBatch(images=image, mask=image[:, 0] > 0), [target])],
+        annotations=annotations,
+        categories=[Category(id=5, name="sheep")],
+        max_dets=max_dets,
+    )
+    assert evaluator(Crowded(boxes)).metrics.summary[f"AR{max_dets}"] == pytest.approx(recall, abs=1e-6)
+
+
+def test_predictions_that_are_not_finite_are_an_error(shapes_root: Path) -> None:
+    dataset = shapes_set(shapes_root, "val")
+    loader = evaluation_loader(dataset, batch_size=3, workers=0)
+    evaluator = CocoEvaluator(loader=loader, annotations=dataset.ground_truth(), categories=dataset.categories)
+    oracle = Oracle(dataset)
+    oracle.register_forward_hook(lambda model, given, found: found.map(lambda tensor: tensor * float("nan")))
+    with pytest.raises(NonFiniteError, match=r"predictions became NaN or infinite, for image ids \[0, 1, 2\]"):
+        evaluator(oracle)
 
 
 def test_columns_are_the_rows_of_coco() -> None:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from itertools import product
 
+import pytest
 import torch
 
-from detr.postprocess import postprocess
+from detr.postprocess import non_finite, postprocess
 from detr.types import Predictions
 
 NAMES, SIZES = ["ant", "bee", "cat"], [(100, 200), (50, 30)]
@@ -16,12 +17,13 @@ def random_predictions(outputs: int) -> Predictions:
     return Predictions(logits=torch.randn(2, 2, 5, outputs), boxes=torch.rand(2, 2, 5, 4))
 
 
-def test_sigmoid_takes_the_best_pairs_of_query_and_class() -> None:
+@pytest.mark.parametrize("most", [1, 5, 11, 15, 300])
+def test_sigmoid_takes_the_best_pairs_of_query_and_class(most: int) -> None:
     predictions = random_predictions(outputs=3)
-    for image, found in enumerate(postprocess(predictions, SIZES, NAMES)):
+    for image, found in enumerate(postprocess(predictions, SIZES, NAMES, most)):
         pairs = [(float(predictions.logits[-1, image, q, c].sigmoid()), q, c) for q in range(5) for c in range(3)]
-        best = sorted(pairs, reverse=True)[:5]
-        assert len({q for _, q, _ in best}) < 5  # a query is found more than once, as it may
+        best = sorted(pairs, reverse=True)[:most]
+        assert len(best) == len(found) == min(most, 5 * 3)
         assert found.labels.tolist() == [c for *_, c in best] and found.names == [NAMES[c] for *_, c in best]
         assert found.queries.tolist() == [q for _, q, _ in best]
         torch.testing.assert_close(found.scores, torch.tensor([score for score, *_ in best]))
@@ -34,7 +36,7 @@ def test_sigmoid_takes_the_best_pairs_of_query_and_class() -> None:
 def test_sigmoid_keeps_the_order_of_ties() -> None:
     predictions = random_predictions(outputs=3)
     predictions.logits[:] = 0
-    found = postprocess(predictions, SIZES, NAMES)[0]
+    found = postprocess(predictions, SIZES, NAMES, 5)[0]
     assert found.labels.tolist() == [0, 1, 2, 0, 1] and torch.equal(found.boxes[0], found.boxes[2])
 
 
@@ -45,6 +47,15 @@ def test_softmax_takes_the_best_class_of_each_query() -> None:
         best = sorted(((float(row.max()), int(row.argmax())) for row in probabilities), reverse=True)
         torch.testing.assert_close(found.scores, torch.tensor([score for score, _ in best]))
         assert found.labels.tolist() == [label for _, label in best]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_images_with_predictions_that_are_not_finite_are_found(value: float) -> None:
+    for field in ("logits", "boxes"):
+        predictions = random_predictions(outputs=3)
+        assert non_finite(predictions) == []
+        getattr(predictions, field)[-1, 1, 4, 2] = value
+        assert non_finite(predictions) == [1]
 
 
 @dataclass(frozen=True)

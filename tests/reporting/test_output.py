@@ -1,22 +1,23 @@
-"""Folders of results: what the program wrote is replaced, everything else stays as it is."""
+"""Folders of results: what the program wrote is replaced on request, everything else stays as it is."""
 
 import json
 import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
 
 from detr.errors import UserError
 from detr.files import read_regular
-from detr.reporting import OutputFolder
+from detr.reporting import OutputFolder, RowFile
 
 NAMES = ["a.jpg", "deep/b.jpg"]
 RECORD = ".written.jsonl"
 
 
 def write(folder: Path, content: bytes = b"drawn", names: list[str] = NAMES) -> None:
-    output = OutputFolder(folder, names)
+    output = OutputFolder(folder, names, overwrite=True)
     for name in names:
         output.write(name, content + name.encode())
 
@@ -43,6 +44,46 @@ def test_what_it_wrote_itself_is_replaced(tmp_path: Path) -> None:
             "deep/b.jpg": content + b"deep/b.jpg",
         }
         assert found.keys() == {*NAMES, RECORD}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_of_an_earlier_run_stay_unless_asked_for(tmp_path: Path, name: str) -> None:
+    write(tmp_path, names=[name])
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match=r"earlier run\. Choose another folder with output=DIR.*overwrite=true"):
+        OutputFolder(tmp_path, NAMES)
+    assert everything(tmp_path) == before
+
+
+def test_a_list_of_rows_is_whole_after_each(tmp_path: Path) -> None:
+    output = OutputFolder(tmp_path, ["rows.json", "more.json"])
+    rows, more = RowFile(output, "rows.json"), RowFile(output, "more.json", before='{"n": [', after="]}")
+    wanted: list[dict[str, object]] = []
+    for count in (0, 2, 0, 1, 3):
+        new = [{"number": len(wanted) + index, "text": "]\n狗\ud800"} for index in range(count)]
+        wanted += new
+        rows.add(new)
+        more.add(new)
+        assert json.loads((tmp_path / "rows.json").read_bytes()) == wanted
+        assert json.loads((tmp_path / "more.json").read_bytes()) == {"n": wanted}
+        OutputFolder(tmp_path, ["rows.json"], overwrite=True)  # it knows the file again in each of its states
+
+
+def test_a_disk_that_is_full_leaves_the_rows_before(tmp_path: Path) -> None:
+    rows, count = RowFile(OutputFolder(tmp_path, []), "rows.json"), 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the next write beyond it is cut short
+    try:
+        with pytest.raises(UserError, match=r"Cannot write .*large\.jpg: "):
+            OutputFolder(tmp_path, []).write("large.jpg", bytes(30_000))
+        with pytest.raises(UserError, match=r"Cannot write .*rows\.json: (No space left|File too large)"):
+            for count in range(99):  # noqa: B007 - how far it came is looked at below
+                rows.add([{"text": "x" * 999}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(json.loads((tmp_path / "rows.json").read_bytes())) == count > 9
+    OutputFolder(tmp_path, ["rows.json"], overwrite=True)  # it is known again
+    assert not (tmp_path / "large.jpg").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

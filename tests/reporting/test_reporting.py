@@ -1,7 +1,9 @@
 """Records, and drawings that stay inside the image."""
 
+import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from detr.reporting import JsonLines, Progress, Reporter, TensorBoard, describe_model, draw_detections
+from detr.drawing import draw_detections
+from detr.evaluation import Sample
+from detr.reporting import JsonLines, Progress, Reporter, TensorBoard, describe_model
+from detr.reporting.samples import draw_sample
 from detr.types import Detections
+from tests.helpers import make_batch, make_target
 
 HOSTILE = "<b>[x](javascript:alert(1))"
 
@@ -41,14 +47,14 @@ def test_boxes_contrast_with_their_surroundings(brightness: int) -> None:
 def test_boxes_beyond_the_image_and_none_at_all() -> None:
     image = Image.new("RGB", (31, 17), "gray")
     outside = detections([[-50, -50, 500, 500], [30, 16, 31, 17], [5, 5, 5, 5], [100, 100, 120, 120], [4, 2, 20, 9]])
-    assert draw_detections(image, outside).size == (310, 170)
-    small = np.asarray(draw_detections(image, detections([])).resize(image.size, Image.Resampling.NEAREST))
-    assert (small == np.asarray(image)).all()
+    assert draw_detections(image, outside).size == (31, 17)
+    assert draw_detections(image, outside, enlarge=True).size == (310, 170)
+    assert (np.asarray(draw_detections(image, detections([]))) == np.asarray(image)).all()
 
 
-def test_small_images_are_enlarged_with_their_boxes() -> None:
+def test_small_images_are_enlarged_with_their_boxes_on_request() -> None:
     image = Image.new("RGB", (96, 64), "gray")
-    drawn = np.asarray(draw_detections(image, detections([[20, 30, 50, 50]]))).astype(int)
+    drawn = np.asarray(draw_detections(image, detections([[20, 30, 50, 50]]), enlarge=True)).astype(int)
     assert drawn.shape == (256, 384, 3)
     assert np.abs(drawn[118:123, 140] - 128).max() > 100 and (drawn[140:180, 100:180] == 128).all()
 
@@ -61,8 +67,10 @@ def run(folder: Path, first: int, last: int) -> None:
         reporter.start(first, total_steps=6)
         for step in range(first + 1, last + 1):
             reporter.step(step, {"loss": float(step), "loss_ce_0": 1.0}, {"lr": 0.5}, images=3, waited=0.0)
-        sample = torch.zeros(3, 20, 30, dtype=torch.uint8)
-        reporter.evaluation(last, {"AP": 0.25}, [(sample, detections([[2, 3, 9, 9]]))])
+        found = detections([[2, 3, 9, 9]])
+        reporter.evaluation(
+            last, {"AP": 0.25}, [Sample(torch.zeros(3, 20, 30, dtype=torch.uint8), truth=found, found=found)]
+        )
 
 
 def test_records_are_averages_and_a_resumed_run_repeats_none(tmp_path: Path) -> None:
@@ -75,7 +83,7 @@ def test_records_are_averages_and_a_resumed_run_repeats_none(tmp_path: Path) -> 
     assert [(record["step"], record["loss"]) for record in train] == [(2, 1.5), (4, 3.5), (6, 5.5)]
     assert train[-1]["lr"] == 0.5 and 0 <= train[-1]["data_wait"] <= 1 and train[-1]["eta_minutes"] == 0
     assert [record for record in records if record["group"] == "val"] == [{"step": 6, "group": "val", "AP": 0.25}]
-    assert Image.open(tmp_path / "predictions" / "0.jpg").size == (300, 200)
+    assert Image.open(tmp_path / "predictions" / "0.jpg").size == (300 + 6 + 300, 200 + 22)
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -112,3 +120,65 @@ def test_a_model_is_described() -> None:
     assert describe_model(model) == "17 parameters, 6 train; frozen: stem"
     model.requires_grad_(False)
     assert describe_model(model) == "17 parameters, 0 train; frozen: everything"
+
+
+def sample(found: Detections, *, count: int = 2, size: tuple[int, int] = (320, 360)) -> Sample:
+    truth = detections([[10.0 + 50 * index, 10, 50 + 50 * index, 60] for index in range(count)])
+    return Sample(torch.zeros(3, *size, dtype=torch.uint8), truth=truth, found=found)
+
+
+@pytest.mark.parametrize(
+    ("scores", "count", "shown"),
+    [([0.01, 0.009, 0.001], 2, 2), ([0.01, 0.001], 0, 1), ([0.9, 0.8, 0.7, 0.1], 2, 3), ([], 2, 0)],
+)
+def test_a_weak_model_shows_its_best_boxes(scores: list[float], count: int, shown: int) -> None:
+    boxes = [[20.0, 100 + 30 * index, 60, 120 + 30 * index] for index in range(len(scores))]
+    found = replace(detections(boxes), scores=torch.tensor(scores, dtype=torch.float32))
+    drawn = draw_sample(sample(found, count=count))
+    caption = drawn.height - 320
+    right = np.asarray(drawn)[caption:, 360 + 6 :]
+    assert drawn.width == 2 * 360 + 6 and right.shape == (320, 360, 3)
+    for index, box in enumerate(boxes):
+        left, top, *_ = (round(edge) for edge in box)
+        assert right[top + 10, left].any() == (index < shown)
+    left_half = np.asarray(drawn)[caption:, :360]
+    assert left_half[35, 10].any() == (count > 0), "what is annotated is beside it"
+
+
+def test_pictures_in_tensorboard_are_small(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    noise = Image.effect_noise((1333, 800), 40).convert("RGB")  # which compresses worse than photographs
+    sink = TensorBoard()
+    sink.start(tmp_path, 0, 1)
+    sink.pictures(1, [noise] * 8)
+    sink.close()
+    [file] = (tmp_path / "tensorboard").iterdir()
+    assert file.stat().st_size < 8 * 2**17
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    picture = Image.open(io.BytesIO(events.Images("val/7")[0].encoded_image_string))
+    assert picture.format == "JPEG" and picture.width * picture.height == pytest.approx(300_000, rel=0.01)
+
+
+def test_the_first_training_batch_is_drawn_once(tmp_path: Path) -> None:
+    batch = make_batch([torch.rand(3, 40, 30), torch.rand(3, 30, 50)])
+    batch = replace(batch, images=(batch.images * 255).to(torch.uint8))
+    targets = [
+        make_target(torch.tensor([1, 0]), torch.rand(2, 4) / 2),
+        make_target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)),
+    ]
+    for _ in range(2):
+        reporter = Reporter(sinks={}, run_dir=tmp_path, names=["ant", "bee"])
+        reporter.batch(batch, targets)
+        drawn = (tmp_path / "training_batch.jpg").read_bytes()
+        reporter.batch(replace(batch, images=batch.images // 2), targets)
+        assert (tmp_path / "training_batch.jpg").read_bytes() == drawn
+        batch = replace(batch, images=batch.images // 2)
+
+
+def test_pictures_that_cannot_be_written_do_not_end_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "predictions").write_text("in the way")
+    Reporter(sinks={}, run_dir=tmp_path).evaluation(1, {}, [sample(detections([]))])
+    assert f"No picture at {tmp_path / 'predictions' / '0.jpg'}" in caplog.text

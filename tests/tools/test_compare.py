@@ -160,16 +160,18 @@ def test_a_big_difference_is_told_from_none_at_all() -> None:
         make_group("same", [0.402, 0.409, 0.394]),
         make_group("worse", [0.348, 0.352, 0.341]),
         make_group("once", [0.9]),
+        make_group("twice", [0.1, 0.11]),
+        make_group("untrained", [0.0005, 0.0004, 0.0006]),
     ]
     found = judge.judge(groups, baseline)
     verdicts = [judgement.verdict for judgement in found]
-    assert verdicts == ["baseline", "higher", "within the spread", "lower", "no conclusion"]
+    assert verdicts == ["baseline", "higher", "within the spread", "lower", *["no conclusion"] * 3]
     for judgement in found[1:4]:
         assert judgement.low < judgement.difference < judgement.high
         assert (judgement.low > 0 or judgement.high < 0) == (judgement.verdict != "within the spread")
     assert judge.summary(groups, found, baseline) == (
         "“better” (+0.049) has a higher AP than “none”; “worse” (\N{MINUS SIGN}0.053) has a lower AP; "
-        "1 of 3 is within the spread of the seeds; 1 of a single seed cannot be judged."
+        "1 of 3 is within the spread of the seeds; 2 of fewer than 3 seeds cannot be judged; 1 below AP 0.01, which has hardly learned, cannot be judged."
     )
     assert judge.summary(groups[:3:2], found[:3:2], baseline) == (
         "No configuration differs in AP from “none” by more than the spread of the seeds."
@@ -200,7 +202,19 @@ def test_intervals_are_as_wide_as_dunnetts_table_says(groups: int, seeds: int, l
 
 @pytest.mark.parametrize(
     ("values", "reason"),
-    [([[0.4], [0.5]], "single seed"), ([[0.4, 0.41], [0.5]], "single seed"), ([[0.0] * 3, [0.0] * 3], "no spread")],
+    [
+        ([[0.4], [0.5]], "single seed"),
+        ([[0.4, 0.41], [0.5]], "single seed"),
+        ([[0.4, 0.41], [0.5, 0.51]], "the baseline “0” is of fewer than 3 seeds"),
+        ([[0.4, 0.41, 0.42], [0.5, 0.51]], "all others are of fewer than 3 seeds"),
+        ([[0.0005, 0.0006], [0.0001, 0.0001]], "of fewer than 3 seeds"),
+        (
+            [[0.0005, 0.0006, 0.0005], [0.0001, 0.0, 0.0001]],
+            "the baseline “0” is below AP 0.01, which has hardly learned",
+        ),
+        ([[0.4, 0.41, 0.42], [0.0001, 0.0, 0.0001]], "all others are below AP 0.01"),
+        ([[0.4] * 3, [0.4] * 3], "no spread"),
+    ],
 )
 def test_too_little_says_that_nothing_can_be_concluded(values: list[list[float]], reason: str) -> None:
     groups = [make_group(str(index), found) for index, found in enumerate(values)]

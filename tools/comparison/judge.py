@@ -1,6 +1,7 @@
 """Whether groups differ by more than the spread of their seeds."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,8 @@ from tools.comparison.runs import Group
 Verdict = Literal["baseline", "higher", "lower", "within the spread", "no conclusion"]
 MINUS = "\N{MINUS SIGN}"
 LEVEL = 0.95  # of all confidence intervals of a page together
+LEAST_SEEDS = 3  # two say next to nothing about how far chance goes, nor whether it goes as far everywhere
+LEARNED = 0.01  # the mean AP below which a configuration has hardly learned: what it has is chance
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,15 @@ def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
 def judge(groups: Sequence[Group], baseline: Group) -> list[Judgement]:
     """Every group's AP by Dunnett's test of several treatments against one control (Dunnett, JASA 1955).
 
-    Groups of one seed are not judged, and nothing is without a spread.
+    It takes AP for normally distributed with the same spread everywhere. That can hold neither where a group has hardly
+    learned, whose AP lies at its floor of 0, nor be seen of too few seeds: such groups are not judged, and where the
+    baseline is one, nothing is. Nothing is either without a spread.
     """
     control = baseline.values("AP")
-    tested = [group for group in groups if group is not baseline and len(group.values("AP")) > 1]
+    tested = [group for group in groups if group is not baseline and _unfit(group) is None]
     samples = [group.values("AP") for group in tested]
     tests: dict[str, list[float]] = {}
-    if len(control) > 1 and samples and any(np.ptp(sample) > 0 for sample in [control, *samples]):
+    if _unfit(baseline) is None and samples and any(np.ptp(sample) > 0 for sample in [control, *samples]):
         # Integrals by sampling: the seed makes them the same each time.
         p_values = scipy.stats.dunnett(*samples, control=control, random_state=0).pvalue
         halves = _halves(samples, control)
@@ -73,6 +78,14 @@ def judge(groups: Sequence[Group], baseline: Group) -> list[Judgement]:
         return Judgement(verdict, difference, difference - half, difference + half, p_value)
 
     return [judgement(group) for group in groups]
+
+
+def _unfit(group: Group) -> str | None:
+    """Why a group's AP cannot be judged; None where it can."""
+    values = group.values("AP")
+    if len(values) < LEAST_SEEDS:
+        return f"of fewer than {LEAST_SEEDS} seeds"
+    return f"below AP {LEARNED}, which has hardly learned," if statistics.fmean(values) < LEARNED else None
 
 
 def _halves(samples: Sequence[Sequence[float]], control: Sequence[float]) -> np.ndarray:
@@ -100,10 +113,18 @@ def summary(groups: Sequence[Group], judgements: Sequence[Judgement], baseline: 
     if len(groups) == 1:
         return f"Nothing can be concluded: there is one configuration only, “{baseline.label}”."
     judged = [found for found in judgements if found.p_value is not None]
+    unfit = Counter(filter(None, map(_unfit, [group for group in groups if group is not baseline])))
     if not judged:
-        if len(baseline.runs) == 1 or all(len(group.runs) == 1 for group in groups if group is not baseline):
-            return "Nothing can be concluded: runs of a single seed may differ by chance; train with seed=1,2,3."
-        return "Nothing can be concluded: AP has no spread at all over the seeds."
+        if reason := _unfit(baseline):
+            why = f"the baseline “{baseline.label}” is {reason}".rstrip(",")
+        elif unfit.total() == len(groups) - 1:
+            why = f"all others are {' or '.join(unfit)}".rstrip(",")
+        else:
+            return "Nothing can be concluded: AP has no spread at all over the seeds."
+        return (
+            f"Nothing can be concluded: {why}, and runs of a single seed, of two, or near AP 0 may differ by chance; "
+            "train with seed=1,2,3 and for long enough."
+        )
     parts: list[str] = []
     for verdict in ("higher", "lower"):
         names = [
@@ -118,8 +139,7 @@ def summary(groups: Sequence[Group], judgements: Sequence[Judgement], baseline: 
         parts.append(f"No configuration differs in AP from “{baseline.label}” by more than the spread of the seeds")
     elif within := sum(judgement.verdict == "within the spread" for judgement in judged):
         parts.append(f"{within} of {len(judged)} {'is' if within == 1 else 'are'} within the spread of the seeds")
-    if unjudged := len(groups) - 1 - len(judged):
-        parts.append(f"{unjudged} of a single seed cannot be judged")
+    parts += [f"{count} {reason} cannot be judged" for reason, count in unfit.items()]
     return f"{'; '.join(parts)}."
 
 
