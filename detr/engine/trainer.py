@@ -100,7 +100,7 @@ class Trainer:
             model=model,
             optimizer=optimizer,
             scaler=self.update.scaler,
-            callbacks=callbacks,
+            callbacks={**callbacks, "averages": reporter},
             run_dir=run_dir,
             images=loader.batch_size * config.accumulate * distributed.world_size(),
             metadata=metadata,

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from PIL import Image
 
 from detr import distributed
+from detr.contents import check_content, mapping, number, record, whole
 from detr.evaluation.samples import Sample
 from detr.reporting.samples import draw_batch, draw_sample
 from detr.reporting.sinks import Sink
@@ -18,6 +20,7 @@ from detr.types import ImageBatch, Target
 
 logger = logging.getLogger(__name__)
 _STATUS = Path("/proc/self/status")  # of Linux
+_STATE = record(sums=mapping(number()), count=whole())
 _BATCH_IMAGES = 8  # of a training batch that are drawn
 
 
@@ -43,7 +46,8 @@ class Reporter:
         self._started: list[Sink] = []
         self._batch_is_drawn = False
         self._sums: dict[str, float] = {}
-        self._count, self._images, self._waited, self._since = 0, 0, 0.0, 0.0
+        self._count = 0  # of the steps in _sums; those of this process since the last record are _timed
+        self._timed, self._images, self._waited, self._since = 0, 0, 0.0, 0.0
 
     def start(self, step: int, total_steps: int) -> None:
         """step: steps done before. Must come before everything else."""
@@ -52,7 +56,7 @@ class Reporter:
             sink.start(self.run_dir, step, total_steps)
             self._started.append(sink)
         _forget_peak_memory()
-        self._reset()
+        self._restart_clock()
 
     def step(
         self, step: int, losses: Mapping[str, float], state: Mapping[str, float], images: int, waited: float
@@ -63,6 +67,7 @@ class Reporter:
         waited: seconds without data.
         """
         self._count += 1
+        self._timed += 1
         self._images += images
         self._waited += waited
         for name, value in losses.items():
@@ -76,7 +81,7 @@ class Reporter:
             "images_per_second": self._images / seconds,
             "data_wait": self._waited / seconds,
             "memory_gb": _peak_memory() / 2**30,
-            "eta_minutes": (self.total_steps - step) * seconds / self._count / 60,
+            "eta_minutes": (self.total_steps - step) * seconds / self._timed / 60,
         }
         self._scalars(step, {**averages, **state, **speed}, "train")
         self._reset()
@@ -101,6 +106,15 @@ class Reporter:
         self._save({folder / f"{index}.jpg": picture for index, picture in enumerate(pictures)})
         self._send(lambda sink: sink.pictures(step, pictures))
         self._reset()  # the time of the evaluation is not training time
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that the averages of a run that goes on are those of one that was not stopped."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        check_content(state, _STATE, "the averages of the log")
+        self._sums, self._count = dict(state["sums"]), state["count"]
 
     def __enter__(self) -> "Reporter":
         return self
@@ -133,8 +147,11 @@ class Reporter:
                 logger.warning("Nothing more goes to %s: %s.", type(sink).__name__, error.with_traceback(None))
 
     def _reset(self) -> None:
-        self._sums = {}
-        self._count, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
+        self._sums, self._count = {}, 0
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self._timed, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
 
 
 def _forget_peak_memory() -> None:

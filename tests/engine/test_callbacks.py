@@ -119,7 +119,7 @@ def test_the_state_of_a_callback_is_saved_and_restored(make: Make) -> None:
     assert_same_state(straight, last(resumed.run_dir))
     make("parts", max_steps=9).fit()  # without it, and anew
     make("parts", max_steps=10, callbacks={"another": Sum()}).fit()
-    assert last(resumed.run_dir)["training"]["callbacks"].keys() == {"validation", "another"}
+    assert last(resumed.run_dir)["training"]["callbacks"].keys() == {"validation", "another", "averages"}
 
 
 def test_a_callback_can_end_the_training_which_is_then_evaluated(make: Make) -> None:

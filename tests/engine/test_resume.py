@@ -38,6 +38,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, stops
     assert losses(straight) == losses(resumed) and len(losses(straight)) == 16
 
 
+def test_averages_of_the_log_go_on_where_they_were(make: Make) -> None:
+    def records(trainer: Trainer) -> list[tuple[int, float, float]]:
+        lines = map(json.loads, (trainer.run_dir / "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if line["group"] == "train"]
+
+    straight, interrupted, resumed = (make(name, epochs=2) for name in ("straight", "parts", "parts"))
+    for trainer in (straight, interrupted, resumed):
+        trainer.reporter.log_every = 3
+    straight.fit()
+    interrupted.reporter.sinks.append(StopsAt(interrupted, 2))
+    with pytest.raises(Interrupted):
+        interrupted.fit()
+    resumed.fit()
+    assert records(straight) == records(resumed) and [step for step, *_ in records(resumed)] == [3, 6, 8]
+
+
 def test_a_stop_during_evaluation_repeats_the_evaluation(make: Make) -> None:
     straight, trainer = make("straight"), make("parts")
     straight.fit()

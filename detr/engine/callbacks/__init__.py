@@ -56,7 +56,7 @@ def standard_callbacks(
         "checkpointing": checkpointing,
         "early_stopping": EarlyStopping(validation=validation, patience=config.patience) if config.patience else None,
     }
-    if taken := own.keys() & {**before, **after}:
+    if taken := own.keys() & {*before, *after, "averages"}:  # those of the log, in checkpoints
         raise UserError(f"callbacks.{min(taken)}: the trainer has a callback of this name. Choose another name.")
     return {name: callback for name, callback in {**before, **own, **after}.items() if callback is not None}
 
