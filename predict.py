@@ -100,11 +100,14 @@ def detect(config: DictConfig, detector: Detector, items: Sequence[Item], output
     categories = json.dumps([asdict(category) for category in detector.categories])
     images = RowFile(output, IMAGES, before=f'{{"categories": {categories},\n"images": [', after="]}")
     done = count = 0
+    highest = 0.0
     try:
         for batch in itertools.chain([first], batches):
             pixels = [image for _, image in batch]
-            found = detector.predict(pixels, config.threshold, config.batch_size, config.max_dets)
-            for (item, image), detections in zip(batch, found, strict=True):
+            found = detector.predict(pixels, 0.0, config.batch_size, config.max_dets)
+            for (item, image), everything in zip(batch, found, strict=True):
+                highest = max(highest, *everything.scores.tolist()[:1])
+                detections = everything.above(config.threshold)
                 draw(config, detector, item, image, detections, output)
                 results.add(result_rows(item, detections, detector))
                 images.add([image_row(item, image, detections)])
@@ -114,6 +117,9 @@ def detect(config: DictConfig, detector: Detector, items: Sequence[Item], output
             "%d detections in %d of %d images; pictures, %s and %s are in %s.",
             *(count, done, len(items), RESULTS, IMAGES, output.folder),
         )
+    if count == 0:
+        text = "No score reaches threshold=%s; the highest is %.3f. A lower threshold shows more."
+        logger.warning(text, config.threshold, highest)
     if unread:
         logger.warning("%d of %d files could not be read and were left out.", len(unread), len(items))
 

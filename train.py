@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
 
 
 def train(config: DictConfig, run_dir: Path, device: torch.device, options: TrainerConfig) -> None:
-    logger.info("On %s, with %d threads of the CPU. Reading the data.", device, torch.get_num_threads())
+    logger.info("Device: %s; threads of the CPU: %d. Reading the data.", device, torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -34,14 +35,15 @@ class BatchLoader:
     """
 
     def __init__(self, dataset: Dataset[Any], *, workers: int, pad_to: int, **options: Any) -> None:
-        self._loader = DataLoader(
-            dataset,
-            collate_fn=partial(collate, pad_to=pad_to),
-            num_workers=workers,
-            worker_init_fn=_begin,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
+        with _any_number():
+            self._loader = DataLoader(
+                dataset,
+                collate_fn=partial(collate, pad_to=pad_to),
+                num_workers=workers,
+                worker_init_fn=_begin,
+                pin_memory=torch.cuda.is_available(),
+                **options,
+            )
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -50,9 +52,17 @@ class BatchLoader:
         with explained():
             if self._loader.num_workers > 0:
                 _check_semaphores(8 + 4 * self._loader.num_workers)
-            with _deaths_unheard():
+            with _any_number(), _deaths_unheard():
                 batches = iter(self._loader)
             yield from batches
+
+
+@contextmanager
+def _any_number() -> Iterator[None]:
+    """Without torch's warnings about more workers than cores: these wait for files too, and never freeze unheard."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 @contextmanager

@@ -80,8 +80,10 @@ class Detector:
 
         model: a `model` configuration; needed for published weights, which come without one, and not used otherwise.
         allow_targets: packages of your own that the checkpoint's model is built from, beside detr.models.
-        Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed.
+        Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed,
+        and where the device is not there.
         """
+        _check_device(device)
         weights = read_weights(path)
         config = None
         if isinstance(weights, Published) and model is not None:
@@ -174,6 +176,16 @@ class Detector:
                 "weights are damaged, or its training had diverged. Use another checkpoint, such as one from before."
             )
         return postprocess(predictions, sizes, [category.name for category in self.categories], max_dets)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
+        why = str(error).partition("\n")[0]
+        raise UserError(
+            f'Detector.from_checkpoint: device {device} cannot be used here: {why}. Give device="cpu".'
+        ) from error
 
 
 def published_categories(count: int) -> list[Category]:

@@ -1,10 +1,12 @@
 """Detections drawn on their image: boxes, names and scores. `class_color` chooses the color of each class."""
 
 import colorsys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,6 +17,7 @@ Color = tuple[int, int, int]  # red, green, blue, 0 to 255 each
 
 _LEGIBLE = 300  # pixels of the long side, for text to leave room for what it names
 _LONGEST = 30  # characters of a name
+_MOST_HIDDEN = 0.5  # of a box, by a name
 _DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Latin, Greek, Cyrillic, Arabic ...
 
 
@@ -35,7 +38,8 @@ def draw_detections(
     """A copy of an RGB image with boxes, names and scores, the best score on top.
 
     Each class has its `class_color`. A black rim around the boxes and a background behind the text keep both readable
-    on light and on dark images.
+    on light and on dark images. Where a name would hide another name, or most of a box, it is left out: in a crowd the
+    color tells the class.
 
     enlarge: make an image that is too small for text larger by a whole factor. scores: write them behind the names.
     """
@@ -43,29 +47,53 @@ def draw_detections(
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     width = max(round(max(image.size) / 400), 1)
-    size = max(max(image.size) / 50, 10.0)
-    for found in reversed(list(detections)):
-        color = class_color(found.label)
-        left, top, right, bottom = (edge * factor for edge in found.box)
-        left, right = (float(min(max(x, 0), image.width - 1)) for x in (left, right))
-        top, bottom = (float(min(max(y, 0), image.height - 1)) for y in (top, bottom))
+    boxes = (detections.boxes.detach().cpu().double().numpy() * factor).clip(0, np.tile(image.size, 2) - 1.0)
+    for found, box in reversed(list(zip(detections, boxes, strict=True))):
+        left, top, right, bottom = box.tolist()
         draw.rectangle((left - width, top - width, right + width, bottom + width), outline="black", width=3 * width)
-        draw.rectangle((left, top, right, bottom), outline=color, width=width)
-        name = printable(found.name)
-        name = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
-        _draw_name(draw, f"{name} {found.score:.2f}" if scores else name, left, top, color, size)
+        draw.rectangle((left, top, right, bottom), outline=class_color(found.label), width=width)
+    _draw_names(draw, detections, boxes, scores=scores)
     return image
 
 
-def _draw_name(draw: ImageDraw.ImageDraw, text: str, left: float, top: float, color: Color, size: float) -> None:
-    """Above the box where there is room, else inside it; never beyond the edge of the image."""
-    text, font = legible(text, size)
-    _, _, text_width, text_height = draw.textbbox((0, 0), text, font=font)
-    x = max(min(left, draw.im.size[0] - text_width - 4), 0)
-    y = top - text_height - 5 if top > text_height + 5 else top
-    draw.rectangle((x, y, x + text_width + 4, y + text_height + 4), fill=color, outline="black")
+def _draw_names(draw: ImageDraw.ImageDraw, detections: Detections, boxes: np.ndarray, *, scores: bool) -> None:
+    """Each above its box, else below or inside it, where it hides least; the best scores come first."""
+    size = max(max(draw.im.size) / 50, 10.0)
+    taken = np.zeros((0, 4))
+    for found, box in zip(detections, boxes, strict=True):
+        name = printable(found.name)
+        name = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
+        text, font = legible(f"{name} {found.score:.2f}" if scores else name, size)
+        places = _places(box, draw.textbbox((0, 0), text, font=font), draw.im.size)
+        free = [place for place in places if _hidden(taken, place) == 0 and _hidden(boxes, place) <= _MOST_HIDDEN]
+        if free:
+            taken = np.vstack((taken, free[0]))
+            _draw_name(draw, text, free[0], class_color(found.label), font)
+
+
+def _places(box: np.ndarray, text: Sequence[float | int], image: tuple[int, int]) -> list[np.ndarray]:
+    """Where a name of this size may stand within the image: left, top, right and bottom, the best place first."""
+    left, top, _, bottom = box.tolist()
+    width, height = text[2] + 4, text[3] + 4
+    x = max(min(left, image[0] - width), 0)
+    tops = [y for y in (top - height - 1, bottom + 1) if 0 <= y < image[1] - height]
+    return [np.array((x, y, x + width, y + height)) for y in (*tops, top)]
+
+
+def _hidden(boxes: np.ndarray, place: np.ndarray) -> float:
+    """The largest part of a box that this place hides, 0 to 1."""
+    low, high = np.maximum(boxes[:, :2], place[:2]), np.minimum(boxes[:, 2:], place[2:])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return float(((high - low).clip(0).prod(1) / area.clip(1)).max(initial=0))
+
+
+def _draw_name(
+    draw: ImageDraw.ImageDraw, text: str, place: np.ndarray, color: Color, font: ImageFont.FreeTypeFont
+) -> None:
+    left, top, right, bottom = place.tolist()
+    draw.rectangle((left, top, right, bottom), fill=color, outline="black")
     brightness = (299 * color[0] + 587 * color[1] + 114 * color[2]) / 1000
-    draw.text((x + 2, y + 1), text, fill="black" if brightness > 128 else "white", font=font)
+    draw.text((left + 2, top + 1), text, fill="black" if brightness > 128 else "white", font=font)
 
 
 def legible(text: str, size: float) -> tuple[str, ImageFont.FreeTypeFont]:

@@ -212,6 +212,12 @@ def test_detections_are_read_like_a_list(saved: Path, tmp_path: Path) -> None:
         found.save("found.jpg")
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", torch.device("cuda", 99)])
+def test_a_device_that_is_not_there_is_refused(saved: Path, device: str | torch.device) -> None:
+    with pytest.raises(UserError, match=r"device (cuda:99|gpu) cannot be used here: .*Give device=\"cpu\""):
+        Detector.from_checkpoint(saved, device)
+
+
 @pytest.mark.parametrize("threshold", [2.0, -1.0, float("nan")])
 def test_a_threshold_outside_of_scores_is_refused(saved: Path, threshold: float) -> None:
     with pytest.raises(UserError, match="wanted a threshold of at least 0 and at most 1, got"):

@@ -191,6 +191,18 @@ def make_photographs(folder: Path, shapes_root: Path) -> None:
     os.mkfifo(folder / "pipe.jpg")
 
 
+def test_where_nothing_is_sure_enough_the_highest_score_is_told(
+    checkpoint: Path, shapes_root: Path, tmp_path: Path
+) -> None:
+    done = predict(checkpoint, shapes_root / "val", tmp_path / "all")
+    highest = max(row["score"] for row in rows_of(tmp_path / "all"))  # type: ignore[type-var]
+    assert done.code == 0 and "No score" not in done.output and "Everything goes to" not in done.output
+    done = predict(checkpoint, shapes_root / "val", tmp_path / "none", "threshold=1")
+    assert (
+        done.message == f"No score reaches threshold=1.0; the highest is {highest:.3f}. A lower threshold shows more."
+    )
+
+
 @pytest.mark.timeout(120)
 def test_what_cannot_be_read_is_left_out_and_counted(checkpoint: Path, shapes_root: Path, tmp_path: Path) -> None:
     make_photographs(tmp_path / "photographs", shapes_root)

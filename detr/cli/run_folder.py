@@ -39,8 +39,7 @@ def run_directory(config: Any) -> Iterator[Path]:
     with _alone_in(running.folder) if trains else nullcontext():
         if trains:
             _check_unused(running.folder, resumes=config.trainer.resume is not None)
-        logger.info("Everything goes to %s.", running.folder)
-        if trains:
+            logger.info("Everything goes to %s.", running.folder)
             save(config, running.folder / "config.yaml")
         yield running.folder
 

@@ -263,6 +263,12 @@ class Marked(torch.utils.data.Dataset[Any]):
         return image, target
 
 
+def test_more_workers_than_cores_are_no_matter_for_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    workers = 2 * (os.cpu_count() or 1)
+    assert len(list(BatchLoader(Marked(), workers=workers, pad_to=1, batch_size=1))) == 5
+    assert not [str(warning.message) for warning in recwarn if "worker" in str(warning.message)]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_every_tensor_of_a_target_comes_from_a_worker(batch_size: int) -> None:
     loaders = [BatchLoader(Marked(), workers=workers, pad_to=1, batch_size=batch_size) for workers in (0, 2)]

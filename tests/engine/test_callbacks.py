@@ -122,9 +122,13 @@ def test_the_state_of_a_callback_is_saved_and_restored(make: Make) -> None:
     assert last(resumed.run_dir)["training"]["callbacks"].keys() == {"validation", "another", "averages"}
 
 
-def test_a_callback_can_end_the_training_which_is_then_evaluated(make: Make) -> None:
+def test_a_callback_can_end_the_training_which_is_then_evaluated(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     trainer = make(callbacks={"enough": FinishesAt(6)})
     trainer.fit()
+    best = trainer.callbacks["validation"].state_dict()
+    end = f"The best is step {best['best_step']}, with AP {best['best']:.3f}: {trainer.state.path('best.pt')}"
+    assert caplog.messages[-1] == end
     training = last(trainer.run_dir)["training"]
     assert training["step"] == training["callbacks"]["validation"]["evaluated_step"] == 6
 

@@ -1,13 +1,17 @@
 """Colors of classes, and names in every script."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from matplotlib import font_manager
 from PIL import Image, ImageDraw
 
 from detr import drawing
-from detr.drawing import class_color, legible
+from detr.drawing import class_color, draw_detections, legible
 from detr.text import printable
+from detr.types import Detections
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -43,6 +47,40 @@ def test_a_font_of_the_system_is_used_where_it_has_more(monkeypatch: pytest.Monk
     drawing._font.cache_clear()
     assert shown == "狗 a" and font.path.endswith(own.name)
     ImageDraw.Draw(Image.new("RGB", (99, 99))).text((0, 0), shown, font=font)
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, boxes: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """The texts and places of names in a picture of 400 x 300 pixels, of detections in falling order of scores."""
+    names: list[tuple[str, np.ndarray]] = []
+    draw_name = drawing._draw_name
+
+    def noted(draw: ImageDraw.ImageDraw, text: str, place: np.ndarray, *rest: Any) -> None:
+        names.append((text, place))
+        draw_name(draw, text, place, *rest)
+
+    monkeypatch.setattr(drawing, "_draw_name", noted)
+    labels = torch.zeros(len(boxes), dtype=torch.long)
+    scores = torch.linspace(0.9, 0.5, len(boxes))
+    found = Detections(torch.tensor(boxes), scores, labels, ["apple"] * len(boxes), labels)
+    draw_detections(Image.new("RGB", (400, 300)), found)
+    return names
+
+
+def test_names_in_a_crowd_hide_neither_one_another_nor_the_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = np.random.default_rng(0).uniform(0, (380, 280), (115, 2))
+    boxes = np.concatenate((corners, corners + 18), axis=1)
+    names = drawn(monkeypatch, boxes)
+    assert 10 < len(names) < 115, "many have room, but not all"
+    places = np.stack([place for _, place in names])
+    for index, place in enumerate(places):
+        others = np.delete(places, index, axis=0)
+        assert drawing._hidden(others, place) == 0 and drawing._hidden(boxes, place) <= 0.5
+
+
+def test_a_name_stands_above_its_box_else_below_else_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = np.array([[100.0, 100, 200, 200], [100.0, 101, 200, 200], [250.0, 0, 350, 200], [0.0, 0, 400, 300]])
+    (_, above), (_, below), (_, at_top), (_, inside) = drawn(monkeypatch, boxes)
+    assert above[3] < 100 and below[1] > 200 and at_top[1] > 200 and inside[1] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Evaluation between epochs, and which one was the best."""
 
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from detr.engine.trainer import Callback, Trainer
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator
 
+logger = logging.getLogger(__name__)
 _STATE = record(evaluated_step=whole(), best=number(most=sys.float_info.max), best_step=whole())
 
 
@@ -38,6 +40,11 @@ class Validation(Callback):
         if self._is_due(trainer):
             trainer.state.save()
             self._evaluate(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        best = trainer.state.path("best.pt")
+        if trainer.finished and math.isfinite(self.best):
+            logger.info("The best is step %d, with %s %.3f: %s", self.best_step, self.monitor, self.best, best)
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.state.step == self.evaluated_step:
