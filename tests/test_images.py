@@ -251,7 +251,7 @@ def test_raster_images_alone_are_opened(tmp_path: Path, kind: str, monkeypatch: 
     with pytest.raises(UserError, match=r"a\.jpg cannot be read: it is empty or no image"):
         read_image(tmp_path / "a.jpg")
     (tmp_path / f"a.{kind}").write_bytes(VECTORS[kind])
-    assert find_images(str(tmp_path)) == [tmp_path / "a.jpg"]
+    assert find_images(str(tmp_path)) == (tmp_path, [Path("a.jpg")])
 
 
 def make_socket(path: Path) -> None:
@@ -281,7 +281,7 @@ def test_files_alone_are_images(tmp_path: Path, gradient: np.ndarray, kind: str)
     with pytest.raises(UserError, match="names no image"):
         find_images(str(tmp_path / "*.jpg"))
     Image.fromarray(gradient).save(tmp_path / "a.jpg")
-    assert find_images(str(tmp_path)) == [tmp_path / "a.jpg"]
+    assert find_images(str(tmp_path)) == (tmp_path, [Path("a.jpg")])
 
 
 @pytest.mark.parametrize("ending", ["gif", "png", "tif", "webp"])

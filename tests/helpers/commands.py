@@ -44,8 +44,8 @@ class Outcome:
     @property
     def message(self) -> str:
         """The error message alone, or the last warning where there is no error."""
-        found = re.findall(r"^(?:Error:|\[.*\]\[HYDRA\]|.*\[ERROR\] -) (.*)$", self.output, re.M)
-        found = found or re.findall(r"^.*\[WARNING\] - (.*)$", self.output, re.M)
+        found = re.findall(r"^(?:Error:|\[.*\]\[HYDRA\]|.* ERROR:) (.*)$", self.output, re.M)
+        found = found or re.findall(r"^.* WARNING: (.*)$", self.output, re.M)
         return found[-1] if found else (self.output.strip().splitlines() or [""])[-1]
 
 
