@@ -115,11 +115,16 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             "it into pieces, and annotate those; or remove it from the annotations."
         ) from None
     except _DAMAGE as error:
-        reason = "it is empty or no image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(
-            f"Image file {path} cannot be read: {reason or type(error).__name__}. Replace it, or remove it from the "
-            "annotations."
+            f"Image file {path} cannot be read: {_reason(error)}. Replace it, or remove it from the annotations."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty or no image"
+    system = error.strerror if isinstance(error, OSError) else None  # without number and path
+    return system or str(error).rstrip(".") or type(error).__name__
 
 
 def _check_pixels(image: Image.Image) -> None:
