@@ -61,9 +61,13 @@ class OutputFolder:
     def _check_folder(self) -> None:
         there = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
         if not there.is_dir():
-            raise UserError(f"{there} is no folder, so no results can be in it. Choose a folder with {self._option}.")
+            raise UserError(
+                f"Cannot write to {self.folder}: {there} is no folder. Choose another one with {self._option}."
+            )
         if not os.access(there, os.W_OK | os.X_OK):
-            raise UserError(f"You may not write to {there}. Choose another folder with {self._option}.")
+            raise UserError(
+                f"Cannot write to {self.folder}: you may not write to {there}. Choose another one with {self._option}."
+            )
 
     def _check(self, name: str, overwrite: bool = True) -> None:
         path = self.folder / name
