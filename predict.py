@@ -45,13 +45,11 @@ def main(config: DictConfig) -> None:
 
 def predict(config: DictConfig) -> None:
     folder, names = find_images(config.source)
+    place = Path(config.output).expanduser()
+    names = without_pictures_of(OutputFolder(place, ()), folder, names)
     pictures = picture_names(names)
     sheets = [f"attention/{picture}" for picture in pictures] if config.attention else []
-    output = OutputFolder(
-        Path(config.output).expanduser(),
-        [RESULTS, IMAGES, *pictures, *sheets, CONFIG],
-        overwrite=config.overwrite,
-    )
+    output = OutputFolder(place, [RESULTS, IMAGES, *pictures, *sheets, CONFIG], overwrite=config.overwrite)
     detector = Detector.from_checkpoint(
         config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
     )
@@ -63,6 +61,16 @@ def predict(config: DictConfig) -> None:
     if config.annotations is not None:
         items = listed(items, ListedImages(config.annotations, detector.categories))
     detect(config, detector, items, output)
+
+
+def without_pictures_of(output: OutputFolder, folder: Path, names: Sequence[Path]) -> list[Path]:
+    """The images but those that an earlier run drew, where the output is inside of the source."""
+    kept = [name for name in names if not output.wrote(folder / name)]
+    if not kept:
+        raise UserError(f"All images in {folder} were drawn by this program. Give a source with photographs.")
+    if len(kept) < len(names):
+        logger.info("%d pictures of an earlier run in %s are left out.", len(names) - len(kept), output.folder)
+    return kept
 
 
 def listed(items: Sequence[Item], images: ListedImages) -> list[Item]:

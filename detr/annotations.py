@@ -5,6 +5,7 @@ Exports write many of them otherwise than COCO does. What has one meaning only i
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 from detr.errors import UserError, brief
 
 logger = logging.getLogger(__name__)
-_FLAGS = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True, "": False, None: False}
+_FLAGS = {0: False, 1: True, "false": False, "true": True}
+_WHOLE = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 _FOUR_FLOATS = [float] * 4
-_TEXT, _NULL, _DECIMAL = "numbers as text", "fields that are null", "whole numbers with decimals"
+_TEXT, _EMPTY, _DECIMAL = "numbers as text", "fields without a value", "whole numbers with decimals"
 
 
 class AnnotationReader:
@@ -47,7 +49,9 @@ class AnnotationReader:
             return value
         number = identity(value)
         if type(number) is not int:
-            raise UserError(f"{self.source}: {place} has the {name} {brief(value)}, wanted a whole number.")
+            raise UserError(
+                f"{self.source}: {place} has the {name} {brief(value)}, wanted a whole number. Correct it in the file."
+            )
         self.accept(_TEXT if isinstance(value, str) else _DECIMAL, f"{name} {brief(value)} of {place}")
         return number
 
@@ -67,7 +71,7 @@ class AnnotationReader:
     def box(self, entry: Mapping[str, Any], place: str) -> tuple[float, ...]:
         """x, y, width, height of an object; NaN where it has no box at all. Raises UserError for what is no box."""
         box = entry.get("bbox")
-        if box is None or box == []:
+        if is_missing(box) or box == []:
             self.accept("annotations without a bbox, which are left out", place)
             return (math.nan,) * 4
         values = [self.number(value, place, "bbox") for value in box] if isinstance(box, list | tuple) else []
@@ -80,9 +84,9 @@ class AnnotationReader:
     def area(self, entry: Mapping[str, Any], box: tuple[float, ...], place: str) -> float:
         """Of an object, in pixels; that of its box where the file has none. Raises UserError for what is no number."""
         value = entry.get("area")
-        if value is None or value == "":
+        if is_missing(value):
             if "area" in entry:
-                self.accept(_NULL, f"area of {place}")
+                self.accept(_EMPTY, f"area {brief(value)} of {place}")
             return box[2] * box[3]
         area = self.number(value, place, "area")
         if area is None:
@@ -91,20 +95,23 @@ class AnnotationReader:
                 "it out."
             )
         if not math.isfinite(area):
-            self.accept("areas that are NaN or infinite, and replaced by those of the boxes", place)
+            self.accept("areas that are infinite, and replaced by those of the boxes", place)
             return box[2] * box[3]
         return area
 
     def crowd(self, entry: Mapping[str, Any], place: str) -> bool:
         """Whether an object is a crowd; no where the file does not say. Raises UserError for what is neither."""
         value = entry.get("iscrowd", 0)
-        key = value.strip().lower() if isinstance(value, str) else value
+        if is_missing(value):
+            self.accept(_EMPTY, f"iscrowd {brief(value)} of {place}")
+            return False
+        key = identity(value.strip().lower() if isinstance(value, str) else value)
         if isinstance(key, list | dict) or key not in _FLAGS:
             raise UserError(
                 f"{self.source}: {place} has iscrowd {brief(value)}, wanted 0 or 1. Correct it, or leave it out."
             )
-        if value is None or isinstance(value, str):
-            self.accept(_NULL if value is None else _TEXT, f"iscrowd {brief(value)} of {place}")
+        if isinstance(value, str):
+            self.accept(_TEXT, f"iscrowd {brief(value)} of {place}")
         return _FLAGS[key]
 
 
@@ -128,5 +135,12 @@ def identity(value: Any) -> Any:
     if type(value) is int:
         return value
     if isinstance(value, str):
-        return int(value) if value.strip().lstrip("+-").isdecimal() else value
+        return int(value.partition(".")[0]) if _WHOLE.fullmatch(value) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a field has no value: null, blank text, or NaN, which table programs write for an empty cell."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan")
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -14,7 +14,8 @@ from torch.utils.data import get_worker_info
 logger = logging.getLogger(__name__)
 _BITS, _PHOTOMETRIC, _LEAST, _MOST, _SAMPLE_FORMAT, _SIGNED_LEAST, _SIGNED_MOST = 258, 262, 280, 281, 339, 340, 341
 _SIGNED = 2  # a value of _SAMPLE_FORMAT
-_USUAL_WHITES = (1.0, 255.0, 65535.0)  # of samples of 32 bits, whose kind does not say it
+_USUAL_WHITES = (1.0, 255.0, 65535.0)  # of samples of 32 bits, whose kind does not say it; the first of floats alone
+_OVERSHOOT = 1.01  # how far resizing leads beyond white
 _LITTLE = 0.25  # of the range: 64 of 256 gray levels
 _reported: set[tuple[Path, str]] = set()  # folders, each with what was said of it
 
@@ -43,7 +44,7 @@ def depth_of(image: Image.Image) -> Depth:
         return _depth_of_tiff(tags)
     if image.format == "PNG" and getattr(image, "fp", None) is not None:
         return _depth_of_png(image.fp)  # type: ignore[attr-defined]
-    return Depth()
+    return Depth(bits=16) if image.mode.startswith("I;16") else Depth()
 
 
 def to_8_bits(image: Image.Image, depth: Depth, name: str | Path) -> Image.Image:
@@ -61,6 +62,12 @@ def to_8_bits(image: Image.Image, depth: Depth, name: str | Path) -> Image.Image
         _warn(Path(name).parent, text, name, int((~usable).sum()))
         np.nan_to_num(values, copy=False, nan=black, posinf=white, neginf=black)
     _warn_of_narrow_range(most, white, name)
+    if white == most > _OVERSHOOT * _USUAL_WHITES[-1] and depth.white is None:
+        text = (
+            "%s: its greatest value, %g, is read as white, and most others may be black then. If it marks pixels "
+            "without a value, make it NaN; if not, store what is white in the file (TIFF tag SMaxSampleValue)."
+        )
+        _warn(Path(name).parent, text, name, most)
     if values.min(initial=0.0) < black:
         _warn(Path(name).parent, "%s has values below %g, which are read as black.", name, black)
     values -= black
@@ -86,9 +93,8 @@ def _white(values: np.ndarray, most: float, depth: Depth, floating: bool) -> flo
         return 2.0**depth.significant - 1
     if depth.bits is not None and depth.bits < 32:
         return 2.0 ** (depth.bits - depth.signed) - 1
-    if floating:  # a little more than white comes from resizing
-        return next((white for white in _USUAL_WHITES if most <= 1.01 * white), most)
-    return _USUAL_WHITES[-1] if most <= _USUAL_WHITES[-1] else 2.0 ** (32 - depth.signed) - 1
+    usual = (white for white in _USUAL_WHITES[not floating :] if most <= _OVERSHOOT * white)
+    return next(usual, most if floating else 2.0 ** (32 - depth.signed) - 1)
 
 
 def _is_unshifted(values: np.ndarray, most: float, significant: int) -> bool:

@@ -1,7 +1,7 @@
 """Detection on images with a trained checkpoint, from Python."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Detector:
 
     def predict(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         threshold: float = 0.5,
         batch_size: int = 4,
         max_dets: int = PUBLISHED_PAIRS,
@@ -120,12 +120,15 @@ class Detector:
         images: one or several; paths, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W), both RGB and
         either uint8 or float in [0, 1]. Paths and Pillow images are turned upright as their EXIF data say.
         max_dets: the most detections of an image, the best.
-        Raises UserError for a threshold outside of [0, 1], and where the model's outputs are not finite.
+        Raises UserError for a threshold outside of [0, 1], for images without pixels or of another kind, and where the
+        model's outputs are not finite.
         """
         if not 0 <= threshold <= 1:
             raise UserError(f"Detector.predict: wanted a threshold of at least 0 and at most 1, got {threshold}.")
-        if isinstance(images, ImageSource):
-            images = [images]
+        for name, value in (("batch_size", batch_size), ("max_dets", max_dets)):
+            if value < 1:
+                raise UserError(f"Detector.predict: wanted {name} of at least 1, got {value}.")
+        images = [images] if isinstance(images, ImageSource) else list(images)
         found: list[Detections] = []
         for start in range(0, len(images), batch_size):
             batch = [_to_tensor(image) for image in images[start : start + batch_size]]
@@ -199,14 +202,14 @@ def _to_tensor(image: ImageSource) -> Tensor:
     """Any accepted kind of image as uint8 (3, H, W)."""
     if isinstance(image, str | Path):
         return read_image(image)
-    if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image) and 0 not in image.size:
         return upright_tensor(image)
     wanted = "an RGB array (height, width, 3) or tensor (3, height, width), uint8 or float in [0, 1]"
     if isinstance(image, np.ndarray):
         image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-        image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)
-    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
-        shape = tuple(getattr(image, "shape", ()))
+        image = torch.from_numpy(np.array(image)).movedim(-1, 0)  # a copy: the array may be read-only
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+        shape = tuple(getattr(image, "shape", getattr(image, "size", ())))
         raise UserError(f"Detector.predict: wanted {wanted}, got {type(image).__name__} of shape {shape}.")
     if image.is_floating_point():
         if not 0 <= float(image.min()) <= float(image.max()) <= 1:

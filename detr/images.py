@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from jaxtyping import UInt8
@@ -115,11 +115,16 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             "it into pieces, and annotate those; or remove it from the annotations."
         ) from None
     except _DAMAGE as error:
-        reason = "it is empty or no image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(
-            f"Image file {path} cannot be read: {reason or type(error).__name__}. Replace it, or remove it from the "
-            "annotations."
+            f"Image file {path} cannot be read: {_reason(error)}. Replace it, or remove it from the annotations."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty or no image"
+    system = error.strerror if isinstance(error, OSError) else None  # without number and path
+    return system or str(error).rstrip(".") or type(error).__name__
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -176,11 +181,23 @@ def find_images(source: str) -> tuple[Path, list[Path]]:
     else:
         fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         folder, pattern = Path(*fixed), str(Path(*path.parts[len(fixed) :]))
-    found = [folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True)]  # noqa: PTH207 - any pattern
+    found = _matching(folder, pattern, source) if glob.has_magic(pattern) else ()
     images = sorted(path.relative_to(folder) for path in found if path.suffix.lower() in _endings() and path.is_file())
     if not images:
         raise UserError(f"source={printable(source)} names no image{_hint(path)}. {_WANTED}")
     return folder, images
+
+
+def _matching(folder: Path, pattern: str, source: str) -> Iterator[Path]:
+    """As a shell finds them: no hidden files, and ** follows no links, which may lead in a circle."""
+    pattern = pattern + "/*" if PurePath(pattern).name == "**" else pattern
+    try:
+        for path in folder.glob(pattern):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if not hidden or "/." in f"/{pattern}":
+                yield path
+    except ValueError as error:
+        raise UserError(f"source={printable(source)} is no pattern: {error}. {_WANTED}") from None
 
 
 def _endings() -> set[str]:

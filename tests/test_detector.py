@@ -235,3 +235,24 @@ def test_the_limit_of_the_long_side_follows_the_size() -> None:
     assert (detector.size, detector.max_size) == (40, 200)
     detector.resize_to(max_size=50)
     assert (detector.size, detector.max_size) == (40, 50)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0, 3)), torch.zeros(3, 0, 0), Image.new("RGB", (0, 5))],
+    ids=["array", "floats", "tensor", "pillow"],
+)
+def test_images_without_pixels_are_refused(saved: Path, image: Image.Image | np.ndarray | torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"wanted an RGB array .* got .* of shape \(.*0"):
+        Detector.from_checkpoint(saved).predict(image)
+
+
+@pytest.mark.parametrize("option", ["batch_size", "max_dets"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_below_1_are_refused(saved: Path, option: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"wanted {option} of at least 1, got {value}"):
+        Detector.from_checkpoint(saved).predict(Image.new("RGB", (9, 9)), **{option: value})
+
+
+def test_images_may_come_from_a_generator(saved: Path) -> None:
+    assert len(Detector.from_checkpoint(saved).predict(Image.new("RGB", (9, 9)) for _ in range(5))) == 5

@@ -100,6 +100,7 @@ DEEP: dict[str, tuple[str, np.ndarray, dict[str, int | float]]] = {
     "12 bits on top in a PNG, as specified": ("png", levels(4095) * 16, {"sbit": 12}),
     "a wrong maximum": ("tif", levels(65535), {"MaxSampleValue": 255}),
     "32 bits, as 16": ("tif", levels(65535, np.int32), {}),
+    "32 bits, as 8": ("tif", levels(255, np.int32), {}),
     "float to 1": ("tif", levels(1, np.float32), {}),
     "float to 1, a little above from resizing": ("tif", levels(1.003, np.float32), {}),
     "float to 255": ("tif", levels(255, np.float32), {}),
@@ -155,6 +156,14 @@ def test_pixels_that_are_no_number(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_values_below_black_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read_image(saved(tmp_path / "a.tif", levels(2, np.float32) - 1)).max() == 255
     assert "a.tif has values below 0, which are read as black" in caplog.text
+
+
+@pytest.mark.parametrize("filler", [1e20, 3.4e38])
+def test_one_enormous_value_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, filler: float) -> None:
+    values = levels(255, np.float32)
+    values[0, 0] = filler
+    read_image(saved(tmp_path / "a.tif", values))
+    assert f"a.tif: its greatest value, {filler:g}, is read as white" in caplog.text
 
 
 def test_deep_images_from_memory() -> None:

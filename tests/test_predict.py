@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detr import Detections, Detector, UserError
 from detr.config import build_model, compose, plain
-from detr.evaluation import ListedImages
+from detr.evaluation import ListedImage, ListedImages
 from detr.images import find_images
 from detr.types import Category
 from detr.weights import save
@@ -148,12 +149,47 @@ def test_images_are_found_by_name_with_or_without_folders(tmp_path: Path) -> Non
         assert (None if found is None else found.id) == number
 
 
+def test_ids_and_sizes_that_are_written_otherwise(tmp_path: Path) -> None:
+    rows = [{"id": 3.0, "file_name": "a.jpg", "width": "30.0", "height": 20.0}, {"id": "007", "file_name": "b.jpg"}]
+    (tmp_path / "a.json").write_text(json.dumps({"images": rows, "categories": [{"id": "1", "name": "a"}]}))
+    images = ListedImages(tmp_path / "a.json", [Category(1, "a")])
+    assert images.of(Path("a.jpg")) == ListedImage(3, (20, 30)), "as training reads them"
+    assert images.of(Path("b.jpg")) == ListedImage("007"), "as evaluation with this file knows it"
+
+
+def test_an_image_that_is_listed_twice_has_no_id(tmp_path: Path) -> None:
+    images = ListedImages(listing(tmp_path, {"a.jpg": 3, "b\\a.jpg": 4, "b/a.jpg": 5}), [Category(1, "a")])
+    assert images.of(Path("/x/a.jpg")) == ListedImage(3) and len(images) == 3
+    with pytest.raises(UserError, match=r"lists 'b/a\.jpg' 2 times, with the ids 4, 5: .* List it once"):
+        images.of(Path("/x/b/a.jpg"))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(os.mkfifo, "is a device or a pipe"), (Path.mkdir, "it is a folder"), (Path.absolute, "does not exist")],
+)
+def test_annotations_that_are_no_file_are_refused(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+    make(tmp_path / "a.json")
+    with pytest.raises(UserError, match=words):
+        ListedImages(tmp_path / "a.json", [Category(1, "a")])
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("[1]", "not in COCO format"),
         ("{}", "'images'"),
         ('{"images": [{"id": 1}]}', "file_name"),
+        ('{"images": {}}', "'images' is missing or no list of objects"),
+        ('{"images": ["a.jpg"]}', "'images' is missing or no list of objects"),
+        ('{"images": [], "categories": null}', "'categories' is missing or no list of objects"),
+        ('{"images": [], "categories": ["a"]}', "'categories' is missing or no list of objects"),
+        ('{"images": [], "categories": [{"id": [], "name": "a"}]}', "the category .* 'a', which the model does not"),
+        ('{"images": [{"id": null, "file_name": "a"}]}', "an image has the id None and the file_name 'a'"),
+        ('{"images": [{"id": 1.5, "file_name": "a"}]}', "an image has the id 1.5"),
+        ('{"images": [{"id": [1], "file_name": "a"}]}', "an image has the id .1"),
+        ('{"images": [{"id": 1, "file_name": 7}]}', "an image has the id 1 and the file_name 7"),
         ('{"images": [], "categories": [{"id": 1, "name": "b"}]}', "category 1 'b', which the model calls 'a'"),
         ('{"images": [], "categories": [{"id": 2, "name": "b"}]}', "category 2 'b', which the model does not know"),
     ],
@@ -289,6 +325,9 @@ def test_limits_of_evaluate() -> None:
         compose(["checkpoint=x", "data=coco", "data.root=x", "evaluation.max_dets=1000000000"], "evaluate")
 
 
+PHOTOS = ("photo 1.jpg", "photo [1].jpg")
+
+
 @pytest.fixture
 def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     names = (
@@ -300,6 +339,8 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "b/*.jpg",
         "c.JPG",
         "x.jpg/y.jpg",
+        ".hidden/y.jpg",
+        "a/.hidden.jpg",
     )
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -320,6 +361,8 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("{}/**/0001.jpg", ["a/0001.jpg", "b/0001.jpg"]),
         ("{}", ["Größe?.png", "c.JPG", "photo 1.jpg", "photo [1].jpg"]),
         ("{}/x.jpg", ["y.jpg"]),
+        ("{}/**", ["Größe?.png", "a/0001.jpg", "b/*.jpg", "b/0001.jpg", "c.JPG", *PHOTOS, "x.jpg/y.jpg"]),
+        ("{}/.hidden/*", ["y.jpg"]),
         ("~/a", ["0001.jpg"]),
         ("~/?/0001.jpg", ["a/0001.jpg", "b/0001.jpg"]),
     ],
@@ -335,6 +378,7 @@ def test_sources(photographs: Path, source: str, names: list[str]) -> None:
         ("{}/none.jpg", "none.jpg names no image: there is no such file or folder. Give an image file"),
         ("{}/none/*.jpg", r"none/\*.jpg names no image. Give an image file, a folder of images, or a quoted pattern"),
         ("{}/deep", r"deep names no image; the folders in it do: write '.*deep/\*\*/\*'"),
+        ("{}/a**b", "is no pattern: Invalid pattern: .* Give an image file"),
         ("{}/void", "void names no image: the folder holds none"),
     ],
 )
@@ -344,6 +388,25 @@ def test_sources_without_images(photographs: Path, source: str, words: str) -> N
     (photographs / "a").rename(photographs / "deep" / "a")
     with pytest.raises(UserError, match=words):
         find_images(source.format(photographs))
+
+
+@pytest.mark.timeout(20)
+def test_links_that_lead_back_give_no_image_twice(photographs: Path) -> None:
+    _, before = find_images(f"{photographs}/**/*")
+    (photographs / "a" / "again").symlink_to(photographs)
+    (photographs / "AGAIN").symlink_to(photographs / "a")
+    assert find_images(f"{photographs}/**/*")[1] == before
+
+
+def test_pictures_of_an_earlier_run_are_no_images(checkpoint: Path, shapes_root: Path, tmp_path: Path) -> None:
+    Image.open(shapes_root / "val" / "000000.jpg").save(tmp_path / "a.png")
+    assert predict(checkpoint, tmp_path, tmp_path).code == 0
+    before = sorted(path.name for path in tmp_path.glob("*.*"))
+    done = predict(checkpoint, tmp_path, tmp_path, "overwrite=true")
+    assert done.code == 0 and "1 pictures of an earlier run" in done.output
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == before and "a.jpg" in before
+    done = predict(checkpoint, tmp_path / "*.jpg", tmp_path, "overwrite=true")
+    assert done.code == 2 and "were drawn by this program" in done.message
 
 
 HOSTILE = ("\x1b[31mred", "狗\nline", "Größe")

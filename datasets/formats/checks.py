@@ -13,6 +13,8 @@ from detr.types import Category
 
 _MOST = 0.95  # of the boxes: a few may be wrong beside
 _SOME = 0.1  # more than are wrong by chance
+_ROUNDED = 0.51  # pixels that rounding moves an edge
+_NEIGHBORS = 4  # in the order of their left edges, among which a copy is looked for
 
 
 @dataclass(frozen=True)
@@ -86,25 +88,35 @@ def _unit_warnings(objects: _Objects) -> Iterator[str]:
     """Boxes that are no x, y, width, height in pixels."""
     near, extent = objects.boxes[:, :2], objects.boxes[:, 2:]
     far = near + extent
-    relative = np.asarray((objects.boxes <= 1).all(1) & (objects.sides > 4).all(1))
-    if relative.mean() >= _MOST:
+    relative = np.asarray((objects.boxes <= 1).all(1) & (extent > 0).all(1) & (objects.sides > 4).all(1))
+    if relative.any():
         yield (
             f"{_share(relative)} boxes are in [0, 1], such as {objects.example(relative)}. Wanted pixels: multiply by "
             "width and height."
         )
+    if relative.mean() >= _MOST:
         return
     beyond = (far > 1.05 * objects.sides).any(1)
+    as_corners = (extent > near).all(1) & (extent <= objects.sides + 1).all(1)
     kinds = (
-        ("[left, top, right, bottom]", (extent > near) & (extent <= objects.sides + 1), "subtract left and top"),
-        ("[center x, center y, width, height]", near - extent / 2 >= -1, "subtract half of width and height"),
+        ("[left, top, right, bottom]", as_corners, "subtract left and top"),
+        ("[center x, center y, width, height]", (near - extent / 2 >= -1).all(1), "subtract half of width and height"),
     )
     for kind, fits, remedy in kinds:
-        if beyond.mean() >= _SOME and fits.all(1).mean() >= _MOST:
+        if beyond.mean() >= _SOME and fits.mean() >= _MOST:
             yield (
                 f"the boxes look like {kind}: as [x, y, width, height] {_share(beyond)} reach out of their image, "
                 f"such as {objects.example(beyond)}. Wanted [x, y, width, height]: {remedy}."
             )
             return
+    moved = as_corners & ~np.isclose(extent.prod(1), objects.areas, rtol=0.02)
+    as_areas = moved & np.isclose((extent - near).prod(1), objects.areas, rtol=0.02)
+    if as_areas.mean() >= _SOME:
+        yield (
+            f"{_share(as_areas)} boxes look like [left, top, right, bottom], because these fit their areas, such as "
+            f"{objects.example(as_areas)}. Wanted [x, y, width, height]: subtract left and top."
+        )
+        return
     inside = np.minimum(far, objects.sides) - np.maximum(near, 0)
     outside = (inside > 0).all(1) & (inside.prod(1) < 0.5 * extent.prod(1))
     if outside.any():
@@ -121,27 +133,36 @@ def _unit_warnings(objects: _Objects) -> Iterator[str]:
 
 
 def _copy_warnings(objects: _Objects) -> Iterator[str]:
-    rounded = np.round(objects.boxes, 4)
-    for columns, text in (
+    for keys, text in (
         (
-            (objects.labels, objects.crowds),
+            (objects.place, objects.labels, objects.crowds),
             "objects are copies of another one, of the same class and box, such as {}. Each copy counts as an object "
             "that has to be found; remove them.",
         ),
-        ((), "boxes are there under several classes, such as {}. Each counts as an object of its own."),
+        ((objects.place,), "boxes are there under several classes, such as {}. Each counts as an object of its own."),
     ):
-        rows = np.column_stack((objects.place, rounded, *columns))
-        order = np.lexsort(rows.T[::-1])
-        copies = np.zeros(len(rows), dtype=bool)
-        copies[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(1)
+        copies = _copies(np.column_stack(keys), objects.boxes)
         if copies.any():
             yield f"{_share(copies)} {text.format(objects.example(copies))}"
             return
 
 
+def _copies(keys: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Which boxes are those of an object before with the same keys, but for what rounding to whole pixels changes."""
+    order = np.lexsort((*boxes.T[::-1], *keys.T[::-1]))
+    keys, boxes = keys[order], boxes[order]
+    copies = np.zeros(len(keys), dtype=bool)
+    for distance in range(1, _NEIGHBORS + 1):  # boxes of nearly the same left edge need not follow one another
+        same, other = boxes[distance:], boxes[:-distance]
+        alike = np.abs(same - other).max(1, initial=0) <= np.minimum(_ROUNDED, same[:, 2:].min(1, initial=np.inf) / 20)
+        copies[order[distance:]] |= (keys[distance:] == keys[:-distance]).all(1) & alike
+    return copies
+
+
 def _area_warnings(objects: _Objects) -> Iterator[str]:
-    ratio = objects.areas / objects.boxes[:, 2:].prod(1)
-    odd = ((ratio > 1.5) | (ratio < 0.01)) & ~objects.crowds
+    extent = objects.boxes[:, 2:]
+    ratio = objects.areas / extent.prod(1)
+    odd = ((ratio > 1.5) | (ratio < 0.01)) & (extent > 0).all(1) & ~objects.crowds
     if odd.mean() >= 0.1:
         index = int(odd.argmax())
         yield (

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.formats.base import Annotations, ImageRecord
 from datasets.formats.others import refuse_other_formats, refuse_other_json
-from detr.annotations import AnnotationReader, identity
+from detr.annotations import AnnotationReader, identity, is_missing
 from detr.errors import UserError, brief
 from detr.files import open_regular
 from detr.types import Category
@@ -57,15 +57,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise UserError(
-            f"Annotation file {path} is no valid JSON: {str(error).partition('; ')[0]}. It may be cut short; copy or "
-            "export it again."
+            f"Annotation file {path} is no valid JSON: {str(error).partition('; ')[0]}. It may be cut short, or not "
+            "be in UTF-8; copy or export it again."
         ) from None
     refuse_other_json(path, content)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(
                 f"Annotation file {path} is not in COCO format: wanted an object with the lists 'images', "
-                f"'annotations' and 'categories', but '{key}' is missing. Export the data set as COCO detection."
+                f"'annotations' and 'categories', but '{key}' is missing or no list. Export the data set as COCO "
+                "detection."
             )
     return content
 
@@ -131,7 +132,7 @@ def _object(
     reader: AnnotationReader,
 ) -> tuple[int, _Object]:
     """The image that an annotation belongs to, and what it holds."""
-    place = f"annotation {entry['id']}" if entry.get("id") is not None else f"entry {position} of 'annotations'"
+    place = f"entry {position} of 'annotations'" if is_missing(entry.get("id")) else f"annotation {entry['id']}"
     image, category = entry.get("image_id"), entry.get("category_id")
     if not (type(identity(image)) is int and identity(image) in images):
         raise UserError(
@@ -159,7 +160,7 @@ def _size(entry: dict[str, Any], place: str, reader: AnnotationReader) -> tuple[
     if not all(type(side) is int and 0 < side < 2**31 for side in (height, width)):
         raise UserError(
             f"{reader.source}: {place} has width {brief(entry.get('width'))} and height {brief(entry.get('height'))}, "
-            "wanted two positive whole numbers."
+            "wanted two positive whole numbers. Give the size of the image in pixels that its boxes are for."
         )
     return reader.whole(entry["height"], place, "height"), reader.whole(entry["width"], place, "width")
 
@@ -167,7 +168,9 @@ def _size(entry: dict[str, Any], place: str, reader: AnnotationReader) -> tuple[
 def _file_name(entry: dict[str, Any], key: int, reader: AnnotationReader) -> str:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
-        raise UserError(f"{reader.source}: image {key} has no 'file_name'.")
+        raise UserError(
+            f"{reader.source}: image {key} has the file_name {brief(name)}, wanted the name of its file as text."
+        )
     return name
 
 
@@ -175,11 +178,16 @@ def _ids(entries: Iterable[Any], kind: str, reader: AnnotationReader) -> list[in
     """The ids of images or categories, each of which occurs once."""
     seen: dict[int, None] = {}
     for position, entry in enumerate(entries):
-        value = entry.get("id") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            raise UserError(
+                f"{reader.source}: entry {position} of '{kind}' is {brief(entry)}, wanted an object with an id."
+            )
+        value = entry.get("id")
         key = identity(value)
         if type(key) is not int or not -(2**63) <= key < 2**63:
             raise UserError(
-                f"{reader.source}: entry {position} of '{kind}' has the id {brief(value)}, wanted a whole number."
+                f"{reader.source}: entry {position} of '{kind}' has the id {brief(value)}, wanted a whole number "
+                "of at most 64 bits."
             )
         if key in seen:
             raise UserError(f"{reader.source}: the id {key} occurs twice in '{kind}'. Ids must be unique.")
@@ -197,7 +205,7 @@ def _check_annotation_ids(entries: Iterable[Any], reader: AnnotationReader) -> N
                 "image_id, a category_id and a bbox."
             )
         key = identity(entry.get("id"))
-        if key is None:
+        if is_missing(key):
             reader.accept("annotations without an id", f"entry {position}")
         elif key in seen:
             raise UserError(f"{reader.source}: the id {key} occurs twice in 'annotations'. Ids must be unique.")

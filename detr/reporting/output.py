@@ -27,7 +27,7 @@ class OutputFolder:
     names: all files that will be written, relative to the folder.
     overwrite: replace those that this class wrote earlier. option: what the user sets to choose another folder.
     Raises UserError, before anything is written, where one of them exists and may not be replaced, or would go through
-    a link.
+    a link, and where the folder cannot be written to.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class OutputFolder:
         self.folder, self._option, self._record = folder, option, folder / _RECORD
         self._written: dict[str, set[str]] = defaultdict(set)
         self._started = False
+        self._check_folder()
         if os.path.lexists(self._record):
             self._read_record()
         for name in names:
@@ -51,6 +52,22 @@ class OutputFolder:
             path.unlink(missing_ok=True)
             self.note(name, hashlib.sha256(content).hexdigest())
             _create(path, content)
+
+    def wrote(self, path: Path) -> bool:
+        """Whether a file is in this folder, and as this class wrote it there."""
+        root, place = (Path(os.path.realpath(any_path)) for any_path in (self.folder, path))
+        return place.is_relative_to(root) and self._is_own(place.relative_to(root).as_posix())
+
+    def _check_folder(self) -> None:
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise UserError(
+                f"Cannot write to {self.folder}: {there} is no folder. Choose another one with {self._option}."
+            )
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(
+                f"Cannot write to {self.folder}: you may not write to {there}. Choose another one with {self._option}."
+            )
 
     def _check(self, name: str, overwrite: bool = True) -> None:
         path = self.folder / name

@@ -66,6 +66,25 @@ def doubled(content: Content) -> None:
     content["annotations"] += [{**entry, "id": 1000 + entry["id"]} for entry in content["annotations"]]
 
 
+def doubled_and_rounded(content: Content) -> None:
+    content["annotations"] += [
+        {**entry, "id": 1000 + entry["id"], "bbox": [round(value) for value in entry["bbox"]]}
+        for entry in content["annotations"]
+    ]
+
+
+def corners_inside(content: Content) -> None:
+    for entry in content["annotations"]:
+        x, y, w, h = (value / 2 for value in entry["bbox"])
+        entry.update(bbox=[x, y, x + w, y + h], area=w * h)
+
+
+def some_relative(content: Content) -> None:
+    for entry in content["annotations"][:9]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
+
+
 def under_two_classes(content: Content) -> None:
     extra = [{**e, "id": 1000 + e["id"], "category_id": 3 - e["category_id"]} for e in content["annotations"][:5]]
     content["annotations"] += extra
@@ -85,9 +104,12 @@ ODD: dict[str, tuple[Callable[[Content], Any], str]] = {
     "corners": (corners, r"the boxes look like \[left, top, right, bottom\]: .* \d+ of 60 reach out of .*, such as \["),
     "centers": (centers, r"the boxes look like \[center x, center y, width, height\]: .* \d+ of 60 .* half of width"),
     "boxes in [0, 1]": (scaled(1 / WIDTH, 1 / HEIGHT), r"60 of 60 boxes are in \[0, 1\], such as .*640x480.*multiply"),
+    "corners inside of the image": (corners_inside, r"\d+ of 60 boxes look like \[left, top, right, bottom\].*areas"),
+    "some boxes in [0, 1]": (some_relative, r"9 of 60 boxes are in \[0, 1\], such as"),
     "boxes in percent": (scaled(100 / WIDTH, 100 / HEIGHT), "60 of 60 boxes are in the upper left quarter.*percent"),
     "boxes of a smaller image": (scaled(0.4, 0.4), "boxes are in the upper left quarter .* of smaller images"),
     "every box twice": (doubled, r"60 of 120 objects are copies of another one, .* such as \[.* in image 1 "),
+    "every box twice, once rounded": (doubled_and_rounded, "(5[5-9]|60) of 120 objects are copies of another one"),
     "boxes under two classes": (under_two_classes, "5 of 65 boxes are there under several classes"),
     "a file twice": (listed_twice, r"1 files are listed as several images, such as '1\.png'"),
     "two categories of one name": (

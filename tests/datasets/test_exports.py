@@ -61,17 +61,24 @@ AS_MEANT: dict[str, tuple[Change, str]] = {
         "12 numbers as text, such as bbox '1' of annotation 7",
     ),
     "areas of texts": (each("annotations", lambda e: e.update(area=str(e["area"]))), "3 numbers as text, such as area"),
-    "areas that are null": (lambda c: c["annotations"][1].update(area=None), "1 fields that are null, such as area"),
+    "areas that are null": (lambda c: c["annotations"][1].update(area=None), "1 fields without a value, such as area None"),
     "negative areas": (each("annotations", lambda e: e.update(area=-1.0)), "3 areas that are not above 0"),
     "areas of 0": (each("annotations", lambda e: e.update(area=0)), "3 areas that are not above 0"),
     "enormous areas": (each("annotations", lambda e: e.update(area=2e10)), "3 areas that are not above 0, or above"),
-    "NaN areas": (each("annotations", lambda e: e.update(area=float("nan"))), "3 areas that are NaN"),
-    "area of a text that is NaN": (each("annotations", lambda e: e.update(area="nan")), "3 areas that are NaN"),
+    "NaN areas": (each("annotations", lambda e: e.update(area=float("nan"))), "3 fields without a value, such as area nan"),
+    "areas of a text that is NaN": (each("annotations", lambda e: e.update(area="NaN")), "3 fields without a value"),
+    "blank areas": (each("annotations", lambda e: e.update(area=" ")), "3 fields without a value, such as area ' '"),
+    "infinite areas": (each("annotations", lambda e: e.update(area=float("inf"))), "3 areas that are infinite"),
     "sizes with decimals": (each("images", lambda e: e.update(width=30.0, height=20.0)), "4 whole numbers with decimals"),
     "sizes of texts": (each("images", lambda e: e.update(width="30", height=" 20 ")), "4 numbers as text"),
     "category ids with decimals": (
         lambda c: [e.update(category_id=float(e["category_id"])) for e in c["annotations"]],
         "3 whole numbers with decimals, such as category_id 3.0 of annotation 7",
+    ),
+    "sizes of texts with decimals": (each("images", lambda e: e.update(width="30.0", height="20.")), "4 numbers as text"),
+    "category ids of texts with decimals": (
+        lambda c: [e.update(category_id=f"{e['category_id']}.0") for e in c["annotations"]],
+        "3 numbers as text, such as category_id '3.0' of annotation 7",
     ),
     "ids of categories as texts": (each("categories", lambda e: e.update(id=str(e["id"]))), "2 numbers as text"),
     "image ids of texts": (each("images", lambda e: e.update(id=str(e["id"]))), "2 numbers as text, such as id '1'"),
@@ -81,6 +88,7 @@ AS_MEANT: dict[str, tuple[Change, str]] = {
     ),
     "annotations without ids": (each("annotations", lambda e: e.pop("id")), "3 annotations without an id"),
     "annotations with ids that are null": (each("annotations", lambda e: e.update(id=None)), "3 annotations without an id"),
+    "annotations with blank ids": (each("annotations", lambda e: e.update(id="")), "3 annotations without an id"),
     "iscrowd of texts": (
         each("annotations", lambda e: e.update(iscrowd=str(e["iscrowd"]))),
         "3 numbers as text, such as iscrowd '0' of annotation 7",
@@ -88,7 +96,14 @@ AS_MEANT: dict[str, tuple[Change, str]] = {
     "iscrowd of words": (
         each("annotations", lambda e: e.update(iscrowd="True" if e["iscrowd"] else "false")), "3 numbers as text"
     ),
-    "iscrowd that is null": (lambda c: c["annotations"][0].update(iscrowd=None), "1 fields that are null, such as iscrowd"),
+    "iscrowd that is null": (lambda c: c["annotations"][0].update(iscrowd=None), "1 fields without a value, such as iscrowd None"),
+    "iscrowd of texts with decimals": (
+        each("annotations", lambda e: e.update(iscrowd=f"{e['iscrowd']}.0")), "3 numbers as text, such as iscrowd '0.0'"
+    ),
+    "iscrowd that is NaN or blank": (
+        lambda c: [e.update(iscrowd=v) for e, v in zip(c["annotations"], (float("nan"), " "), strict=False)],
+        "2 fields without a value, such as iscrowd nan",
+    ),
     "ignore": (lambda c: c["annotations"][0].update(ignore=1), "1 annotations with 'ignore', which COCO does not know"),
     "an object without a bbox": (
         lambda c: c["annotations"].append({"id": 1, "image_id": 1, "category_id": 3, "bbox": None}),
@@ -161,6 +176,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "bbox of a text": (lambda c: c["annotations"][0].update(bbox="1 2 3 4"), "has the bbox '1 2 3 4', wanted"),
     "bbox with a null": (lambda c: c["annotations"][0].update(bbox=[1, 2, None, 4]), "None, 4], wanted .x, y, width"),
     "bbox of flags": (lambda c: c["annotations"][0].update(bbox=[True] * 4), "has the bbox .True"),
+    "bbox of five numbers": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, 4, 0.9]), "has the bbox .1, 2, 3, 4, 0.9"),
+    "a file name that is a number": (lambda c: c["images"][0].update(file_name=1), "image 1 has the file_name 1, wanted"),
+    "an image that is a name": (lambda c: c["images"].append("3.png"), "entry 2 of 'images' is '3.png', wanted an object"),
+    "a width that is missing": (lambda c: c["images"][0].pop("width"), "image 1 has width None .* Give the size"),
+    "annotations that are missing": (lambda c: c.pop("annotations"), "'annotations' is missing or no list"),
     "width with a fraction": (lambda c: c["images"][0].update(width=30.5), "image 1 has width 30.5"),
     "category id with a fraction": (lambda c: c["annotations"][0].update(category_id=3.5), "has the category 3.5"),
     "ids that are the same": (lambda c: c["images"][0].update(id="2"), "the id 2 occurs twice in 'images'"),

@@ -55,6 +55,33 @@ def test_results_of_an_earlier_run_stay_unless_asked_for(tmp_path: Path, name: s
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("below", ["", "deep/er"])
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing", "closed"])
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path: Path, kind: str, below: str) -> None:
+    place = tmp_path / "out"
+    if kind == "a file":
+        place.touch()
+    elif kind == "a link to nothing":
+        place.symlink_to("nowhere")
+    else:
+        place.mkdir(mode=0o500)
+        if os.access(place, os.W_OK):
+            pytest.skip("needs a user who may not write everywhere")
+    with pytest.raises(UserError, match=rf"{place} is no folder.*output=DIR|may not write to {place}"):
+        OutputFolder(place / below, NAMES)
+
+
+def test_what_it_wrote_is_known(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    (tmp_path / "out" / "c.jpg").touch()
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "out" / "a.jpg").read_bytes())
+    output = OutputFolder(tmp_path / "out", ())
+    known = [path for path in tmp_path.rglob("*.jpg") if output.wrote(path)]
+    assert sorted(known) == [tmp_path / "out" / name for name in NAMES]
+    (tmp_path / "out" / "a.jpg").write_bytes(b"drawn over")
+    assert not output.wrote(tmp_path / "out" / "a.jpg")
+
+
 def test_a_list_of_rows_is_whole_after_each(tmp_path: Path) -> None:
     output = OutputFolder(tmp_path, ["rows.json", "more.json"])
     rows, more = RowFile(output, "rows.json"), RowFile(output, "more.json", before='{"n": [', after="]}")
