@@ -247,13 +247,16 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     batches = [(images, random_targets([2, 0], num_classes=3))]
     metadata = {"config": config, "categories": CATEGORIES}
     folder = tmp_path_factory.mktemp("failed")
-    return torch.load(failures.save(folder, model, batches, step=7, seed=3, metadata=metadata))
+    return torch.load(failures.save(folder, model, batches, step=7, seed=3, scale=1.0, metadata=metadata))
 
 
 BATCH = ("batches", 0)
 TARGET = (*BATCH, "targets", 0)
 FAILED: dict[str, Spoil] = {
-    **{f"no {name}": at(name) for name in ("model", "frozen", "evaluated", "batches", "step", "seed", "process")},
+    **{
+        f"no {name}": at(name)
+        for name in ("model", "frozen", "evaluated", "batches", "step", "seed", "process", "scale")
+    },
     **{f"no {name}": at(name) for name in ("config", "categories", "format")},
     **{
         f"weights {kind}": at("model", WEIGHT, change=change)
@@ -264,6 +267,7 @@ FAILED: dict[str, Spoil] = {
         f"{name} {number!r:.12}": at(name, value=number) for name in ("step", "seed", "process") for number in ("x", -1)
     },
     "step is huge": at("step", value=10**400),
+    **{f"scale {number!r}": at("scale", value=number) for number in ("x", -1.0, math.inf, math.nan)},
     "frozen are unknown": at("frozen", value=["x"]),
     "frozen are numbers": at("frozen", value=[1]),
     "evaluated are unknown": at("evaluated", value=["x"]),

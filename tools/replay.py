@@ -66,6 +66,7 @@ def _load(path: Path, packages: Sequence[str], device: torch.device) -> tuple[Tr
             seed=content["seed"],
             process=content["process"],
         )
+        step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": content["scale"]})
         return step, content["batches"], content["step"]
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what train.py writes ({error!r}). Use an intact copy.") from None

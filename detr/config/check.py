@@ -115,7 +115,7 @@ def _check_complete(supplied: Collection[str], target: Callable[..., Any], name:
 def _check_types(options: Mapping[str, Any], target: Callable[..., Any], path: str) -> None:
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for name, value in options.items():
-        if not isinstance(value, dict) and name in hints and not _fits(value, hints[name]):
+        if name in hints and not any(_nodes(value, path)) and not _fits(value, hints[name]):
             raise UserError(f"{path}.{name}: wanted {_described(hints[name])}, got {value!r}.")
 
 
@@ -126,4 +126,27 @@ def _described(hint: Any) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    return is_bearable(value, hint, conf=BeartypeConf(is_pep484_tower=True))
+    """Unlike for Python, a flag is no number here, and an empty text no empty list."""
+    flags = any(kind in (bool, object, Any) or isinstance(kind, bool) for kind in _types(hint))
+    conf = BeartypeConf(is_pep484_tower=True)
+    return all(
+        is_bearable(part, hint, conf=conf) and (flags or not isinstance(leaf, bool)) for part, leaf in _thinned(value)
+    )
+
+
+def _types(hint: Any) -> set[Any]:
+    """A type and all that it is made of."""
+    return {hint}.union(*map(_types, typing.get_args(hint)))
+
+
+def _thinned(value: Any) -> Iterator[tuple[Any, Any]]:
+    """A value with one entry alone in each list and mapping, in all ways: beartype looks at one at random.
+
+    And that entry.
+    """
+    if isinstance(value, list) and value:
+        yield from (([part], leaf) for entry in value for part, leaf in _thinned(entry))
+    elif isinstance(value, dict) and value:
+        yield from (({key: part}, leaf) for key, entry in value.items() for part, leaf in _thinned(entry))
+    else:
+        yield "text" if value == "" else value, value

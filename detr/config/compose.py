@@ -4,9 +4,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import hydra
+from hydra._internal import defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -50,12 +52,12 @@ def explained(name: str) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(message(error, lambda: _options(name))) from error
-    except ValueError as error:
-        if "Config group override" not in str(error):
+    except (ValueError, TypeError) as error:
+        if Path(extract_tb(error.__traceback__)[-1].filename) != Path(defaults_list.__file__):
             raise
         raise UserError(
-            "A group is set to null or to a number, wanted the name of one of its files. Write ~GROUP, such as "
-            "~model/denoising, to leave it out."
+            "A group is set to null, to a number, or to a list of these, wanted the name of one of its files. Write "
+            "~GROUP, such as ~model/denoising, to leave it out."
         ) from error
 
 

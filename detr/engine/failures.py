@@ -15,6 +15,7 @@ from detr.contents import (
     flag,
     items,
     maybe,
+    number,
     plain,
     record,
     state_dict,
@@ -27,7 +28,7 @@ from detr.errors import UserError
 from detr.files import read_tensors, write_tensors
 from detr.types import ImageBatch, Target
 
-FORMAT = "detr-failure-2"
+FORMAT = "detr-failure-3"
 
 _IMAGES = record(
     images=tensor(torch.uint8, dims=4, least=0), mask=tensor(torch.bool, dims=3, least=0), padded=maybe(flag)
@@ -65,6 +66,7 @@ _PARTS = record(
     step=whole(),
     seed=whole(),
     process=whole(),
+    scale=number(0, 1e38),
     config=_config,
     categories=items(record(id=whole(-(2**63), 2**63 - 1), name=text)),
 )
@@ -80,12 +82,19 @@ def _content(value: Any, place: str) -> None:
 
 
 def save(
-    run_dir: Path, model: nn.Module, batches: Sequence[Batch], step: int, seed: int, metadata: Mapping[str, Any]
+    run_dir: Path,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    step: int,
+    seed: int,
+    scale: float,
+    metadata: Mapping[str, Any],
 ) -> Path:
     """Write failures/step-N.pt, each process its own: the batches, the weights, what the randomness follows from.
 
     Parameters that do not train (`frozen`) and modules in evaluation mode (`evaluated`) are kept by name, because they
-    may depend on the epoch.
+    may depend on the epoch. scale: of the loss, for fp16; 1 without.
     """
     process = distributed.rank()
     name = f"step-{step}-process-{process}.pt" if distributed.world_size() > 1 else f"step-{step}.pt"
@@ -101,6 +110,7 @@ def save(
         "step": step,
         "seed": seed,
         "process": process,
+        "scale": scale,
     }
     write_tensors(path, {**metadata, **content})
     return path

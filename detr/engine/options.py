@@ -44,7 +44,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "trainer")
-        self.freeze = self.freeze or {}
+        self.freeze = {} if self.freeze is None else self.freeze
         if not isinstance(self.freeze, dict) or not all(isinstance(e, int | None) for e in self.freeze.values()):
             raise UserError(
                 "trainer.freeze: wanted parts of the model, each with an epoch or null, such as {backbone: 5}, got "

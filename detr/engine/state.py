@@ -161,7 +161,7 @@ class TrainingState:
     def _read(self, source: str | None) -> Checkpoint | None:
         self._refuse_folders()
         if source != "auto":
-            return read_checkpoint(source) if source else None
+            return None if source is None else read_checkpoint(source)
         if (found := newest(self.path())) is not None:
             return found
         if (best := self.path("best.pt")).exists():

@@ -19,7 +19,7 @@ from detr.engine.options import TrainerConfig
 from detr.engine.signals import StopRequest
 from detr.engine.state import TrainingState
 from detr.engine.step import TrainingStep
-from detr.errors import Interrupted, NonFiniteError
+from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.losses import SetCriterion
 from detr.reporting import Reporter
 
@@ -208,12 +208,29 @@ class Trainer:
     def _skip(self, batches: Sequence[Batch], error: NonFiniteError) -> None:
         """Keep what a step failed with; raises the error again where that is one too many."""
         state = self.state
-        path = failures.save(self.run_dir, self.model, batches, state.step, self.seed, self.metadata)
+        path = self._keep_failure(batches)
         if self.config.non_finite == "stop" or state.skipped >= self.config.max_skips:
             raise NonFiniteError(error.what, error.image_ids, state.step, path) from None
         state.skipped += 1
-        text = "Step %d skipped, the %dth: %s became NaN or infinite. Look into it with python tools/replay.py %s"
-        logger.warning(text, state.step, state.skipped, error.what, path)
+        text = "Step %d skipped, %d of at most %d: %s became NaN or infinite.%s"
+        advice = f" Look into it with python tools/replay.py {path}" if path else ""
+        logger.warning(text, state.step, state.skipped, self.config.max_skips, error.what, advice)
+
+    def _keep_failure(self, batches: Sequence[Batch]) -> Path | None:
+        """What a step failed with matters more than its file, for which there may be no room."""
+        try:
+            return failures.save(
+                self.run_dir,
+                self.model,
+                batches,
+                step=self.state.step,
+                seed=self.seed,
+                scale=self.update.scaler.get_scale(),
+                metadata=self.metadata,
+            )
+        except UserError as error:
+            logger.warning("The failed step is not kept: %s", error)
+            return None
 
     def _report(self, losses: Mapping[str, float], batches: Sequence[Batch], waited: float) -> None:
         logged = {group["name"]: group["lr"] for group in self.optimizer.param_groups}

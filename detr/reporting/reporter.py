@@ -13,6 +13,7 @@ from PIL import Image
 
 from detr import distributed
 from detr.contents import check_content, mapping, number, record, whole
+from detr.errors import UserError
 from detr.evaluation.samples import Sample
 from detr.reporting.samples import draw_batch, draw_sample
 from detr.reporting.sinks import Sink
@@ -34,11 +35,18 @@ class Reporter:
         batch to training_batch.jpg.
     log_every: steps between two records of averages.
     names: of the classes, for the training batch.
+    Raises UserError where a sink is none.
     """
 
     def __init__(
         self, *, sinks: Mapping[str, Sink | None], run_dir: Path, log_every: int = 50, names: Sequence[str] = ()
     ) -> None:
+        for name, sink in sinks.items():
+            if not isinstance(sink, Sink | None):
+                raise UserError(
+                    f"logger.{name}: wanted a place to log to with its _target_, such as "
+                    f"detr.reporting.sinks.JsonLines, or null to switch it off, got {sink!r}."
+                )
         own = sinks.values() if distributed.rank() == 0 else ()
         self.sinks, self.run_dir = [sink for sink in own if sink is not None], run_dir
         self.log_every, self.names = log_every, names

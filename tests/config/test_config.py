@@ -101,6 +101,8 @@ def test_models_build_from_their_configuration() -> None:
         ),
         ({"num_queries": "many"}, r"model\.num_queries: wanted int, got 'many'"),
         ({"aux_loss": 3}, r"model\.aux_loss: wanted bool, got 3"),
+        ({"num_queries": True}, r"model\.num_queries: wanted int, got True"),
+        ({"num_queries": {"a": 1}}, r"model\.num_queries: wanted int, got {'a': 1}"),
         ({"_recursive_": False}, r"model: the key _recursive_ is not used here"),
     ],
 )
@@ -109,6 +111,32 @@ def test_bad_options_are_named_with_their_place(options: dict[str, object], mess
     model = {**OmegaConf.to_container(config.model, resolve=True), **options}
     with pytest.raises(UserError, match=message):
         build_model(model, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("optimizer.lr", "true"),
+        ("optimizer.betas", "''"),
+        ("scheduler.drops", "''"),
+        ("scheduler.drops", "[0.5,0.5,0.5,half]"),
+        ("scheduler.drops", "[0.5,true]"),
+        ("scheduler.warmup", "{a: 1}"),
+        ("optimizer.weight_decays", "{norm: 0, bias: none}"),
+        ("trainer.freeze", "''"),
+        ("trainer.freeze", "0"),
+        ("trainer.freeze", "[backbone]"),
+    ],
+)
+def test_values_of_another_type_are_refused_wherever_they_are(option: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"^{re.escape(option)}: wanted "):
+        compose([f"{option}={value}"])
+
+
+@pytest.mark.parametrize("override", ["model=5", "logger=[1,2]", "experiment=[1]"])
+def test_a_group_that_is_set_to_no_name_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match=r"^A group is set to .*wanted the name of one of its files"):
+        compose([override])
 
 
 def test_nested_options_are_checked_before_anything_is_built() -> None:

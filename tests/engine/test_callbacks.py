@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from detr.engine import Callback, Trainer
+from detr.engine.callbacks import checkpointing
 from detr.errors import Interrupted, UserError
 from detr.weights import save
 from tests.helpers.commands import REPOSITORY
@@ -161,6 +162,24 @@ def test_a_state_that_a_callback_does_not_take_is_reported(make: Make) -> None:
     make(max_steps=1, callbacks={"mine": Holds((None, torch.nn.Linear(2, 3).state_dict()))}).fit()
     with pytest.raises(UserError, match=r"callbacks\.mine cannot take its state from .*last\.pt: 'more'"):
         make(max_steps=2, callbacks={"mine": Holds(1)}).fit()
+
+
+def test_processes_save_at_the_same_step_whatever_their_clocks_say(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save may need all of them, as where a callback gathers its state."""
+    asked: list[bool] = []
+
+    def time_is_up_in_another_process(flag: bool) -> bool:
+        asked.append(flag)
+        return len(asked) == 3
+
+    trainer = make(save_every_minutes=1000.0, max_steps=4)
+    saved: list[int] = []
+    monkeypatch.setattr(trainer.state, "save", lambda name="last.pt": saved.append(trainer.state.step))
+    monkeypatch.setattr(checkpointing.distributed, "any_of", time_is_up_in_another_process)
+    for step in range(1, 5):
+        trainer.state.step = step
+        trainer.callbacks["checkpointing"].on_step_end(trainer, {})
+    assert asked == [False] * 4 and saved == [3]
 
 
 def test_training_states_of_earlier_versions_are_refused(make: Make) -> None:

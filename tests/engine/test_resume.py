@@ -272,6 +272,12 @@ def test_auto_in_an_empty_folder_says_so(make: Make, caplog: pytest.LogCaptureFi
     assert "no checkpoint in" in caplog.text and "starts anew" in caplog.text
 
 
+def test_an_empty_path_is_none(make: Make) -> None:
+    """As a variable of the shell that is not set gives it: a training that starts anew would replace the one there."""
+    with pytest.raises(UserError, match=r"^Checkpoint \. is a folder"):
+        make("run").state.resume("")
+
+
 def test_auto_beside_the_best_alone_is_refused(make: Make) -> None:
     trainer = make("run", max_steps=1)
     trainer.fit()

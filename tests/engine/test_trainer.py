@@ -156,6 +156,16 @@ def test_steps_that_are_not_finite_can_be_skipped_up_to_a_limit(make: Make) -> N
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
 
+def test_a_step_that_cannot_be_kept_is_named_all_the_same(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make(non_finite="skip", max_skips=1, max_steps=7)
+    trainer.loader = Damaged(trainer.loader)  # type: ignore[arg-type]
+    (trainer.run_dir / "failures").write_text("in the way")
+    with pytest.raises(NonFiniteError, match=r"NaN or infinite at step 6, for image ids [^/]*$"):
+        trainer.fit()
+    assert "The failed step is not kept: Cannot write " in caplog.text
+    assert "Step 2 skipped, 1 of at most 1: " in caplog.text
+
+
 @pytest.mark.parametrize("non_finite", ["stop", "skip"])
 def test_a_gradient_that_no_scale_of_fp16_helps_stops_the_run(make: Make, non_finite: str) -> None:
     trainer = make(precision="fp16", non_finite=non_finite, max_skips=2, max_steps=40, evaluate_every=100)

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from detr.drawing import draw_detections
+from detr.errors import UserError
 from detr.evaluation import Sample
 from detr.reporting import JsonLines, Progress, Reporter, TensorBoard, describe_model
 from detr.reporting.samples import draw_sample
@@ -93,6 +94,12 @@ def test_records_are_averages_and_a_resumed_run_repeats_none(tmp_path: Path) -> 
     [tag] = [tag for tag in tags["tensors"] if "config" in tag]
     shown = markdown_to_safe_html(events.Tensors(tag)[-1].tensor_proto.string_val[0])
     assert HOSTILE not in shown and "&lt;b&gt;[x](javascript:alert(1))" in shown and "<a" not in shown
+
+
+@pytest.mark.parametrize("sink", [5, "tensorboard", {"dir": "x"}, [], True])
+def test_a_sink_that_is_none_is_refused(tmp_path: Path, sink: object) -> None:
+    with pytest.raises(UserError, match=r"^logger\.mine: wanted a place to log to .*, got "):
+        Reporter(sinks={"jsonl": JsonLines(), "off": None, "mine": sink}, run_dir=tmp_path)  # type: ignore[dict-item]
 
 
 def test_the_log_is_short_and_begins_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """A failed step is repeated, and files of others build models and losses only."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ def save(tmp_path: Path) -> Save:
         *options: str,
         damage: float = 0.5,
         frozen: Sequence[str] = (),
+        scale: float = 1.0,
     ) -> Path:
         torch.manual_seed(0)
         config = compose([*TINY_MODEL, *options])
@@ -41,7 +43,7 @@ def save(tmp_path: Path) -> Save:
         content = plain(config)
         change(content)
         metadata = {"config": content, "categories": [{"id": id, "name": str(id)} for id in range(3)]}
-        return failures.save(tmp_path, model, [(images, targets)], step=7, seed=3, metadata=metadata)
+        return failures.save(tmp_path, model, [(images, targets)], step=7, seed=3, scale=scale, metadata=metadata)
 
     return make
 
@@ -57,6 +59,17 @@ def test_a_sound_step_goes_through(save: Save, capsys: pytest.CaptureFixture[str
     replay.main([str(save())])
     printed = capsys.readouterr().out
     assert "Step 7 went through: loss " in printed and printed.endswith("The first to be NaN or infinite: none\n")
+
+
+def test_the_loss_is_scaled_as_it_was(
+    save: Save, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gradient that is NaN at any scale failed; at the scale that a training starts with, another might be tried."""
+    no_gradient = {"grad_norm": math.nan, **{f"grad_norm/{part}": math.nan for part in ("backbone", "heads")}}
+    norms = {name: torch.tensor(value) for name, value in no_gradient.items()}
+    monkeypatch.setattr(TrainingStep, "_clip_gradients", lambda self: norms)
+    replay.main([str(save(lambda config: None, "trainer.precision=fp16", scale=0.5))])
+    assert "Step 7 failed again: The gradient, however little the loss was scaled" in capsys.readouterr().out
 
 
 def test_what_did_not_train_does_not_in_the_repetition(

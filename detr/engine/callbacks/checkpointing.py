@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 
+from detr import distributed
 from detr.engine.callbacks.validation import Validation
 from detr.engine.trainer import Callback, Trainer
 
@@ -21,14 +22,18 @@ class Checkpointing(Callback):
         self.saved_at = time.monotonic()
 
     def on_step_end(self, trainer: Trainer, losses: Mapping[str, float]) -> None:
-        minutes = (time.monotonic() - self.saved_at) / 60
-        if (self.every_steps and trainer.state.step % self.every_steps == 0) or 0 < self.every_minutes <= minutes:
+        if (self.every_steps and trainer.state.step % self.every_steps == 0) or self._is_time():
             self._save(trainer)
 
     def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         if self.validation.best_step == trainer.state.step:
             trainer.state.save("best.pt")
         self._save(trainer)
+
+    def _is_time(self) -> bool:
+        """The same in all processes, whose clocks differ: saving may need all of them."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return self.every_minutes > 0 and distributed.any_of(minutes >= self.every_minutes)
 
     def _save(self, trainer: Trainer) -> None:
         trainer.state.save()
