@@ -115,7 +115,8 @@ def _check_complete(supplied: Collection[str], target: Callable[..., Any], name:
 def _check_types(options: Mapping[str, Any], target: Callable[..., Any], path: str) -> None:
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for name, value in options.items():
-        if name in hints and not any(_nodes(value, path)) and not _fits(value, hints[name]):
+        holds_nodes = isinstance(value, dict | list) and any(_nodes(value, f"{path}.{name}"))
+        if name in hints and not holds_nodes and not _fits(value, hints[name]):
             raise UserError(f"{path}.{name}: wanted {_described(hints[name])}, got {value!r}.")
 
 
