@@ -958,9 +958,7 @@ CASES = [
 # One of each command starts a process as a user does; the others would only wait for imports.
 AS_PROCESS = (
     "image file empty, in a worker",
-    "unknown group choice",
     "evaluate: hostile pickle",
-    "source is an empty folder",
 )
 
 

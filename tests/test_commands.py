@@ -215,6 +215,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(tiny_options: list[str], tmp
     assert checksum(stopped / "checkpoints" / "last.pt") == checksum(straight / "checkpoints" / "last.pt")
 
 
+@pytest.mark.slow
 def test_two_trainings_do_not_share_a_folder(tiny_options: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *tiny_options, f"run_dir={tmp_path}", "trainer.epochs=1000"]
     first = subprocess.Popen(command, cwd=REPOSITORY)

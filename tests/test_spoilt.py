@@ -205,8 +205,8 @@ SPOILT: dict[str, tuple[tuple[str, ...], Spoil]] = {
 
 
 def some(names: Iterable[str]) -> list[Any]:
-    """Every sixth in the usual tests, all in the slow ones."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (index % 6 > 0)) for index, name in enumerate(names)]
+    """Every twelfth in the usual tests, all in the slow ones."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (index % 12 > 0)) for index, name in enumerate(names)]
 
 
 @pytest.mark.parametrize("name", some(SPOILT))

@@ -222,6 +222,7 @@ class Largest(Callback):
 '''
 
 
+@pytest.mark.slow
 def test_a_callback_from_elsewhere_survives_kills_and_stops(tiny_options: list[str], tmp_path: Path) -> None:
     """Through the command line; steps after the last checkpoint of a killed run are repeated."""
     (tmp_path / "elsewhere").mkdir()
@@ -254,6 +255,7 @@ def test_a_callback_from_elsewhere_survives_kills_and_stops(tiny_options: list[s
     assert_same_state(straight["training"], parts["training"])
 
 
+@pytest.mark.slow
 def test_a_backbone_rate_of_0_freezes_the_backbone(tiny_options: list[str], tmp_path: Path) -> None:
     for steps in ("1", "3"):
         command = [sys.executable, "train.py", *tiny_options, "optimizer.backbone_lr=0", f"trainer.max_steps={steps}"]

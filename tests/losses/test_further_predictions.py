@@ -182,6 +182,7 @@ def test_any_number_of_targets_gives_every_prediction_a_gradient(
         assert losses["loss_bbox_groups"] == 0 and predictions.boxes.grad.abs().sum() == 0
 
 
+@pytest.mark.slow
 @each_loss
 def test_the_loss_learns_classes_and_boxes(kind: type[ClassificationLoss]) -> None:
     predictions, targets = predictions_of(kind), random_targets([2, 0, 3], CLASSES)

@@ -287,9 +287,10 @@ def test_channels_last_comes_out_as_it_went_in(name: str) -> None:
     torch.testing.assert_close(output, block(x, mask), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend, names",
-    [("eager", ONE_OF_EACH), *(pytest.param("aot_eager", (name,), marks=pytest.mark.slow, id=name) for name in BLOCKS)],
+    [("eager", ONE_OF_EACH), *(pytest.param("aot_eager", (name,), id=name) for name in BLOCKS)],
 )
 def test_blocks_compile_without_graph_breaks_for_all_sizes(backend: str, names: tuple[str, ...]) -> None:
     """In a process of its own, which has no hook that checks shapes."""
@@ -315,6 +316,7 @@ def compile_all(_: int, backend: str, names: tuple[str, ...]) -> None:
         assert counter.frame_count <= 2, f"{name}: compiled {counter.frame_count} times"
 
 
+@pytest.mark.slow
 def test_distributed_training_finds_no_unused_parameter(tmp_path: Path) -> None:
     mp.spawn(train_all, args=(str(tmp_path / "store"),), nprocs=2)
 

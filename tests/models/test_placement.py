@@ -130,7 +130,9 @@ def test_every_block_trains_in_every_recipe(recipe: str) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k in ("se", "dual") else pytest.mark.slow) for k in KINDS]
+)
 def test_published_weights_give_the_same_with_a_block(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     categories = [Category(id=index, name=str(index)) for index in range(5)]
