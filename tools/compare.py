@@ -29,21 +29,23 @@ from tools.stored import add_allow_targets
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, metavar="RUNS_DIR", help="folder with the runs' folders")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write to; RUNS_DIR where not given")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS_DIR", help="folders of runs, or with such folders")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write to; the first RUNS_DIR where not given"
+    )
     parser.add_argument(
         "--baseline", metavar="LABEL", help="configuration to compare with; else the first without attention blocks"
     )
     add_allow_targets(parser)
     options = parser.parse_args(arguments)
-    runs, left_out = find_runs(options.runs)
+    runs, left_out = find_runs(*options.runs)
     groups = group_runs(runs)
     baseline = judge.pick_baseline(groups, options.baseline)
     groups.sort(key=lambda group: (group is not baseline, -(judge.spread(group.values("AP"))[0] or 0)))
     for folder, reason in left_out.items():
         print(f"Left out: {folder}: {reason}")
     names = ["compare.csv", "compare.html"]
-    output = OutputFolder(options.output or options.runs, names, overwrite=True, option="--output DIR")
+    output = OutputFolder(options.output or options.runs[0], names, overwrite=True, option="--output DIR")
     print(f"Runs: {len(runs)}, configurations: {len(groups)}. Measuring what each costs ...", flush=True)
     load = os.getloadavg()[0]  # before this process adds to it
     costs = cost.measure(groups, options.allow_targets)
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     curve_of, curves = charts.curves(groups, judgements, baseline)
     page = _template().render(
-        folder=options.runs,
+        folder=" and ".join(map(str, options.runs)),
         summary=summary,
         unseen=judge.smallest_visible(judgements),
         level=judge.LEVEL,

@@ -99,6 +99,17 @@ def replace_once(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def test_runs_of_several_folders_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run(0.3 + seed / 100, seed)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for folder in sorted((tmp_path / "runs").iterdir())[1:]:
+        folder.rename(moved / folder.name)
+    compare.main([str(moved), str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
+    assert rows_of(tmp_path / "out")["none"]["seeds"] == "3"
+
+
 def test_means_and_spreads_of_what_was_found(make_run: MakeRun, tmp_path: Path) -> None:
     values, small = [0.31, 0.35, 0.42], [0.11, -1.0, 0.17]
     for seed, (ap, aps) in enumerate(zip(values, small, strict=True)):

@@ -85,17 +85,19 @@ class Group:
         return statistics.fmean(map(statistics.median, speeds))
 
 
-def find_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
-    """All finished runs somewhere below a folder, and why the others were left out.
+def find_runs(*folders: Path) -> tuple[list[Run], dict[Path, str]]:
+    """All finished runs somewhere below some folders, and why the others were left out.
 
     Raises UserError where there is none, or a file cannot be understood.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder. Give the run_dir of a sweep. {_HOW_TO}")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder. Give the run_dir of a sweep. {_HOW_TO}")
+    paths = {path for folder in folders for path in folder.rglob("config.yaml")}
     runs: dict[tuple[Any, ...], Run] = {}
     left_out: dict[Path, str] = {}
     # Shorter names first: 10 comes after 9.
-    for path in sorted(folder.rglob("config.yaml"), key=lambda path: (len(path.parts), len(str(path)), path)):
+    for path in sorted(paths, key=lambda path: (len(path.parts), len(str(path)), path)):
         found = _read(path.parent)
         if isinstance(found, str):
             left_out[path.parent] = found
@@ -106,7 +108,7 @@ def find_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
         runs.setdefault(key, found)
     if not runs:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in left_out.items())
-        raise UserError(f"{folder} holds no finished run. {_HOW_TO}{reasons}")
+        raise UserError(f"{' and '.join(map(str, folders))} holds no finished run. {_HOW_TO}{reasons}")
     return list(runs.values()), left_out
 
 
