@@ -133,7 +133,7 @@ class OutputFolder:
 
     def _refusal(self, path: Path) -> UserError:
         return UserError(
-            f"{path} exists already and would be overwritten, but this program did not write it, or it was changed "
+            f"{path} exists already and would be overwritten, but this command did not write it, or it was changed "
             f"since. Choose another folder with {self._option}, or move the file away."
         )
 
