@@ -138,6 +138,7 @@ def test_sets_of_former_versions_are_still_known(tmp_path: Path) -> None:
         shapes.generate(root, **SMALL)
 
 
+@pytest.mark.slow
 def test_jobs_that_start_at_once_share_one_set(tmp_path: Path) -> None:
     root = tmp_path / "set"
     code = (

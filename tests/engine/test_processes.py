@@ -81,7 +81,7 @@ def train(
         )
 
 
-@pytest.mark.parametrize("kind", [CrossEntropy, SigmoidFocal])
+@pytest.mark.parametrize("kind", [pytest.param(CrossEntropy, marks=pytest.mark.slow), SigmoidFocal])
 def test_two_processes_and_accumulated_batches_equal_one_large_batch(
     kind: type[ClassificationLoss], tmp_path: Path, free_port: int
 ) -> None:
@@ -240,6 +240,7 @@ def hang(process: int, port: int, result: Any) -> None:
         raise
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named(free_port: int) -> None:
     context = mp.get_context("spawn")
     result = context.SimpleQueue()

@@ -97,7 +97,8 @@ def test_every_backbone_fits_every_recipe(name: str, backbone: str) -> None:
     assert len(model.backbone.channels) == len(config.model.backbone.features) <= model.encoder.num_levels
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "small" else pytest.mark.slow) for n in RECIPES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_compiles_whole_and_for_all_sizes(name: str) -> None:
     """In a process of its own, which has no hook that checks shapes."""
     mp.spawn(compile_for_sizes, args=(name,), nprocs=1)
