@@ -4,8 +4,6 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from datasets.detection import SKIP_ADVICE, DetectionDataset
 from datasets.formats.base import ImageRecord
 from detr import distributed
@@ -50,7 +48,7 @@ def training_warnings(dataset: DetectionDataset, num_queries: int | None) -> lis
             f"{len(unused)} of {len(used)} categories have no object, such as {unused[0].id} {brief(unused[0].name)}. "
             "The model cannot learn them; take those that are no classes out of 'categories'."
         )
-    counts = np.array([int((~record.crowds).sum()) for record in dataset.records])
+    counts = dataset.objects_per_image()
     if num_queries is not None and (counts > num_queries).any():
         fullest = dataset.records[int(counts.argmax())]
         found.append(
@@ -65,8 +63,9 @@ def validation_warnings(train: DetectionDataset, val: DetectionDataset) -> list[
     """Of images that are trained on too, where the two sets are not meant to be the same."""
     if train.source == val.source:
         return []
-    known = {train.folder.resolve() / record.file_name for record in train.records}
-    shared = [record.file_name for record in val.records if val.folder.resolve() / record.file_name in known]
+    trained, validated = train.folder.resolve(), val.folder.resolve()
+    known = {trained / record.file_name for record in train.records}
+    shared = [record.file_name for record in val.records if validated / record.file_name in known]
     if not shared:
         return []
     return [

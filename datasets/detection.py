@@ -83,17 +83,21 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
 
     def summary(self) -> str:
         """How many images and objects there are, in words."""
-        counts = [int((~record.crowds).sum()) for record in self.records]
-        empty = counts.count(0)
+        counts = self.objects_per_image()
+        empty = int((counts == 0).sum())
         return (
-            f"{len(counts):,} images, {sum(counts):,} objects of {len(self._own_categories)} classes, "
-            f"{sum(counts) / max(len(counts), 1):.1f} an image, at most {max(counts, default=0)}"
+            f"{len(counts):,} images, {counts.sum():,} objects of {len(self._own_categories)} classes, "
+            f"{counts.sum() / max(len(counts), 1):.1f} an image, at most {counts.max(initial=0)}"
             + (f"; {empty:,} images without objects" if empty else "")
         )
 
     def count_objects(self) -> int:
         """The objects to be found, without crowds."""
-        return int(self.count_by_category().sum())
+        return int(self.objects_per_image().sum())
+
+    def objects_per_image(self) -> np.ndarray:
+        """The objects to be found in each of the images, without crowds."""
+        return np.array([int((~record.crowds).sum()) for record in self.records], dtype=np.int64)
 
     def count_by_category(self) -> np.ndarray:
         """The objects to be found of each of the categories, without crowds."""
