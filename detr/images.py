@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePath
 
 import torch
@@ -80,12 +81,14 @@ def check_image(path: str | Path, size: tuple[int, int] | None = None) -> None:
             _orientation_for(file, size, path)
 
 
-def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """A Pillow image of any mode as 8-bit RGB, not turned. 16-bit values are scaled, where Pillow alone clips them."""
-    return _to_tensor(image, depth_of(image), getattr(image, "filename", "") or "An image")
+def upright_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    """A Pillow image as `read_image` reads a file: 8-bit RGB, turned upright as its EXIF data say."""
+    name = getattr(image, "filename", "") or "An image"
+    return _to_tensor(_turned(image, None, name), depth_of(image), name)
 
 
 def _to_tensor(image: Image.Image, depth: Depth, name: str | Path) -> UInt8[Tensor, "3 height width"]:
+    """Of any mode, not turned. Values of more than 8 bits are scaled, where Pillow alone clips them."""
     gray = image.mode.startswith("I") or image.mode == "F"
     if gray:
         image = to_8_bits(image, depth, name)
@@ -200,6 +203,7 @@ def _matching(folder: Path, pattern: str, source: str) -> Iterator[Path]:
         raise UserError(f"source={printable(source)} is no pattern: {error}. {_WANTED}") from None
 
 
+@cache
 def _endings() -> set[str]:
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
@@ -210,12 +214,6 @@ def _hint(path: Path) -> str:
         deeper = any(file.suffix.lower() in _endings() for file in path.rglob("*"))
         return f"; the folders in it do: write '{path / '**' / '*'}'" if deeper else ": the folder holds none"
     return "" if glob.has_magic(str(path)) else ": there is no such file or folder"
-
-
-def upright_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """A Pillow image as `read_image` reads a file: 8-bit RGB, turned upright as its EXIF data say."""
-    name = getattr(image, "filename", "") or "An image"
-    return _to_tensor(_turned(image, None, name), depth_of(image), name)
 
 
 def short_side_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from detr.errors import UserError
-from detr.images import check_image, find_images, pad_to_batch, read_image, short_side_size, to_tensor
+from detr.images import check_image, find_images, pad_to_batch, read_image, short_side_size, upright_tensor
 from detr.types import IMAGE_MEAN, IMAGE_STD
 
 HEIGHT, WIDTH = 11, 17
@@ -167,7 +167,7 @@ def test_one_enormous_value_is_reported(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_deep_images_from_memory() -> None:
-    pixels = as_array(to_tensor(Image.fromarray(levels(65535))))[..., 0]
+    pixels = as_array(upright_tensor(Image.fromarray(levels(65535))))[..., 0]
     assert (pixels.min(), pixels.max()) == (0, 255)
 
 
