@@ -63,7 +63,7 @@ class Comparison:
         results: str | Path | Sequence[Mapping[str, Any]] | CocoResults,
         iou_type: IouType,
     ) -> None:
-        content, found = _load(annotations), _load(results)
+        content, found = loaded(annotations), loaded(results)
         if not isinstance(found, CocoResults):
             found = CocoResults.from_rows(found, masks=iou_type == "segm")
         _check(content, found)
@@ -127,7 +127,8 @@ def _read(row: Mapping[str, Any], number: int, reader: AnnotationReader, boxed: 
     }
 
 
-def _load(source: Any) -> Any:
+def loaded(source: Any) -> Any:
+    """The content of a JSON file; what is no path is content already."""
     if not isinstance(source, str | Path):
         return source
     with open_regular(source) as file:

@@ -1,6 +1,5 @@
 """A model's COCO metrics on a data set."""
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from detr import distributed
 from detr.errors import NonFiniteError
 from detr.evaluation.backends import Backend
 from detr.evaluation.coco import CocoMetrics, coco_metrics
+from detr.evaluation.comparison import loaded
 from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.evaluation.results import CocoResults
 from detr.evaluation.samples import Sample, spread
@@ -113,7 +113,7 @@ class CocoEvaluator:
 
 def _only(annotations: str | Path | Mapping[str, Any], images: Collection[int]) -> dict[str, Any]:
     """The annotations of some images."""
-    content = annotations if isinstance(annotations, Mapping) else json.loads(Path(annotations).read_text())
+    content = loaded(annotations)
     return {
         **content,
         "images": [row for row in content["images"] if row["id"] in images],

@@ -1,6 +1,5 @@
 """The images that an annotation file lists: ids for results that are to be compared with it."""
 
-import json
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from detr.annotations import identity, is_missing
 from detr.errors import UserError, brief
-from detr.files import open_regular
+from detr.evaluation.comparison import loaded
 from detr.types import Category
 
 
@@ -59,8 +58,7 @@ class ListedImages:
 
     def _content(self) -> Any:
         try:
-            with open_regular(self.path) as file:
-                return json.load(file)
+            return loaded(self.path)
         except FileNotFoundError:
             raise UserError(f"annotations={self.path} does not exist. Give a COCO file of the same images.") from None
         except IsADirectoryError:
