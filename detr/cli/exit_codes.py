@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
 from contextlib import ContextDecorator, ExitStack, suppress
 from types import TracebackType
 from typing import NoReturn
@@ -65,8 +64,10 @@ def release(error: BaseException) -> None:
 
     Left to the end of the interpreter, tensors that are still part of a training step make torch abort.
     """
-    for link in _chain(error):
+    chain = [error]
+    for link in chain:  # which grows meanwhile, and may lead back to where it began
         traceback.clear_frames(link.__traceback__)
+        chain += [e for e in (link.__cause__, link.__context__) if e is not None and all(e is not c for c in chain)]
 
 
 def _of_thread(failed: threading.ExceptHookArgs) -> None:
@@ -86,14 +87,6 @@ def _say(level: int, message: str) -> None:
 def _end(error: BaseException, code: int) -> NoReturn:
     release(error)
     sys.exit(code)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that led to it."""
-    found = [error]
-    for link in found:  # which grows meanwhile, and may lead back to where it began
-        found += [e for e in (link.__cause__, link.__context__) if e is not None and all(e is not f for f in found)]
-    return iter(found)
 
 
 def _message(error: BaseException | None) -> str | None:

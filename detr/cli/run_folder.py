@@ -13,6 +13,7 @@ from detr import distributed
 from detr.cli.agreement import check_processes
 from detr.config import in_sweep, job, save, written_by_us
 from detr.errors import UserError
+from detr.reporting.output import RECORD
 
 logger = logging.getLogger(__name__)
 # What a training writes, beside its log and checkpoints.
@@ -55,7 +56,7 @@ def removed_unless_used() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        begun = {log, "config.yaml", f"{running.name}.yaml", ".lock", ".written.jsonl"}
+        begun = {log, "config.yaml", f"{running.name}.yaml", ".lock", RECORD}
         made = _names(folder) - before
         if made <= begun and not in_sweep() and not distributed.launched():
             with suppress(OSError):

@@ -13,7 +13,7 @@ from typing import Any
 from detr.errors import UserError
 from detr.files import read_regular
 
-_RECORD, _FORMAT = ".written.jsonl", '{"format": "detr-written-1"}'
+RECORD, _FORMAT = ".written.jsonl", '{"format": "detr-written-1"}'
 _MOST = 2**26  # bytes of the record, which are half a million files
 
 
@@ -33,7 +33,7 @@ class OutputFolder:
     def __init__(
         self, folder: Path, names: Iterable[str], *, overwrite: bool = False, option: str = "output=DIR"
     ) -> None:
-        self.folder, self._option, self._record = folder, option, folder / _RECORD
+        self.folder, self._option, self._record = folder, option, folder / RECORD
         self._written: dict[str, set[str]] = defaultdict(set)
         self._started = False
         self._check_folder()
