@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from detr.errors import UserError
+from detr.models.layers.multihead import dot_product_attention
 
 
 def masked_mean(
@@ -36,7 +37,7 @@ def attend(
         part if part.shape[-1] == size else F.pad(part, (0, size - part.shape[-1])) for part in (query, key, value)
     )
     q, k, v = (part[:, None] for part in parts)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None], scale=scale)
+    out = dot_product_attention(q, k, v, keep[:, None, None], scale=scale)
     return out[:, 0, :, : value.shape[-1]]
 
 
