@@ -75,7 +75,7 @@ def _padding(sizes: Sequence[tuple[int, int]], batches: ShuffledBatches, recipe:
     used = total = 0
     for batch in batches:
         canvases = []
-        for _, index in batch:
+        for _, index, _ in batch:
             width, height = sizes[index]
             no_boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(height, width))
             canvases.append(recipe(no_boxes).canvas_size)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from datasets import DetectionDataset, TrainLoader, transforms
+from datasets import Augmentation, DetectionDataset, Recipe, TrainLoader, transforms
 from detr.boxes import cxcywh_to_xyxy
 from detr.config import build, compose
 from detr.errors import UserError
@@ -91,7 +91,8 @@ def test_boxes_stay_on_their_objects(shapes_root: Path, mixing: Any) -> None:
 def test_mixing_ends_with_the_augmentation(shapes_root: Path, mixing: Any, workers: int) -> None:
     dataset = shapes_set(shapes_root, mixing=mixing)
     loader = TrainLoader(dataset, batch_size=4, workers=workers, seed=7)
-    loader.end_augmentation(transforms.evaluation(size=30, max_size=60), after=0.5, epochs=2)
+    plain = Recipe(transforms.evaluation(size=30, max_size=60))
+    dataset.schedule(Augmentation(Recipe(None), plain, mixing, plain_after=0.5), epochs=2)
     assert {batch.images.shape[2:] for batch, _ in loader.epoch(0)} == {(SIZE, 2 * SIZE)}
     assert {batch.images.shape[2:] for batch, _ in loader.epoch(1)} == {(30, 30)}
 
