@@ -92,15 +92,6 @@ class ZoomOutAndCrop(v2.Transform):
         return image, objects
 
 
-class PhotometricDistortion(v2.RandomPhotometricDistort):
-    """torchvision's, on Pillow images, whose hue changes ten times as fast."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not isinstance(inpt, tv_tensors.Image):
-            return inpt
-        return tv_tensors.Image(F.pil_to_tensor(super().transform(F.to_pil_image(inpt), params)))
-
-
 def resized(
     image: tv_tensors.Image, objects: dict[str, Any], size: tuple[int, int]
 ) -> tuple[tv_tensors.Image, dict[str, Any]]:
@@ -153,7 +144,7 @@ def train(
         parts.append(ZoomOutAndCrop(zoom_out=zoom_out, fill=fill, iou_crop=iou_crop, limit=max_size))
     parts.append(rescale)
     if photometric_distortion > 0:
-        parts.append(PhotometricDistortion(p=photometric_distortion))
+        parts.append(v2.RandomPhotometricDistort(p=photometric_distortion))
     return v2.Compose(parts)
 
 
