@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="options of train.py")
     parser.add_argument("--epoch", type=int, default=0, help="epochs count from 0; the first by default")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where to write to; by default here")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.epoch < 0:
         parser.error(f"--epoch: wanted at least 0, got {options.epoch}")
     output = OutputFolder(options.output, [NAME], overwrite=True, option="--output DIR")
