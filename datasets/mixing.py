@@ -222,8 +222,8 @@ def _blend(image: tv_tensors.Image, patch: tv_tensors.Image, weight: float) -> t
     (height, width), (free_height, free_width) = patch.shape[1:], image.shape[1:]
     top = int(torch.randint(free_height - height + 1, ()))
     left = int(torch.randint(free_width - width + 1, ()))
-    place = image[:, top : top + height, left : left + width]
-    place.copy_(place.float().lerp_(patch.float(), weight).round_())
+    for place, pasted in zip(image[:, top : top + height, left : left + width], patch, strict=True):  # by color
+        place.copy_(place.float().lerp_(pasted.float(), weight).round_())
     return left, top
 
 
