@@ -93,6 +93,7 @@ def test_a_training_on_squares_is_evaluated_and_used_on_squares(
     schedule = (
         "trainer.epochs=4",
         "trainer.evaluate_every=4",
+        "trainer.limit_epoch_steps=1",
         "data.plain_before=0.25",
         "data.mixing_until=0.5",
         "data.plain_after=0.75",
