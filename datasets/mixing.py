@@ -36,12 +36,15 @@ class Mixing(Protocol):
 
 
 class Chain:
-    """Several, by name, one after another. What one of them draws has gone through those before it."""
+    """Several, by name, one after another. What one of them draws has gone through those before it.
 
-    def __init__(self, *, parts: Mapping[str, Mixing]) -> None:
+    parts: None in place of one leaves it out.
+    """
+
+    def __init__(self, *, parts: Mapping[str, Mixing | None]) -> None:
         for name, part in parts.items():
             checked(part, f"parts.{name}", "a node with a _target_", callable)
-        self.parts = tuple(parts.values())
+        self.parts = tuple(part for part in parts.values() if part is not None)
         self.images = prod(getattr(part, "images", 1) for part in self.parts)
 
     def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
@@ -103,23 +106,21 @@ class Mosaic:
             canvas[:, top : top + height, left : left + width] = part
             boxes.append(found["boxes"] + torch.tensor([left, top, left, top]))
             labels.append(found["labels"])
-        mosaic = tv_tensors.Image(canvas), _objects(boxes, labels, (side, side))
-        return self._moved(*mosaic)
+        return self._moved(tv_tensors.Image(canvas), _objects(boxes, labels, (side, side)))
 
     def _moved(self, image: tv_tensors.Image, objects: dict[str, Any]) -> Sample:
         side = 2 * self.size
-        affine = {
+        affine: dict[str, Any] = {
             "angle": _between(-self.rotation, self.rotation),
             "translate": [side * _between(-self.translation, self.translation) for _ in range(2)],
             "scale": _between(*self.scaling),
             "shear": [0.0, 0.0],
         }
-        moved = F.affine(
-            image, **affine, interpolation=InterpolationMode.BILINEAR, fill=self.fill or None
-        )  # None: 0, in half the time
+        fill = self.fill or None  # None is 0 too, in half the time
+        moved = F.affine(image, **affine, interpolation=InterpolationMode.BILINEAR, fill=fill)
         boxes = F.affine(objects["boxes"], **affine)
-        left = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-        return moved, _objects([boxes[left]], [objects["labels"][left]], (side, side))
+        kept = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
+        return moved, _objects([boxes[kept]], [objects["labels"][kept]], (side, side))
 
 
 class Mixup:

@@ -13,13 +13,13 @@ Transforms = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Transforms of images, and what takes their place in batches that have drawn a size, by this size."""
+    """Transforms of images, and what takes their place in batches that have drawn a size, by this size, if anything."""
 
     transforms: Transforms | None
     at_size: Mapping[int, Transforms] = field(default_factory=dict)
 
     def of(self, size: int | None) -> Transforms | None:
-        return self.at_size.get(size, self.transforms) if size is not None else self.transforms
+        return self.transforms if size is None or not self.at_size else self.at_size[size]
 
 
 @dataclass(frozen=True)

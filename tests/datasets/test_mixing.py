@@ -252,7 +252,8 @@ def test_what_a_later_part_draws_has_gone_through_the_earlier_ones() -> None:
     chain = Chain(parts={"first": brighter, "second": both, "third": brighter, "fourth": both})
     image, _ = chain(*painted(1, 1, []), lambda: painted(1, 1, []))
     assert image[:, 0, 0].tolist() == [2] * 12
-    assert ALL["chain"].images == 16 and Chain(parts={"own": brighter}).images == 1
+    assert ALL["chain"].images == 16 and Chain(parts={"own": brighter, "none": None}).images == 1
+    assert Chain(parts={"none": None})(*painted(1, 1, []), lambda: pytest.fail("drawn in vain"))[0].shape == (3, 1, 1)
     with pytest.raises(UserError, match=r"^parts\.mosaik: wanted a node with a _target_"):
         Chain(parts={"mosaik": {"probability": 0.5}})  # type: ignore[dict-item]
 
