@@ -37,15 +37,15 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     )
     data = evaluation_data(config, detector.config)
     build(config.data.prepare, path="data.prepare")
-    detector.resize_to(config.data.size, config.data.max_size)
-    resized = transforms.evaluation(size=detector.size, max_size=detector.max_size)
+    detector.resize_to(config.data.size, config.data.max_size, config.data.square)
+    resized = transforms.evaluation(size=detector.size, max_size=detector.max_size, square=detector.square)
     # The node may be the checkpoint's, which is not to be trusted with more.
     annotations = build(data["val"], path="data.val", allow=("datasets.formats", *config.allow_targets))
     dataset = DetectionDataset(annotations, resized, categories=detector.categories)
     if distributed.world_size() > 1:
         weights = hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest()[:12]
         distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
-    logger.info("Evaluating on %d images with a short side of %d pixels.", len(dataset), detector.size)
+    logger.info("Evaluating on %d images: %s.", len(dataset), detector.resizing)
 
     evaluator = CocoEvaluator(
         loader=evaluation_loader(dataset, **{name: data[name] for name in ("batch_size", "workers", "pad_to")}),

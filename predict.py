@@ -53,7 +53,7 @@ def predict(config: DictConfig) -> None:
     detector = Detector.from_checkpoint(
         config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
     )
-    detector.resize_to(config.size, config.max_size)
+    detector.resize_to(config.size, config.max_size, config.square)
     items = [
         Item(folder / name, name.as_posix(), picture, ListedImage(name.as_posix()))
         for name, picture in zip(names, pictures, strict=True)

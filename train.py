@@ -8,16 +8,18 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig
 
-from datasets import DetectionDataset, TrainLoader, before_training, evaluation_loader, transforms
+from datasets import Augmentation, DetectionDataset, Recipe, TrainLoader, before_training, evaluation_loader, transforms
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import build, build_criterion, build_model, plain
 from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
+from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.reporting import Reporter, describe_model
 from detr.weights import load_weights
 
 logger = logging.getLogger(__name__)
+BATCHES = ("batch_size", "workers", "pad_to")  # options of both loaders
 
 
 @command("train")
@@ -32,7 +34,8 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
 
-    train_set, val_set = data_sets(config, options)
+    augmentation = build_augmentation(config.data)
+    train_set, val_set = data_sets(config, options, augmentation)
     logger.info("Training: %s.", train_set.summary())
     logger.info("Evaluation: %s.", val_set.summary())
     data = {
@@ -41,11 +44,7 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         for name, value in part.fingerprint().items()
     }
     distributed.check_same(data)
-    batches = {name: config.data[name] for name in ("batch_size", "workers", "pad_to")}
-    loader = TrainLoader(train_set, **batches, seed=config.seed, group_by_aspect=config.data.group_by_aspect)
-    plain_transforms = build(config.data.plain_transforms, path="data.plain_transforms")
-    epochs = options.total_epochs(len(loader))
-    loader.end_augmentation(plain_transforms, after=config.data.plain_after, epochs=epochs)
+    loader = train_loader(config, options, train_set, augmentation)
     categories, num_classes = train_set.categories, len(train_set.categories)
 
     model = build_model(config.model, num_classes=num_classes, pretrained=config.weights is None)
@@ -57,7 +56,7 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     logger.info("Model: %s.", describe_model(model))
     criterion = build_criterion(config.criterion, num_classes=num_classes).to(device)
     evaluator = CocoEvaluator(
-        loader=evaluation_loader(val_set, **batches),
+        loader=evaluation_loader(val_set, **{name: config.data[name] for name in BATCHES}),
         annotations=val_set.ground_truth(),
         categories=categories,
         diagnostics=MatchingDiagnostics(criterion.match),
@@ -88,21 +87,60 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     trainer.fit()
 
 
-def data_sets(config: DictConfig, options: TrainerConfig) -> tuple[DetectionDataset, DetectionDataset]:
+def data_sets(
+    config: DictConfig, options: TrainerConfig, augmentation: Augmentation
+) -> tuple[DetectionDataset, DetectionDataset]:
     """For training, and for validation with the same categories."""
     data, few = config.data, options.overfit_batches
     with distributed.first_on_machine():
         build(data.prepare, path="data.prepare")
-    parts = {name: build(data[name], path=f"data.{name}") for name in ("train", "transforms", "mixing")}
-    annotations = parts["train"].first(few * data.batch_size * distributed.world_size()) if few else parts["train"]
-    train_set = DetectionDataset(
-        annotations, parts["transforms"], mixing=parts["mixing"], seed=config.seed, unreadable=data.unreadable
-    )
-    resized = transforms.evaluation(size=data.size, max_size=data.max_size)
+    annotations = build(data.train, path="data.train")
+    if few:
+        annotations = annotations.first(few * data.batch_size * distributed.world_size())
+    train_set = DetectionDataset(annotations, seed=config.seed, unreadable=data.unreadable)
+    resized = transforms.evaluation(size=data.size, max_size=data.max_size, square=data.square)
     annotations = annotations if few else build(data.val, path="data.val")
     val_set = DetectionDataset(annotations, resized, categories=train_set.categories)
-    before_training(train_set, val_set, num_queries=config.model.get("num_queries"), images=data.check)
+    before_training(
+        *(train_set, val_set),
+        num_queries=config.model.get("num_queries"),
+        mixed_images=augmentation.mixed_images,
+        images=data.check,
+    )
     return train_set, val_set
+
+
+def build_augmentation(data: DictConfig) -> Augmentation:
+    """What becomes of training images."""
+    sizes = data.batch_sizes or ()
+    recipes = {}
+    for name in ("transforms", "plain_transforms"):
+        node, path = data[name], f"data.{name}"
+        if sizes and node is None:
+            raise UserError(f"data.batch_sizes: wanted null where {path} is null, because nothing resizes the images.")
+        recipes[name] = Recipe(build(node, path=path), {size: build(node, path=path, sizes=[size]) for size in sizes})
+    return Augmentation(
+        recipe=recipes["transforms"],
+        plain=recipes["plain_transforms"],
+        mixing=build(data.mixing, path="data.mixing"),
+        **{name: data[name] for name in ("plain_before", "mixing_until", "plain_after")},
+    )
+
+
+def train_loader(
+    config: DictConfig, options: TrainerConfig, dataset: DetectionDataset, augmentation: Augmentation
+) -> TrainLoader:
+    """The batches of a training, each of its epochs augmented as it is to be."""
+    data = config.data
+    loader = TrainLoader(
+        dataset,
+        **{name: data[name] for name in BATCHES},
+        seed=config.seed,
+        group_by_aspect=data.group_by_aspect,
+        image_sizes=data.batch_sizes or (),
+    )
+    dataset.schedule(augmentation, epochs=options.total_epochs(len(loader)))
+    return loader
 
 
 if __name__ == "__main__":

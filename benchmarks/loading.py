@@ -1,4 +1,4 @@
-"""How long a training waits for its batches, and how much of them is padding."""
+"""How long a training waits for its batches, what mixing takes, and how much of the batches is padding."""
 
 import json
 import random
@@ -13,11 +13,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from benchmarks.measure import Row, threads
-from benchmarks.transforms import photographs
+from benchmarks.transforms import photographs, reader
 from datasets import DetectionDataset, TrainLoader
 from datasets.formats.coco import read_coco
 from datasets.loader import ShuffledBatches
 from detr.config import build, compose
+from tools.timing import medians
 
 BATCH, BATCHES, STEP = 4, 10, 0.2  # seconds that a GPU would take for a step, in which the CPU is free
 # Widths and heights of COCO's photographs, each with its share of 64 that were looked at, in percent.
@@ -27,6 +28,17 @@ COCO_SIZES = {
     (640, 218): 2, (352, 230): 1,
 }  # fmt: skip
 IMAGES = 4000
+REPEATS = 5
+# Further options of squares of 640 pixels. Mixing happens in every sample.
+MIXED = {
+    "single images": (),
+    "mosaics": ("data/mixing=mosaic", "data.mixing.parts.mosaic.probability=1.0"),
+    "mixup": ("data/mixing=mixup", "data.mixing.parts.mixup.probability=1.0"),
+    "copy-blend": ("data/mixing=copy_blend", "data.mixing.parts.copy_blend.probability=1.0"),
+    "mosaics half the time, then mixup half the time": ("data/mixing=[mosaic,mixup]",),
+    "zoom-out and crop": ("data.transforms.zoom_out=0.5", "data.transforms.iou_crop=0.8"),
+    "photometric distortion": ("data.transforms.photometric_distortion=0.5",),
+}
 
 
 def run(*, folder: Path | None = None, annotations: Path | None = None) -> Iterator[Row]:
@@ -40,6 +52,7 @@ def run(*, folder: Path | None = None, annotations: Path | None = None) -> Itera
             name = f"loading with {workers} workers, {STEP * 1000:.0f} ms a step of {BATCH} images"
             yield Row(name, "images/s", speed, more_is_better=True)
             yield Row(name, "% of the time waiting", 100 * waiting)
+        yield from _mixing(images, chosen)
 
     sizes: Mapping[tuple[int, int], int] = COCO_SIZES
     if annotations is not None:
@@ -53,6 +66,21 @@ def run(*, folder: Path | None = None, annotations: Path | None = None) -> Itera
         }
         for grouped, share in waste.items():
             yield Row(f"padding in batches of {batch_size}, {grouped}", "% of the pixels", share)
+
+
+def _mixing(images: Path, annotations: Path) -> Iterator[Row]:
+    """Samples a second of one process, as one worker of the loader makes them, and how many times longer each takes."""
+    calls = {}
+    for name, options in MIXED.items():
+        squares = ("data.size=640", "data.square=true", "data.transforms.sizes=[640]", "data.transforms.crop=false")
+        data = compose(["data=custom", *squares, *options]).data
+        parts = {part: build(data[part], path=f"data.{part}") for part in ("transforms", "mixing")}
+        dataset = DetectionDataset(read_coco(images=images, annotations=annotations), **parts)
+        calls[name] = reader(dataset)
+    seconds = medians(calls, REPEATS)
+    for name, taken in seconds.items():
+        yield Row(f"one process, {name}", "samples/s", len(dataset) / taken, more_is_better=True)
+        yield Row(f"one process, {name}", "times as long as single images", taken / seconds["single images"])
 
 
 def _train(loader: TrainLoader) -> tuple[float, float]:
@@ -75,7 +103,7 @@ def _padding(sizes: Sequence[tuple[int, int]], batches: ShuffledBatches, recipe:
     used = total = 0
     for batch in batches:
         canvases = []
-        for _, index in batch:
+        for _, index, _ in batch:
             width, height = sizes[index]
             no_boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(height, width))
             canvases.append(recipe(no_boxes).canvas_size)

@@ -46,9 +46,9 @@ def run(
         }
         published = {} if checkout is None else _published_sets(checkout, folder, chosen)
         for split, name in (("train", "train"), ("val", "evaluation")):
-            calls = {"ours": _reader(ours[split])}
+            calls = {"ours": reader(ours[split])}
             if published:
-                calls["published"] = _reader(published[split])
+                calls["published"] = reader(published[split])
             rate = {side: len(ours[split]) / seconds for side, seconds in medians(calls, repeats).items()}
             yield Row(
                 f"{name} transforms with decoding",
@@ -62,7 +62,7 @@ def run(
         yield Row("evaluation image, mean difference to Pillow's", "gray levels", _difference(ours["val"]), target=1.0)
 
 
-def _reader(dataset: Any) -> Callable[[], None]:
+def reader(dataset: Any) -> Callable[[], None]:
     """Reads the data set once, in an epoch of its own, which draws a new augmentation."""
     epoch = 0
     random.seed(0)

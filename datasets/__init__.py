@@ -3,5 +3,6 @@
 from datasets.checks import before_training
 from datasets.detection import DetectionDataset
 from datasets.loader import TrainLoader, evaluation_loader
+from datasets.schedule import Augmentation, Recipe
 
-__all__ = ["DetectionDataset", "TrainLoader", "before_training", "evaluation_loader"]
+__all__ = ["Augmentation", "DetectionDataset", "Recipe", "TrainLoader", "before_training", "evaluation_loader"]

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from datasets.detection import SKIP_ADVICE, DetectionDataset
 from datasets.formats.base import ImageRecord
 from detr import distributed
@@ -13,18 +15,25 @@ from detr.images import check_image, read_image
 logger = logging.getLogger(__name__)
 _READERS = 4  # files that are read at a time
 _SAMPLES = 3  # images of which all pixels are read in any case, for the warnings about their values
+_MIXED, _FEW = 2000, 0.01  # samples that are drawn to see how many objects mixing gives; a share of no importance
 _MANY = 5000  # images that are worth a line in the log
 
 
 def before_training(
-    train: DetectionDataset, val: DetectionDataset, *, num_queries: int | None = None, images: str = "headers"
+    train: DetectionDataset,
+    val: DetectionDataset,
+    *,
+    num_queries: int | None = None,
+    mixed_images: int = 1,
+    images: str = "headers",
 ) -> None:
     """Warn of what is wrong with the data, and raise UserError where images cannot be used.
 
     num_queries: the most objects that the model finds in one image, where that is known.
+    mixed_images: the most images that a training sample is made of.
     images: what to read of the image files: "headers", "pixels", or "nothing".
     """
-    for text in [*training_warnings(train, num_queries), *validation_warnings(train, val)]:
+    for text in [*training_warnings(train, num_queries, mixed_images), *validation_warnings(train, val)]:
         logger.warning("%s", text)
     if images == "nothing":
         return
@@ -38,7 +47,7 @@ def before_training(
         logger.warning("%s Training skips them.", text)
 
 
-def training_warnings(dataset: DetectionDataset, num_queries: int | None) -> list[str]:
+def training_warnings(dataset: DetectionDataset, num_queries: int | None, mixed_images: int = 1) -> list[str]:
     """What is wrong with images to train on, one line a kind, with its count and an example."""
     found = []
     used = dataset.count_by_category() > 0
@@ -56,6 +65,14 @@ def training_warnings(dataset: DetectionDataset, num_queries: int | None) -> lis
             f"such as image {fullest.id} with {counts.max()}, while model.num_queries is {num_queries}. The rest can "
             "never be found; raise model.num_queries."
         )
+    if num_queries is not None and mixed_images > 1 and len(counts) > 0:
+        drawn = np.random.default_rng(0).choice(counts, (_MIXED, mixed_images)).sum(1)
+        if (share := (drawn > num_queries).mean()) > _FEW:
+            found.append(
+                f"data.mixing makes samples of up to {mixed_images} images. About {share:.0%} of these have more "
+                f"objects than queries, while model.num_queries is {num_queries}. The rest can never be found; raise "
+                "model.num_queries, or mix fewer images."
+            )
     return [f"{dataset.source}: {text}" for text in found]
 
 

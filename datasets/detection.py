@@ -2,8 +2,7 @@
 
 import hashlib
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from datasets.files import with_files
 from datasets.formats.base import Annotations, ImageRecord
 from datasets.formats.checks import annotation_warnings
 from datasets.mixing import Mixing, Sample
+from datasets.schedule import Augmentation, Phase, Recipe, Transforms
 from detr.boxes import xyxy_to_cxcywh
 from detr.errors import UserError
 from detr.images import read_image
@@ -41,20 +41,21 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
     transforms: called with an image (uint8 tensor) and {"boxes": tv_tensors.BoundingBoxes, "labels": Tensor}, as
         those of torchvision.transforms.v2 are. Randomness must come from torch's default generator, which is seeded
         from (seed, epoch, index): the k-th sample of an epoch is the same for any number of workers.
-    mixing: makes one sample of several, before `transforms`.
+    mixing: makes one sample of several, before `transforms`. A sample that it changed has "mixed" among its objects.
     categories: the classes to use, such as those that a checkpoint was trained on; the annotations' own by default.
     seed: of the augmentation.
     unreadable: what to do where an image cannot be read: stop with a UserError, or skip it: the next one that can be
         read takes its place. `report_unreadable` warns of these.
 
-    Items are asked for by index, or by (epoch, index). Raises UserError where the images are not usable; boxes without
+    Items are asked for by index, by (epoch, index), or by (epoch, index, size), where size is the one that the batch
+    has drawn, if it has. Raises UserError where the images are not usable; boxes without
     any area inside their image are dropped, with a warning that counts them.
     """
 
     def __init__(
         self,
         annotations: Annotations,
-        transforms: Callable[..., Any] | None = None,
+        transforms: Transforms | None = None,
         *,
         mixing: Mixing | None = None,
         categories: Sequence[Category] | None = None,
@@ -64,8 +65,8 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         if unreadable not in UNREADABLE:
             raise UserError(f"data.unreadable: wanted {' or '.join(UNREADABLE)}, got '{unreadable}'.")
         self.source, self.folder = annotations.source, annotations.images
-        self.transforms, self.mixing, self.seed, self.unreadable = transforms, mixing, seed, unreadable
-        self._plain_transforms, self._plain_epoch = transforms, math.inf
+        self.seed, self.unreadable = seed, unreadable
+        self._phases = [Phase(0, Recipe(transforms), mixing)]
         self._own_categories = annotations.categories
         self.categories = list(annotations.categories if categories is None else categories)
         _check_same_categories(annotations.categories, self.categories, self.source)
@@ -114,9 +115,15 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         if self.unreadable == "skip" and workers > 0:
             self._skipped.share_memory_()
 
-    def end_augmentation(self, transforms: Callable[..., Any] | None, epoch: int) -> None:
-        """From this epoch on use other transforms and no mixing. Comes before a loader's workers: these hold copies."""
-        self._plain_transforms, self._plain_epoch = transforms, epoch
+    def schedule(self, augmentation: Augmentation, *, epochs: int) -> None:
+        """Have another augmentation, which follows the epochs of a training.
+
+        Comes before the first epoch of a loader, whose workers hold copies.
+        """
+        self._phases = augmentation.phases(epochs)
+        if len(self._phases) > 1:
+            text = "; ".join(f"from epoch {phase.epoch} {phase.name}" for phase in self._phases)
+            logger.info("Augmentation (epochs count from 0): %s.", text)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells these data from others: texts by name, the same for the same data on any machine.
@@ -156,14 +163,17 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
             "categories": [{"id": category.id, "name": category.name} for category in categories],
         }
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[UInt8[Tensor, "3 _ _"], Target]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(
+        self, key: int | tuple[int, int] | tuple[int, int, int | None]
+    ) -> tuple[UInt8[Tensor, "3 _ _"], Target]:
+        epoch, index, *drawn = key if isinstance(key, tuple) else (0, key)
         record, (image, objects) = self._sample(index)
-        plain = epoch >= self._plain_epoch
-        transforms = self._plain_transforms if plain else self.transforms
+        phase = next(phase for phase in reversed(self._phases) if phase.epoch <= epoch)
+        transforms = phase.recipe.of(*drawn or [None])
         with _seeded(self.seed, epoch, index):
-            if self.mixing is not None and not plain:
-                image, objects = self.mixing(image, objects, self._draw)
+            if phase.mixing is not None:
+                mixed, objects = phase.mixing(image, objects, self._draw)
+                image, objects = mixed, {**objects, "mixed": True} if mixed is not image else objects
             if transforms is not None:
                 image, objects = transforms(image, objects)
         boxes, labels = objects["boxes"].as_subclass(Tensor), objects["labels"]

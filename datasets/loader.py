@@ -1,8 +1,7 @@
 """From data sets to batches."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -16,14 +15,25 @@ logger = logging.getLogger(__name__)
 _CHUNK = 50  # batches whose images are sorted together: enough to be similar, few enough to stay shuffled
 
 
-class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index), in an order that follows from (seed, epoch). The last incomplete batch is dropped.
+Place = tuple[int, int, int | None]
+
+
+class ShuffledBatches(Sampler[list[Place]]):
+    """Batches of (epoch, index, size), in an order that follows from (seed, epoch). The last incomplete one is dropped.
 
     Each process has its part of every batch. aspects: those of the images, where similar ones are to share a batch.
+    image_sizes: sizes of images, of which each batch draws one; none: `size` is None.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, aspects: Sequence[float] | None) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        aspects: Sequence[float] | None,
+        image_sizes: Sequence[int] = (),
+    ) -> None:
+        self.size, self.batch_size, self.seed, self.image_sizes = size, batch_size, seed, image_sizes
         self.aspects = None if aspects is None else torch.tensor(aspects)
         self.rank, self.processes = distributed.rank(), distributed.world_size()
         self.epoch, self.start = 0, 0
@@ -31,7 +41,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.size // (self.batch_size * self.processes)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Place]]:
         # Within 64 bits, which is what a generator takes.
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**64)
         batch = self.batch_size * self.processes
@@ -40,9 +50,13 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
             chunks = order.split(_CHUNK * batch)
             order = torch.cat([chunk[self.aspects[chunk].argsort(stable=True)] for chunk in chunks])
             order = order.view(-1, batch)[torch.randperm(len(self), generator=generator)]
-        parts = order.view(-1, self.processes, self.batch_size)[self.start :, self.rank]
-        for chosen in parts.tolist():
-            yield [(self.epoch, index) for index in chosen]
+        sizes: list[int | None] = [None] * len(self)
+        if self.image_sizes:
+            drawn = torch.randint(len(self.image_sizes), (len(self),), generator=generator)
+            sizes = [self.image_sizes[index] for index in drawn.tolist()]
+        parts = order.view(-1, self.processes, self.batch_size)[:, self.rank].tolist()
+        for chosen, size in zip(parts[self.start :], sizes[self.start :], strict=True):
+            yield [(self.epoch, index, size) for index in chosen]
 
 
 class TrainLoader:
@@ -52,7 +66,8 @@ class TrainLoader:
 
     batch_size: images in a batch of each process. workers: processes that prepare them; 0 prepares them in the training
     process. group_by_aspect: batches of images with similar aspect ratios, which saves padding. pad_to: batches are
-    padded to a multiple of so many pixels, which bounds the number of their shapes.
+    padded to a multiple of so many pixels, which bounds the number of their shapes. image_sizes: sizes of images, of
+    which each batch draws one; what it means is up to the data set.
     """
 
     def __init__(
@@ -64,6 +79,7 @@ class TrainLoader:
         seed: int,
         group_by_aspect: bool = False,
         pad_to: int = 1,
+        image_sizes: Sequence[int] = (),
     ) -> None:
         processes = distributed.world_size()
         if len(dataset) < batch_size * processes:
@@ -81,25 +97,10 @@ class TrainLoader:
             dataset.begin_training(workers=workers)
         self._dataset, self.batch_size = dataset, batch_size
         aspects = [record.size[1] / record.size[0] for record in dataset.records] if group_by_aspect else None
-        self._sampler = ShuffledBatches(len(dataset), batch_size, seed, aspects)
+        self._sampler = ShuffledBatches(len(dataset), batch_size, seed, aspects, image_sizes)
         self._loader = BatchLoader(
             dataset, workers=workers, pad_to=pad_to, batch_sampler=self._sampler, persistent_workers=workers > 0
         )
-
-    def end_augmentation(self, transforms: Callable[..., Any] | None, *, after: float, epochs: int) -> None:
-        """Give training images other transforms after a fraction of the training, in whole epochs, at least one.
-
-        Mixing ends there too. after: 1.0 never. epochs: of the training, begun ones counted. Comes before the first
-        epoch. Raises UserError where `after` is not in [0, 1].
-        """
-        if not 0 <= after <= 1:
-            raise UserError(f"data.plain_after: wanted at least 0 and at most 1, got {after}.")
-        if after < 1:
-            epoch = min(round(after * epochs), epochs - 1)
-            self._dataset.end_augmentation(transforms, epoch)
-            logger.info(
-                "After %d of %d epochs data.plain_transforms take the place of all augmentation.", epoch, epochs
-            )
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -1,12 +1,21 @@
 """Augmentation that makes one sample of several, before `data.transforms` change it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from datasets.transforms import resized
+from detr.ranges import checked
 
 # An image and what is in it: {"boxes": tv_tensors.BoundingBoxes in pixels, "labels": int64 (n,)}.
 Sample = tuple[tv_tensors.Image, dict[str, Any]]
+Draw = Callable[[], Sample]
 
 
 class Mixing(Protocol):
@@ -14,11 +23,226 @@ class Mixing(Protocol):
 
     Randomness must come from torch's default generator, which is seeded from (seed, epoch, index), and from `draw`,
     which draws from it too. The k-th sample of an epoch is then the same for any number of workers.
+
+    An attribute `images` may say of how many images it makes a sample at most; a check before training reads it.
     """
 
-    def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Callable[[], Sample]) -> Sample:
-        """The mixed sample. Its boxes have the size of its image as `canvas_size`.
+    def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
+        """The mixed sample, with the size of its image as its boxes' `canvas_size`; or the same image, unchanged.
 
         draw: returns another sample at random, any of the data set, before any transform.
         """
         ...
+
+
+class Chain:
+    """Several, by name, one after another. What one of them draws has gone through those before it.
+
+    parts: None in place of one leaves it out.
+    """
+
+    def __init__(self, *, parts: Mapping[str, Mixing | None]) -> None:
+        for name, part in parts.items():
+            checked(part, f"parts.{name}", "a node with a _target_", callable)
+        self.parts = tuple(part for part in parts.values() if part is not None)
+        self.images = prod(getattr(part, "images", 1) for part in self.parts)
+
+    def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
+        for part in self.parts:
+            image, objects = part(image, objects, draw)
+            draw = _through(part, draw)
+        return image, objects
+
+
+class Mosaic:
+    """Four images around one point, rotated, scaled and moved together (YOLOv4, Bochkovskiy et al., 2020).
+
+    Each image is first resized to fit into its tile, so that large photographs take no more memory than small ones.
+
+    probability: of a mosaic; otherwise the image stays as it is.
+    size: side of a tile in pixels; the mosaic has twice as many.
+    rotation: the most degrees, in either direction. translation: the most, as a fraction of the mosaic's side, in any
+    direction. scaling: the least and the greatest factor.
+    fill: gray level of what no image covers, 0 to 255.
+
+    Boxes are cut off at the border. Those with less than a pixel left, in width or height, are dropped.
+    """
+
+    images = 4
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        probability: float = 0.5,
+        rotation: float = 10.0,
+        translation: float = 0.1,
+        scaling: Sequence[float] = (0.5, 1.5),
+        fill: int = 0,
+    ) -> None:
+        self.size = checked(size, "size", "at least 1", lambda value: value >= 1)
+        self.probability = _fraction(probability, "probability")
+        self.rotation = checked(rotation, "rotation", "degrees from 0 to 180", lambda value: 0 <= value <= 180)
+        self.translation = _fraction(translation, "translation")
+        self.scaling = checked(
+            scaling,
+            "scaling",
+            "the least and the greatest factor, above 0",
+            lambda value: _rises(value) and value[0] > 0,
+        )
+        self.fill = checked(fill, "fill", "a gray level from 0 to 255", lambda value: 0 <= value <= 255)
+
+    def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
+        if torch.rand(()) >= self.probability:
+            return image, objects
+        side = 2 * self.size
+        canvas = torch.full((3, side, side), self.fill, dtype=torch.uint8)
+        boxes, labels = [], []
+        for number in range(self.images):  # one at a time: photographs may be large
+            part, found = _fitted(*(draw() if number > 0 else (image, objects)), (self.size, self.size))
+            height, width = part.shape[1:]
+            left = self.size if number % 2 else self.size - width
+            top = self.size if number >= 2 else self.size - height
+            canvas[:, top : top + height, left : left + width] = part
+            boxes.append(found["boxes"] + torch.tensor([left, top, left, top]))
+            labels.append(found["labels"])
+        return self._moved(tv_tensors.Image(canvas), _objects(boxes, labels, (side, side)))
+
+    def _moved(self, image: tv_tensors.Image, objects: dict[str, Any]) -> Sample:
+        side = 2 * self.size
+        affine: dict[str, Any] = {
+            "angle": _between(-self.rotation, self.rotation),
+            "translate": [side * _between(-self.translation, self.translation) for _ in range(2)],
+            "scale": _between(*self.scaling),
+            "shear": [0.0, 0.0],
+        }
+        fill = self.fill or None  # None is 0 too, in half the time
+        moved = F.affine(image, **affine, interpolation=InterpolationMode.BILINEAR, fill=fill)
+        boxes = F.affine(objects["boxes"], **affine)
+        kept = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
+        return moved, _objects([boxes[kept]], [objects["labels"][kept]], (side, side))
+
+
+class Mixup:
+    """Another image blended in, with its objects (Zhang et al., ICLR 2018; for detection Zhang et al., 2019).
+
+    The other image is resized to fit into this one, keeps its aspect ratio, and comes to a random place in it.
+
+    probability: of the blend. weight: the least and the greatest weight of this image where both are; the other has
+    the rest.
+    """
+
+    images = 2
+
+    def __init__(self, *, probability: float = 0.5, weight: Sequence[float] = (0.45, 0.55)) -> None:
+        self.probability, self.weight = _fraction(probability, "probability"), _weights(weight)
+
+    def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
+        if torch.rand(()) >= self.probability:
+            return image, objects
+        other, more = _fitted(*draw(), image.shape[1:])
+        mixed = image.clone()
+        left, top = _blend(mixed, other, 1 - _between(*self.weight))
+        boxes = [objects["boxes"], more["boxes"] + torch.tensor([left, top, left, top])]
+        return tv_tensors.Image(mixed), _objects(boxes, [objects["labels"], more["labels"]], image.shape[1:])
+
+
+class CopyBlend:
+    """Objects of another image, with some of what is around them, blended in (DEIMv2, Huang et al., 2025).
+
+    Each comes to a random place. One that does not fit is made smaller; no other is resized.
+
+    probability: of the blend. number: the most objects. min_area: of their boxes, in pixels.
+    expand: the least and the greatest share of its width and height that a box is expanded by at each side.
+    weight: the least and the greatest weight of the pasted pixels; 1 covers what was there.
+    """
+
+    images = 2
+
+    def __init__(
+        self,
+        *,
+        probability: float = 0.5,
+        number: int = 3,
+        min_area: float = 100.0,
+        expand: Sequence[float] = (0.1, 0.25),
+        weight: Sequence[float] = (0.45, 0.55),
+    ) -> None:
+        self.probability, self.weight = _fraction(probability, "probability"), _weights(weight)
+        self.number = checked(number, "number", "at least 1", lambda value: value >= 1)
+        self.min_area = checked(min_area, "min_area", "at least 0", lambda value: value >= 0)
+        self.expand = checked(expand, "expand", "the least and the greatest share, from 0 on", _rises)
+
+    def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
+        if torch.rand(()) >= self.probability:
+            return image, objects
+        other, more = draw()
+        areas = (more["boxes"][:, 2:] - more["boxes"][:, :2]).prod(1)
+        usable = (areas >= self.min_area).nonzero()[:, 0]
+        chosen = usable[torch.randperm(len(usable))[: self.number]]
+        if len(chosen) == 0:
+            return image, objects
+        mixed, boxes, labels = image.clone(), [objects["boxes"]], [objects["labels"]]
+        for index in chosen:
+            patch, found = self._cut(other, more["boxes"][index], more["labels"][index])
+            if max(patch.shape[1] - image.shape[1], patch.shape[2] - image.shape[2]) > 0:
+                patch, found = _fitted(patch, found, image.shape[1:])
+            left, top = _blend(mixed, patch, _between(*self.weight))
+            boxes.append(found["boxes"] + torch.tensor([left, top, left, top]))
+            labels.append(found["labels"])
+        return tv_tensors.Image(mixed), _objects(boxes, labels, image.shape[1:])
+
+    def _cut(self, image: tv_tensors.Image, box: Tensor, label: Tensor) -> Sample:
+        """One object with its surroundings, as a sample."""
+        margin = (box[2:] - box[:2]) * _between(*self.expand)
+        height, width = image.shape[1:]
+        left, top = (box[:2] - margin).floor().clamp(min=0).int().tolist()
+        right, bottom = (box[2:] + margin).ceil().minimum(torch.tensor([width, height])).int().tolist()
+        patch = tv_tensors.Image(image[:, top:bottom, left:right])
+        return patch, _objects([box[None] - torch.tensor([left, top, left, top])], [label[None]], patch.shape[1:])
+
+
+def _through(part: Mixing, draw: Draw) -> Draw:
+    """Draws samples that go through this part."""
+    return lambda: part(*draw(), draw)
+
+
+def _between(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def _fitted(image: tv_tensors.Image, objects: dict[str, Any], limits: Sequence[int]) -> Sample:
+    """A sample as large as fits into (height, width), with its aspect ratio."""
+    scale = min(limit / extent for limit, extent in zip(limits, image.shape[1:], strict=True))
+    height, width = (max(round(scale * extent), 1) for extent in image.shape[1:])
+    return resized(image, objects, (height, width))
+
+
+def _blend(image: tv_tensors.Image, patch: tv_tensors.Image, weight: float) -> tuple[int, int]:
+    """Blend a patch, with this weight, into a random place of an image, in place. Returns its left and top."""
+    (height, width), (free_height, free_width) = patch.shape[1:], image.shape[1:]
+    top = int(torch.randint(free_height - height + 1, ()))
+    left = int(torch.randint(free_width - width + 1, ()))
+    for place, pasted in zip(image[:, top : top + height, left : left + width], patch, strict=True):  # by color
+        place.copy_(place.float().lerp_(pasted.float(), weight).round_())
+    return left, top
+
+
+def _objects(boxes: Sequence[Tensor], labels: Sequence[Tensor], size: Sequence[int]) -> dict[str, Any]:
+    corners = torch.cat([part.as_subclass(Tensor) for part in boxes])
+    found = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=tuple(size))
+    return {"boxes": found, "labels": torch.cat(list(labels))}
+
+
+def _rises(values: Sequence[float]) -> bool:
+    return len(values) == 2 and 0 <= values[0] <= values[1]
+
+
+def _fraction(value: float, name: str) -> float:
+    return checked(value, name, "at least 0 and at most 1", lambda value: 0 <= value <= 1)
+
+
+def _weights(values: Sequence[float]) -> Sequence[float]:
+    return checked(
+        values, "weight", "the least and the greatest weight, 0 to 1", lambda value: _rises(value) and value[1] <= 1
+    )

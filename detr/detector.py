@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from detr.config import build_stored_model
-from detr.contents import check_content, record, whole
+from detr.contents import check_content, flag, record, whole
 from detr.errors import UserError
-from detr.images import pad_to_batch, read_image, resize, short_side_size, upright_tensor
+from detr.images import model_size, pad_to_batch, read_image, resize, upright_tensor
 from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
 from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess
@@ -31,6 +31,7 @@ _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE = 800, 1333
 # Sides of images in a checkpoint's configuration: more than this never fits into memory.
 _SIDE = whole(1, 2**14)
 _SIZES = record(data=record(size=_SIDE, max_size=_SIDE))
+_SHAPE = record(square=flag)
 _SHOWN = 5  # class names in a repr
 
 
@@ -39,6 +40,7 @@ class Detector:
 
     model: takes an ImageBatch, gives Predictions. categories: its classes, in the order of its labels.
     size, max_size: short side and limit of the long side that images are resized to.
+    square: both sides are resized to `size` instead, whatever the aspect ratio.
     config: the configuration that it was trained with, None for published weights.
     """
 
@@ -49,10 +51,11 @@ class Detector:
         categories: Sequence[Category],
         size: int,
         max_size: int,
+        square: bool = False,
         config: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.categories, self.config = model.eval(), list(categories), config
-        self.size, self.max_size = size, max_size
+        self.size, self.max_size, self.square = size, max_size, square
 
     def __repr__(self) -> str:
         names = [category.name for category in self.categories[:_SHOWN]]
@@ -60,8 +63,15 @@ class Detector:
         return (
             f"Detector({type(self.model).__name__}, "
             f"{len(self.categories)} classes: {printable(', '.join(names))}{more}, "
-            f"short side {self.size} and long side at most {self.max_size} pixels, on {self._device})"
+            f"{self.resizing}, on {self._device})"
         )
+
+    @property
+    def resizing(self) -> str:
+        """The size that images are resized to, in words."""
+        if self.square:
+            return f"{self.size} x {self.size} pixels"
+        return f"short side {self.size} and long side at most {self.max_size} pixels"
 
     @property
     def _device(self) -> torch.device:
@@ -89,24 +99,30 @@ class Detector:
         if isinstance(weights, Published) and model is not None:
             logger.info("Using %s.", weights)
             categories = published_categories(weights.converted.num_classes)
-            size, max_size = _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE
+            data = {"size": _PUBLISHED_SIZE, "max_size": _PUBLISHED_MAX_SIZE, "square": False}
         else:
             checkpoint = as_checkpoint(weights)
             categories, config = checkpoint.categories, checkpoint.config
             model = config["model"]
             check_content(config, _SIZES, f"Checkpoint {path}: its configuration")
+            data = {"square": False, **config["data"]}  # older ones have no such option
+            check_content(data, _SHAPE, f"Checkpoint {path}: its data options")
             if not categories:
                 raise UserError(f"Checkpoint {path} has no classes, so it can detect nothing. Use an intact copy.")
-            size, max_size = config["data"]["size"], config["data"]["max_size"]
         detector = build_stored_model(model, len(categories), weights, allow_targets, weights.state)
         load_state(detector, weights.state, weights)
-        return cls(model=detector.to(device), categories=categories, size=size, max_size=max_size, config=config)
+        sizes: dict[str, Any] = {name: data[name] for name in ("size", "max_size", "square")}
+        return cls(model=detector.to(device), categories=categories, config=config, **sizes)
 
-    def resize_to(self, size: int | None = None, max_size: int | None = None) -> None:
-        """Work at another size of images, in pixels; the limit of the long side follows, unless it is given."""
+    def resize_to(self, size: int | None = None, max_size: int | None = None, square: bool | None = None) -> None:
+        """Work at another size of images, in pixels; the limit of the long side follows, unless it is given.
+
+        square: whether both sides are resized to `size`; None: as before.
+        """
         if size is not None:
             self.size, self.max_size = size, max(round(self.max_size * size / self.size), size)
         self.max_size = max_size or self.max_size
+        self.square = self.square if square is None else square
 
     def predict(
         self,
@@ -169,7 +185,7 @@ class Detector:
     def _predict_batch(self, images: Sequence[Tensor], max_dets: int = PUBLISHED_PAIRS) -> list[Detections]:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         resized = [
-            resize(image, short_side_size(*size, self.size, self.max_size))
+            resize(image, model_size(*size, self.size, self.max_size, square=self.square))
             for image, size in zip(images, sizes, strict=True)
         ]
         predictions = self.model(pad_to_batch(resized).to(self._device).normalized())

@@ -231,8 +231,15 @@ def short_side_size(height: int, width: int, size: int, max_size: int | None) ->
     return max(int(size * height / width), 1), size
 
 
+def model_size(height: int, width: int, size: int, max_size: int | None, *, square: bool) -> tuple[int, int]:
+    """(height, width) of an image for the model: `size` both where `square`, else those of `short_side_size`."""
+    return (size, size) if square else short_side_size(height, width, size, max_size)
+
+
 def resize(image: UInt8[Tensor, "3 _ _"], size: tuple[int, int]) -> UInt8[Tensor, "3 _ _"]:
     """Bilinear with antialiasing on 8-bit values."""
+    if size == (1, 1):  # where torch fails unless channels are last in memory
+        image = image[None].contiguous(memory_format=torch.channels_last)[0]
     return image if image.shape[1:] == size else F.resize_image(image, list(size), antialias=True)
 
 

@@ -42,6 +42,12 @@ def at_least(least: int | float, *, default: Any, most: int | float = inf, below
     )
 
 
+def each_from(least: int, most: int) -> dict[str, Range]:
+    """Metadata of a dataclass field for a list, not an empty one, of numbers from `least` to `most`."""
+    wanted = f"one or several numbers from {least} to {most}"
+    return {_KEY: Range(wanted, lambda values: len(values) > 0 and all(least <= value <= most for value in values))}
+
+
 def one_of(*choices: str, default: str, former: Mapping[str, str] | None = None) -> Any:
     """A dataclass field for one of a few names. former: earlier names, each with the one to write instead."""
     limits = Range(" or ".join(choices), lambda value: value in choices, former or {})

@@ -85,6 +85,32 @@ def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_
     assert {row["category_id"] for row in results} <= {1, 2, 3}
 
 
+def test_a_training_on_squares_is_evaluated_and_used_on_squares(
+    tiny_options: list[str], shapes_root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    augmented = ("data/mixing=[mosaic,mixup,copy_blend]", "data.batch_sizes=[40,56]", "data.transforms.zoom_out=0.5")
+    schedule = (
+        "trainer.epochs=4",
+        "trainer.evaluate_every=4",
+        "trainer.limit_epoch_steps=1",
+        "data.plain_before=0.25",
+        "data.mixing_until=0.5",
+        "data.plain_after=0.75",
+    )
+    done = run_inside("train.py", *tiny_options, *augmented, *schedule, "data.square=true", f"run_dir={folder}")
+    assert done.code == 0, done.output
+    phases = "from epoch 0 plain transforms; from epoch 1 mixing and transforms; from epoch 2 transforms; from epoch 3"
+    assert f"Augmentation (epochs count from 0): {phases}" in done.output
+    best = folder / "checkpoints" / "best.pt"
+    assert Detector.from_checkpoint(best).square
+    done = run_inside("evaluate.py", f"checkpoint={best}", f"run_dir={tmp_path}", "device=cpu")
+    assert "Evaluating on 7 images: 48 x 48 pixels." in done.output, done.output
+    trained = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    again = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert again["bbox"] == pytest.approx(trained["bbox"], abs=1e-3)
+
+
 @pytest.mark.parametrize("model", ["small", "detr", "conditional_detr", "deformable_detr"])
 def test_predict_draws_attention(model: str, shapes_root: Path, tmp_path: Path) -> None:
     options = [option for option in TINY_MODEL if model != "small" or not option.startswith("model/backbone")]

@@ -16,7 +16,7 @@ from detr.config import build_model, compose, plain
 from detr.images import pad_to_batch
 from detr.models.detr import DETR
 from detr.reporting.attention import overlay
-from detr.types import Category
+from detr.types import Category, ImageBatch, Predictions
 from detr.weights import save, to_published
 from tests.helpers.commands import TINY_MODEL
 
@@ -256,3 +256,47 @@ def test_counts_below_1_are_refused(saved: Path, option: str, value: int) -> Non
 
 def test_images_may_come_from_a_generator(saved: Path) -> None:
     assert len(Detector.from_checkpoint(saved).predict(Image.new("RGB", (9, 9)) for _ in range(5))) == 5
+
+
+class Watched(torch.nn.Module):
+    """A model that only notes the size of its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, batch: ImageBatch) -> Predictions:
+        self.sizes.append(tuple(batch.images.shape[2:]))
+        assert not batch.padded
+        return Predictions(logits=torch.zeros(1, len(batch), 3, 3), boxes=torch.full((1, len(batch), 3, 4), 0.5))
+
+
+def test_squares_are_for_prediction_too_and_boxes_are_in_pixels_of_the_image() -> None:
+    model = Watched()
+    detector = Detector(model=model, categories=CATEGORIES, size=64, max_size=96, square=True)
+    assert "64 x 64 pixels" in repr(detector)
+    found = detector.predict([torch.zeros(3, 101, 67, dtype=torch.uint8), torch.zeros(3, 20, 200)], threshold=0.0)
+    assert model.sizes == [(64, 64)]
+    assert found[0].boxes[0].tolist() == [16.75, 25.25, 50.25, 75.75]
+    detector.resize_to(48, square=None)
+    assert (detector.square, detector.size) == (True, 48)
+    detector.resize_to(square=False)
+    detector.predict(torch.zeros(3, 100, 50, dtype=torch.uint8))
+    assert model.sizes[-1] == (72, 36)
+
+
+@pytest.mark.parametrize(("stored", "square"), [({}, False), ({"square": False}, False), ({"square": True}, True)])
+def test_a_checkpoint_says_whether_images_are_squares(tmp_path: Path, stored: dict[str, bool], square: bool) -> None:
+    config = compose([*TINY_MODEL, "data.size=64", "data.max_size=96"])
+    content = {
+        "config": {"model": plain(config.model), "data": {"size": 64, "max_size": 96, **stored}},
+        "categories": [{"id": 1, "name": "a"}],
+        "model": build_model(config.model, num_classes=1).state_dict(),
+        "training": {},
+    }
+    save(tmp_path / "best.pt", content)
+    assert Detector.from_checkpoint(tmp_path / "best.pt").square == square
+    content["config"]["data"]["square"] = 3
+    save(tmp_path / "best.pt", content)
+    with pytest.raises(UserError, match="data options holds 3 as square"):
+        Detector.from_checkpoint(tmp_path / "best.pt")

@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from detr.engine import TrainerConfig
 from detr.evaluation.backends import Backend
-from detr.ranges import at_least, one_of
+from detr.ranges import at_least, each_from, one_of
 
 _MOST_PIXELS = 20_000  # of a side: an image of this size takes 5 GB, before the model sees it
 
@@ -25,8 +25,12 @@ class DataConfig:
     val: Any = MISSING
     size: int | None = at_least(1, most=_MOST_PIXELS, default=800)
     max_size: int | None = at_least(1, most=_MOST_PIXELS, default=1333)
+    square: bool | None = False
     transforms: Any = None
+    batch_sizes: list[int] | None = field(default=None, metadata=each_from(1, _MOST_PIXELS))
     mixing: Any = None
+    plain_before: float = at_least(0, most=1, default=0.0)
+    mixing_until: float = at_least(0, most=1, default=1.0)
     plain_after: float = at_least(0, most=1, default=1.0)
     plain_transforms: Any = None
     prepare: Any = None
@@ -102,6 +106,7 @@ class PredictConfig(RunConfig):
     batch_size: int = at_least(1, default=4)
     size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
     max_size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
+    square: bool | None = None
     enlarge: bool = False
     attention: bool = False
     attention_point: list[float] = field(default_factory=lambda: [0.5, 0.5])

@@ -332,3 +332,20 @@ def test_images_much_longer_than_wide(size: tuple[int, int], unreadable: str, tm
         for epoch in range(4):
             image, target = dataset[epoch, 0]
             assert min(image.shape) >= 1 and (target.boxes[:, 2:] > 0).all()
+
+
+@pytest.mark.parametrize(("num_queries", "mixed_images"), [(7, 4), (9, 4), (100, 16), (2, 1), (None, 4)])
+def test_more_objects_than_queries_in_mixed_samples(root: Path, num_queries: int | None, mixed_images: int) -> None:
+    from datasets import checks
+
+    dataset = shapes_set(root, "train")
+    share = np.bincount(dataset.objects_per_image()) / len(dataset)
+    total = np.ones(1)
+    for _ in range(mixed_images):
+        total = np.convolve(total, share)  # how likely each number of objects is in so many images
+    expected = total[1 + (num_queries or 0) :].sum() if mixed_images > 1 and num_queries else 0.0
+    found = [text for text in checks.training_warnings(dataset, num_queries, mixed_images) if "data.mixing" in text]
+    assert len(found) == (expected > 0.01)
+    for text in found:
+        told = re.search(r"samples of up to 4 images\. About (\d+)% of these have more objects than queries", text)
+        assert told is not None and float(told[1]) == pytest.approx(100 * expected, abs=4)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from datasets import DetectionDataset, TrainLoader, evaluation_loader, transforms
+from datasets import Augmentation, DetectionDataset, Recipe, TrainLoader, evaluation_loader, transforms
 from detr.boxes import cxcywh_to_xyxy
 from detr.errors import UserError
 from detr.types import Category
@@ -100,9 +100,11 @@ def test_every_image_of_coco_reads_as_with_pycocotools(shared: Path) -> None:
         torch.testing.assert_close(found, boxes.reshape(-1, 4), atol=0.05, rtol=0)
 
 
+RECIPE = transforms.train(sizes=[40, 48, 56], max_size=80, crop_from=[50, 60], crop_min=30, crop_max=50)
+
+
 def augmented(root: Path, seed: int = 5) -> DetectionDataset:
-    recipe = transforms.train(sizes=[40, 48, 56], max_size=80, crop_from=[50, 60], crop_min=30, crop_max=50)
-    return shapes_set(root, "train", recipe, seed=seed)
+    return shapes_set(root, "train", RECIPE, seed=seed)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -140,10 +142,11 @@ def test_randomness_comes_from_seed_epoch_and_index(shapes_root: Path) -> None:
 def test_augmentation_ends_after_a_fraction_of_the_training(
     shapes_root: Path, workers: int, after: float, plain: list[bool]
 ) -> None:
-    dataset, whole = augmented(shapes_root), augmented(shapes_root)
-    whole.transforms = transforms.train(sizes=[44], max_size=60, crop=False, horizontal_flip=0.5, vertical_flip=0.25)
+    dataset = augmented(shapes_root)
+    plainly = transforms.train(sizes=[44], max_size=60, crop=False, horizontal_flip=0.5, vertical_flip=0.25)
+    whole = shapes_set(shapes_root, "train", plainly, seed=5)
     loader = TrainLoader(dataset, batch_size=5, workers=workers, seed=7)
-    loader.end_augmentation(whole.transforms, after=after, epochs=3)
+    dataset.schedule(Augmentation(Recipe(RECIPE), Recipe(plainly), plain_after=after), epochs=3)
     for epoch, expected in enumerate(plain):
         (_, targets) = next(iter(loader.epoch(epoch)))
         index = next(i for i, record in enumerate(dataset.records) if record.id == targets[0].image_id)
@@ -153,10 +156,9 @@ def test_augmentation_ends_after_a_fraction_of_the_training(
 
 
 @pytest.mark.parametrize("after", [-0.1, 1.1, float("nan")])
-def test_a_fraction_beyond_the_training_is_refused(shapes_root: Path, after: float) -> None:
-    loader = TrainLoader(augmented(shapes_root), batch_size=5, workers=0, seed=7)
+def test_a_fraction_beyond_the_training_is_refused(after: float) -> None:
     with pytest.raises(UserError, match=refusal(f"data.plain_after={after}")):
-        loader.end_augmentation(transforms.evaluation(size=44, max_size=60), after=after, epochs=3)
+        Augmentation(Recipe(RECIPE), Recipe(RECIPE), plain_after=after)
 
 
 def test_an_epoch_can_start_in_the_middle(shapes_root: Path) -> None:

@@ -93,8 +93,8 @@ class Sizes:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, Target]:
-        _, index = key
+    def __getitem__(self, key: tuple[int, int, None]) -> tuple[torch.Tensor, Target]:
+        _, index, _ = key
         height, width = self.records[index].size
         target = Target(
             labels=torch.zeros(0, dtype=torch.long),
