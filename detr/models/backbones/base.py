@@ -44,6 +44,20 @@ class Backbone(nn.Module):
         """What a stage is made of, without attention blocks; nothing for a stage that is not built."""
         raise NotImplementedError
 
+    def depths(self) -> dict[str, int]:
+        """How deep each of its parameters is, by name: 0 for the first stage, then as the stages follow.
+
+        Attention blocks are left out: they are new, and no layers of the backbone.
+        """
+        new = {id(parameter) for blocks in plugged_in(self) for parameter in blocks.parameters()}
+        depth = {
+            id(parameter): index
+            for index, stage in enumerate(self.stages)
+            for module in self.modules_of(stage)
+            for parameter in module.parameters()
+        }
+        return {name: depth[id(p)] for name, p in self.named_parameters() if id(p) in depth and id(p) not in new}
+
     def plug(self, placements: Mapping[str, Placement]) -> None:
         """Add attention blocks. Raises UserError for places that this backbone does not have."""
         for name, placement in placements.items():
