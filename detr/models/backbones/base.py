@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from detr.errors import UserError
 from detr.models.attention.placement import Placement, plugged_in
 
+# Of the colors of ImageNet's images, RGB, in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class Backbone(nn.Module):
     """From normalized images to feature maps. Nothing outside this folder knows which backbone a model has.
@@ -17,11 +21,19 @@ class Backbone(nn.Module):
     channels, strides: of the maps that `forward` gives, largest map first; strides in pixels.
     stages: the names of its stages, in order; attention blocks go after them, and `freeze` takes them.
     layers: the modules that make up nearly all activations, which activation checkpointing computes twice.
+
+    These may stay as they are:
+
+    mean, std: what images are normalized with, RGB, in [0, 1]; ImageNet's.
+    size_divisor: height and width of its images are multiples of it; 1.
     """
 
     channels: list[int]
     strides: list[int]
     stages: tuple[str, ...]
+    mean: Sequence[float] | Tensor = IMAGENET_MEAN
+    std: Sequence[float] | Tensor = IMAGENET_STD
+    size_divisor: int = 1
 
     def __init__(self) -> None:
         super().__init__()
