@@ -1,7 +1,7 @@
 """Where attention blocks go: into the backbone's stages, into their residual blocks, or between neck and encoder."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.added import Added
 
 Where = Literal["after", "standard", "pre", "post", "identity"]
 
@@ -54,8 +55,8 @@ class Placement:
             )
 
 
-class Blocks(nn.ModuleDict):
-    """The attention blocks of one place by name, one after the other. They train with the main learning rate."""
+class Blocks(Added, nn.ModuleDict):
+    """The attention blocks of one place by name, one after the other."""
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
@@ -91,8 +92,3 @@ def _made(name: str, placement: Placement, channels: int) -> nn.Module:
     except TypeError as error:
         raise UserError(f"model.attention.{name}.block, for {channels} channels: {error}") from None
     return block
-
-
-def plugged_in(module: nn.Module) -> Iterator[Blocks]:
-    """The blocks of all places inside a module."""
-    return (part for part in module.modules() if isinstance(part, Blocks))
