@@ -19,8 +19,8 @@ sys.path.insert(0, str(REPOSITORY))  # `datasets` is used from the checkout
 
 from detr.config import compose  # noqa: E402
 
-ONE_MAP = ("model.backbone.features=[layer2]",)
-SEVERAL_MAPS = ("model.backbone.features=[layer2,layer3]", "model.neck.num_levels=3")
+ONE_MAP = ("model.backbone.features=[8]",)
+SEVERAL_MAPS = ("model.backbone.features=[8,16]", "model.neck.num_levels=3")
 RECIPES = {
     "detr": ONE_MAP,
     "conditional_detr": ONE_MAP,

@@ -18,6 +18,7 @@ from benchmarks.published import load
 from detr.config import build, build_criterion, build_model, compose
 from detr.engine import TrainerConfig, TrainingStep, accelerated
 from detr.images import pad_to_batch
+from detr.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from detr.types import ImageBatch, Target
 from tools.timing import medians
 
@@ -113,7 +114,7 @@ def _published_step(checkout: Path, device: str, size: tuple[int, int], count: i
     groups = [{"params": others}, {"params": backbone, "lr": options.lr_backbone}]
     optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
     batch, targets = _batch(size, count)
-    batch = batch.normalized()
+    batch = batch.normalized(IMAGENET_MEAN, IMAGENET_STD)
     samples = misc.NestedTensor(batch.images.contiguous(), batch.mask)
     objects = [{"labels": target.labels, "boxes": target.boxes} for target in targets]
 

@@ -188,7 +188,7 @@ class Detector:
             resize(image, model_size(*size, self.size, self.max_size, square=self.square))
             for image, size in zip(images, sizes, strict=True)
         ]
-        predictions = self.model(pad_to_batch(resized).to(self._device).normalized())
+        predictions = self.model(pad_to_batch(resized).to(self._device))
         if damaged := non_finite(predictions):
             raise UserError(
                 f"The model's predictions became NaN or infinite for {len(damaged)} of {len(images)} images. Its "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from PIL import Image
 from torch import Tensor
@@ -16,10 +17,6 @@ from detr.text import printable
 
 Container = TypeVar("Container", bound="TensorContainer")
 Index = slice | Int64[Tensor, " chosen"]
-
-# Statistics of ImageNet in RGB order and [0, 1], which torchvision's pre-trained backbones expect.
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 
 _SHOWN = 5  # detections in a repr
 
@@ -58,7 +55,7 @@ class TensorContainer:
 class ImageBatch(TensorContainer):
     """Images of different sizes, padded at the right and bottom to the largest.
 
-    images: (B, 3, H, W); uint8 as they come from the loader, float after `normalized`.
+    images: (B, 3, H, W); uint8 RGB as they come from the loader, float after `normalized`.
     mask: (B, H, W), True where there is padding.
     padded: whether `mask` holds any True. The loader knows it, which saves asking the device; else it is looked up.
     """
@@ -74,17 +71,29 @@ class ImageBatch(TensorContainer):
     def __len__(self) -> int:
         return len(self.images)
 
-    def normalized(self) -> "ImageBatch":
-        """uint8 images as float with ImageNet's mean and deviation taken out, padding exactly 0.
+    def normalized(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> "ImageBatch":
+        """uint8 images as float with a mean and a deviation taken out, padding exactly 0; others as they are.
 
-        Runs where the images are, so a quarter of the bytes cross to the device.
+        mean, std: of the colors, RGB, in [0, 1]. Runs where the images are, so a quarter of the bytes cross to the
+        device.
         """
-        mean = torch.tensor(IMAGE_MEAN, device=self.images.device).mul_(255).view(1, 3, 1, 1)
-        scale = torch.tensor(IMAGE_STD, device=self.images.device).mul_(255).reciprocal_().view(1, 3, 1, 1)
-        images = self.images.float().sub_(mean).mul_(scale)
+        if self.images.is_floating_point():
+            return self
+        mean, scale = (
+            torch.as_tensor(values, device=self.images.device).mul(255).view(1, 3, 1, 1) for values in (mean, std)
+        )
+        images = self.images.float().sub_(mean).mul_(scale.reciprocal_())
         if self.padded:
             images.masked_fill_(self.mask.unsqueeze(1), 0.0)
         return replace(self, images=images)
+
+    def padded_to(self, divisor: int) -> "ImageBatch":
+        """Padded on until height and width are multiples of a number of pixels."""
+        height, width = self.images.shape[-2:]
+        more = (0, -width % divisor, 0, -height % divisor)
+        if not any(more):
+            return self
+        return ImageBatch(images=F.pad(self.images, more), mask=F.pad(self.mask, more, value=True), padded=True)
 
 
 @dataclass(frozen=True)

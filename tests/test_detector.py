@@ -95,7 +95,7 @@ def test_detections_name_their_queries(saved: Path) -> None:
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     found = detector.predict(image, threshold=0.0)[0]
     with torch.inference_mode():
-        boxes = detector.model(pad_to_batch([image]).normalized()).boxes[-1, 0]
+        boxes = detector.model(pad_to_batch([image])).boxes[-1, 0]
     assert sorted(found.queries.tolist()) == list(range(7))
     torch.testing.assert_close(found.boxes, box_ops.cxcywh_to_xyxy(boxes[found.queries]) * 64)
     best = found.above(float(found.scores[2]))
@@ -113,7 +113,7 @@ def test_attention_that_is_forced_to_a_cell_is_drawn_there(
     attention = model.decoder.layers[-1].cross_attn
     attention.nhead = 1
     with torch.no_grad():
-        key = model.encode(pad_to_batch([image]).normalized()).key[0]
+        key = model.encode(pad_to_batch([image])).key[0]
         wanted = torch.zeros(len(key))
         wanted[cell[0] * 6 + cell[1]] = 100.0
         attention.in_proj.weight[:32] = 0.0

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from detr.errors import UserError
 from detr.images import check_image, find_images, pad_to_batch, read_image, short_side_size, upright_tensor
-from detr.types import IMAGE_MEAN, IMAGE_STD
+from detr.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 
 HEIGHT, WIDTH = 11, 17
 
@@ -325,10 +325,15 @@ def test_padding_and_normalizing() -> None:
     assert batch.images.shape == (2, 3, 7, 7) and batch.padded
     assert batch.mask[0, 5:].all() and not batch.mask[0, :5].any()
     assert batch.mask[1, :, 3:].all() and not batch.mask[1, :, :3].any()
-    floats = batch.normalized().images
-    for channel in range(3):
-        white, black = (1 - IMAGE_MEAN[channel]) / IMAGE_STD[channel], -IMAGE_MEAN[channel] / IMAGE_STD[channel]
+    normalized = batch.normalized(IMAGENET_MEAN, IMAGENET_STD)
+    floats = normalized.images
+    for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
+        white, black = (1 - mean) / std, -mean / std
         torch.testing.assert_close(floats[0, channel, :5], torch.full((5, 7), white))
         torch.testing.assert_close(floats[1, channel, :, :3], torch.full((7, 3), black))
     assert floats[batch.mask.unsqueeze(1).expand(-1, 3, -1, -1)].abs().max() == 0
-    assert not pad_to_batch([images[0], images[0]]).padded
+    even = pad_to_batch([images[0], images[0]])
+    assert not even.padded and normalized.normalized([0.5] * 3, [0.5] * 3) is normalized and even.padded_to(1) is even
+    more = even.normalized(IMAGENET_MEAN, IMAGENET_STD).padded_to(4)
+    assert more.images.shape == (2, 3, 8, 8) and more.padded and more.images[:, :, 5:].abs().max() == 0
+    assert more.mask[:, 5:].all() and more.mask[:, :, 7:].all() and not more.mask[:, :5, :7].any()

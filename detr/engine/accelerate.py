@@ -24,11 +24,26 @@ def accelerated(model: nn.Module, config: TrainerConfig) -> nn.Module:
         if not next(model.parameters()).is_cuda:
             raise UserError("trainer.sync_batch_norm works on GPUs only. Set trainer.sync_batch_norm=false, or a "
                             "norm without statistics of the batch: model.backbone.norm=group.")  # fmt: skip
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        synchronize_batch_norms(model)
     model = model.to(memory_format=torch.channels_last)
     if config.compile:
         model.compile()
     return model
+
+
+def synchronize_batch_norms(model: nn.Module) -> None:
+    """Let the batch norms that train take statistics of all processes; those that are frozen stay as they are."""
+    for parent in [*model.modules()]:
+        for name, norm in [*parent.named_children()]:
+            if isinstance(norm, nn.BatchNorm2d) and _trains(norm):
+                convert = nn.SyncBatchNorm.convert_sync_batchnorm
+                if type(norm).__module__.startswith("timm."):  # maybe with an activation, which torch's would drop
+                    from timm.layers import convert_sync_batchnorm as convert
+                parent.add_module(name, convert(norm))
+
+
+def _trains(norm: nn.BatchNorm2d) -> bool:
+    return not norm.affine or norm.weight.requires_grad
 
 
 def compilations() -> int:
@@ -42,4 +57,4 @@ def _repeated(model: nn.Module) -> list[nn.Module]:
     Not what counts statistics of batches: computed twice, they would count twice.
     """
     found = [layer for part in model.children() for layer in getattr(part, "layers", ())]
-    return [layer for layer in found if not any(isinstance(part, nn.BatchNorm2d) for part in layer.modules())]
+    return [layer for layer in found if not any(isinstance(m, nn.BatchNorm2d) and _trains(m) for m in layer.modules())]

@@ -10,7 +10,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from detr.contents import FLOATS, Check, Misfit, check_content, items, mapping, record, saved, tensor, text, whole
 from detr.errors import UserError
-from detr.models.attention import plugged_in
+from detr.models.added import added_to
 from detr.ranges import checked, non_negative
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ def adamw(
     """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning rate of its own for the backbone.
 
     model: its part `backbone` is what backbone_lr is for, and `encoder.position`: published DETR counts learned
-        positions as a part of the backbone. Attention blocks in the backbone train at `lr`: they are new. Only
-        parameters that train are in the groups.
+        positions as a part of the backbone. What is new in the backbone, such as attention blocks, trains at `lr`.
+        Only parameters that train are in the groups.
     lr, backbone_lr: learning rates before the schedule. train.py freezes the backbone where backbone_lr is 0, as
         published DETR does.
     lr_factors: factors on the rate of parameters with such a text in their name; Deformable DETR trains sampling
@@ -50,7 +50,7 @@ def adamw(
     for name, special in (("lr_factors", factors), ("weight_decays", decays)):
         checked(special, name, "numbers of at least 0", lambda special: all(map(non_negative, special.values())))
     checked(betas, "betas", "two numbers of at least 0 and below 1", _are_betas)
-    new = {id(p) for blocks in plugged_in(model) for p in blocks.parameters()}
+    new = {id(p) for part in added_to(model) for p in part.parameters()}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in trained.items():

@@ -129,7 +129,7 @@ class TrainingStep:
         """The losses of one batch. Where they cannot be had, one of NaN: other processes wait for its gradients."""
         targets = [target.to(self.device) for target in targets]
         with phase("forward"), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            predictions = self.runner(batch.to(self.device).normalized(), targets)
+            predictions = self.runner(batch.to(self.device), targets)
         try:
             with phase("losses"):
                 losses = self.criterion(predictions, targets, counts)

@@ -78,7 +78,7 @@ class CocoEvaluator:
         stopped = False
         most = max(self.max_dets, PUBLISHED_PAIRS)  # COCO counts max_dets of each class
         for number, (batch, targets) in enumerate(self.loader):
-            predictions = model(batch.to(device).normalized())
+            predictions = model(batch.to(device))
             if damaged := non_finite(predictions):
                 raise NonFiniteError("The model's predictions", [targets[index].image_id for index in damaged])
             found = postprocess(predictions, [target.original_size for target in targets], names, most)

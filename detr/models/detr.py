@@ -90,13 +90,16 @@ class DETR(nn.Module):
     def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Predictions:
         """L layers of class logits (B, Q, C) and boxes (B, Q, 4).
 
-        batch: normalized images. targets: what is in them; denoising needs it in training.
+        batch: uint8 images, or floats that are normalized as the backbone needs it. targets: what is in them; denoising
+        needs it in training.
         """
         return self.decode(self.encode(batch), targets)
 
     def encode(self, batch: ImageBatch) -> Memory:
-        """What the encoder makes of normalized images."""
-        maps = self.neck(self.backbone(batch.images, batch.mask))
+        """What the encoder makes of images, which are uint8 or normalized."""
+        backbone = self.backbone
+        batch = batch.normalized(backbone.mean, backbone.std).padded_to(backbone.size_divisor)
+        maps = self.neck(backbone(batch.images, batch.mask))
         if len(maps) != self.encoder.num_levels:
             raise UserError(
                 f"{type(self.encoder).__name__}: wanted num_levels={len(maps)}, the number of maps that come in, got "

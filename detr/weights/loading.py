@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.attention import Blocks
+from detr.models.added import Added
 from detr.types import Category
 from detr.weights.reading import Checkpoint, Published, Weights, read_weights
 
@@ -38,8 +38,8 @@ def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Catego
     """Start from the weights of any file that `read_weights` knows, whose classes or queries may be others.
 
     categories: the classes of the new model. Where the file's are others, its class head is not used; the same goes
-    for queries of another shape. Attention blocks may be missing in the file. The report names all these. Raises
-    UserError where anything else differs: the file is of another model then.
+    for queries of another shape. Attention blocks and other new parts may be missing in the file. The report names
+    all these. Raises UserError where anything else differs: the file is of another model then.
     """
     own, weights = model.state_dict(), read_weights(path)
     state = weights.state
@@ -63,7 +63,7 @@ def _replaced(model: nn.Module, weights: Weights, categories: Sequence[Category]
     if isinstance(weights, Checkpoint) and weights.categories != list(categories):
         replaced |= {name: "file of other classes" for name in own if any(part in name for part in _OF_CLASSES)}
     # What a file from before it was added lacks: a part of the training alone, attention blocks.
-    added = ("denoising.", *(f"{name}." for name, part in model.named_modules() if isinstance(part, Blocks)))
+    added = ("denoising.", *(f"{name}." for name, part in model.named_modules() if isinstance(part, Added)))
     return replaced | {name: "not in the file" for name in own if name.startswith(added) and name not in state}
 
 

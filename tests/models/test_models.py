@@ -9,6 +9,7 @@ import torch
 import torchvision
 
 from detr.errors import UserError
+from detr.models.attention import Placement, SqueezeExcitation
 from detr.models.backbones.resnet import ResNet
 from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
@@ -88,6 +89,15 @@ def test_frozen_stages_keep_their_statistics_in_training() -> None:
     backbone(torch.randn(2, 3, 64, 64))
     changed = {name for name, buffer in backbone.named_buffers() if not torch.equal(buffer, before[name])}
     assert changed and all(name.startswith(("body.layer2", "body.layer3", "body.layer4")) for name in changed)
+
+
+def test_depths_follow_the_stages_and_leave_attention_blocks_out() -> None:
+    backbone = ResNet(name="resnet18", norm="batch", freeze=[], features=["layer2"])
+    backbone.plug({"se": Placement(block=SqueezeExcitation, stages=["backbone"], where="standard")})
+    depths = backbone.depths()
+    assert (depths["body.conv1.weight"], depths["body.bn1.bias"], depths["body.layer2.1.conv2.weight"]) == (0, 0, 2)
+    assert depths.keys() == ResNet(name="resnet18", norm="batch", features=["layer2"]).depths().keys()
+    assert len(depths) == sum("attention" not in name for name, _ in backbone.named_parameters())
 
 
 def test_frozen_norm_equals_torchvision(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from detr import Detector
 from detr.config import build_block, build_criterion, build_model, compose
 from detr.engine.optim import adamw
 from detr.errors import UserError
+from detr.models.added import added_to
 from detr.models.attention import (
     Blocks,
     CrissCrossAttention,
@@ -23,7 +24,6 @@ from detr.models.attention import (
     NonLocal,
     Placement,
     SqueezeExcitation,
-    plugged_in,
 )
 from detr.models.attention.placement import blocks_for
 from detr.models.backbones.resnet import ResNet, run_with_attention
@@ -122,7 +122,7 @@ def test_every_block_trains_in_every_recipe(recipe: str) -> None:
     criterion = build_criterion(config.criterion, num_classes=5)
     targets = random_targets([3, 0], num_classes=5)
     predictions = model(make_batch(IMAGES), targets)
-    policies = [block for blocks in plugged_in(model) for block in blocks.values() if isinstance(block, HardAttention)]
+    policies = [block for blocks in added_to(model) for block in blocks.values() if isinstance(block, HardAttention)]
     cost = criterion.per_image(predictions, targets)
     loss = criterion(predictions, targets)["loss"] + sum(block.policy_loss(cost) for block in policies)
     loss.backward()

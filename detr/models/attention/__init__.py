@@ -11,7 +11,7 @@ from detr.models.attention.criss_cross import CrissCrossAttention
 from detr.models.attention.dual import DualAttention
 from detr.models.attention.hard import HardAttention
 from detr.models.attention.non_local import NonLocal
-from detr.models.attention.placement import Blocks, Placement, plugged_in
+from detr.models.attention.placement import Blocks, Placement
 from detr.models.attention.policy import Policy
 from detr.models.attention.residual import ResidualAttention
 from detr.models.attention.self_attention import MultiHeadSelfAttention
@@ -30,5 +30,4 @@ __all__ = [
     "ResidualAttention",
     "SpatialTransformer",
     "SqueezeExcitation",
-    "plugged_in",
 ]

@@ -1,7 +1,7 @@
 """Where attention blocks go: into the backbone's stages, into their residual blocks, or between neck and encoder."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.added import Added
 
 Where = Literal["after", "standard", "pre", "post", "identity"]
 
@@ -18,8 +19,8 @@ class Placement:
     """A kind of attention block and the places that get one of it each.
 
     block: makes a block of the number of channels there.
-    stages: names of the backbone's stages, such as layer1 to layer4 of a ResNet; `backbone` is all of them that are
-        built, `neck` every map between the input projection and the encoder.
+    stages: names of the backbone's stages, such as layer1 to layer4 of a ResNet, or stage1 and on of timm's networks;
+        `backbone` is all of them that are built, `neck` every map between the input projection and the encoder.
     where: `after` the stage, or in each of its residual blocks relu(F(x) + shortcut): `standard` on F(x), `pre` on what
         goes into F, `post` on the whole block's output, `identity` on the shortcut (Hu et al., CVPR 2018).
     """
@@ -54,8 +55,8 @@ class Placement:
             )
 
 
-class Blocks(nn.ModuleDict):
-    """The attention blocks of one place by name, one after the other. They train with the main learning rate."""
+class Blocks(Added, nn.ModuleDict):
+    """The attention blocks of one place by name, one after the other."""
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
@@ -91,8 +92,3 @@ def _made(name: str, placement: Placement, channels: int) -> nn.Module:
     except TypeError as error:
         raise UserError(f"model.attention.{name}.block, for {channels} channels: {error}") from None
     return block
-
-
-def plugged_in(module: nn.Module) -> Iterator[Blocks]:
-    """The blocks of all places inside a module."""
-    return (part for part in module.modules() if isinstance(part, Blocks))

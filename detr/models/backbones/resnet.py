@@ -13,11 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from detr.contents import Misfit, refuse_non_finite, state_dict
 from detr.errors import UserError
-from detr.files import read_tensors
 from detr.models.attention.placement import Blocks, Placement, blocks_for
-from detr.models.backbones.base import Backbone
+from detr.models.backbones.base import Backbone, read_state_dict, stages_for
 from detr.models.values import masks_for
 
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
@@ -63,8 +61,8 @@ class ResNet(Backbone):
     dilation: the last stage dilates instead of striding (the DC5 variants), for stride 16 instead of 32;
         ResNet-50 and larger only.
     freeze: stages that do not train; published DETR freezes stem and layer1.
-    features: stages whose output is given, in order; what comes after the last of them is not built. Strides are 4, 8,
-        16 and 32 from layer1 to layer4.
+    features: stages whose output is given, in order, by name or stride; what comes after the last of them is not built.
+        Strides are 4, 8, 16 and 32 from layer1 to layer4.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class ResNet(Backbone):
         norm: Literal["frozen", "batch", "group"] = "frozen",
         dilation: bool = False,
         freeze: Sequence[Stage] = ("stem", "layer1"),
-        features: Sequence[Stage] = ("layer4",),
+        features: Sequence[Stage | int] = ("layer4",),
     ) -> None:
         super().__init__()
         choices = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
@@ -86,15 +84,12 @@ class ResNet(Backbone):
         self.body = torchvision.models.get_model(
             name, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
         )
-        if list(features) != [stage for stage in STAGES if stage in features] or not features:
-            raise UserError(
-                f"ResNet: wanted features as some of {', '.join(STAGES)}, in this order, got {list(features)}. "
-                "Correct features."
-            )
-        self.features, self.stages = list(features), typing.get_args(Stage)
-        self.strides = [min(4 * 2 ** STAGES.index(stage), 16 if dilation else 32) for stage in self.features]
-        unused = STAGES[STAGES.index(self.features[-1]) + 1 :]
-        self.channels = [64 * 2 ** STAGES.index(stage) * self.body.layer1[0].expansion for stage in self.features]
+        order: list[str] = [*STAGES]
+        strides = {stage: min(4 * 2**index, 16 if dilation else 32) for index, stage in enumerate(order)}
+        self.features, self.stages = stages_for(features, strides, "ResNet"), typing.get_args(Stage)
+        self.strides = [strides[stage] for stage in self.features]
+        unused = order[order.index(self.features[-1]) + 1 :]
+        self.channels = [64 * 2 ** order.index(stage) * self.body.layer1[0].expansion for stage in self.features]
         for part in ("fc", "avgpool", *unused):
             delattr(self.body, part)
         if weights is not None:
@@ -152,7 +147,7 @@ class ResNet(Backbone):
 
     def _load(self, name: str, weights: str) -> None:
         if weights.endswith((".pth", ".pt")) or Path(weights).exists():
-            state = _read_state_dict(weights)
+            state = read_state_dict(weights, "ResNet")
         else:
             state = _download_state_dict(name, weights)
         unused = tuple(f"{part}." for part in ("fc", *STAGES) if not hasattr(self.body, part))
@@ -185,20 +180,6 @@ def run_with_attention(
 def _attend(blocks: nn.Module, x: Tensor, image_mask: Tensor) -> Float[Tensor, "batch channels height width"]:
     """The map after the blocks of one place; most places have none, and need no mask of the map's size."""
     return blocks(x, *masks_for(image_mask, [x])) if len(typing.cast(Blocks, blocks)) else x
-
-
-def _read_state_dict(path: str) -> dict[str, Tensor]:
-    try:
-        content = read_tensors(path)
-    except UserError as error:
-        raise UserError(f"weights: {error}") from None
-    state = content.get("state_dict", content.get("model", content))
-    try:
-        state_dict(state, "")
-    except Misfit as misfit:
-        raise UserError(f"ResNet: {path} does not hold a state dict, since it {misfit}. Correct weights.") from None
-    refuse_non_finite(state, f"weights: {path}")
-    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def _download_state_dict(name: str, weights: str) -> dict[str, Tensor]:
