@@ -612,6 +612,7 @@ CASES = [
         Case(f"{name}={value}", TRAIN, (f"trainer.{name}={value}",), (f"trainer.{name}", "at least", f"got {value}"))
         for name, value in (
             ("accumulate", "0"),
+            ("evaluations", "0"),
             ("keep", "0"),
             ("limit_epoch_steps", "0"),
             ("limit_evaluation_images", "0"),
