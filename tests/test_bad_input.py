@@ -607,6 +607,7 @@ CASES = [
     Case("part of a block that does not exist", TRAIN, ("trainer.freeze={encoder.x:1}",), ("freeze", "encoder.x")),
     Case("unknown metric to monitor", TRAIN, ("trainer.monitor=mAP",), ("trainer.monitor", "'mAP'", "AP50")),
     Case("more to accumulate than there is", TRAIN, ("trainer.accumulate=99",), ("trainer.accumulate=99", "2 batches")),
+    Case("layer decay of 0", TRAIN, ("optimizer.layer_decay=0.0",), ("optimizer.layer_decay", "above 0", "got 0.0")),
     Case("weight decay of no part", TRAIN, ("optimizer.weight_decays={nrom:0.0}",), ("weight_decays", "'nrom'")),
     *(
         Case(f"{name}={value}", TRAIN, (f"trainer.{name}={value}",), (f"trainer.{name}", "at least", f"got {value}"))
