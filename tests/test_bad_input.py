@@ -607,11 +607,13 @@ CASES = [
     Case("part of a block that does not exist", TRAIN, ("trainer.freeze={encoder.x:1}",), ("freeze", "encoder.x")),
     Case("unknown metric to monitor", TRAIN, ("trainer.monitor=mAP",), ("trainer.monitor", "'mAP'", "AP50")),
     Case("more to accumulate than there is", TRAIN, ("trainer.accumulate=99",), ("trainer.accumulate=99", "2 batches")),
+    Case("layer decay of 0", TRAIN, ("optimizer.layer_decay=0.0",), ("optimizer.layer_decay", "above 0", "got 0.0")),
     Case("weight decay of no part", TRAIN, ("optimizer.weight_decays={nrom:0.0}",), ("weight_decays", "'nrom'")),
     *(
         Case(f"{name}={value}", TRAIN, (f"trainer.{name}={value}",), (f"trainer.{name}", "at least", f"got {value}"))
         for name, value in (
             ("accumulate", "0"),
+            ("evaluations", "0"),
             ("keep", "0"),
             ("limit_epoch_steps", "0"),
             ("limit_evaluation_images", "0"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -318,6 +319,30 @@ def test_eight_photographs_are_learned_by_heart(shared: Path, tmp_path: Path) ->
     run("train.py", "experiment=overfit", *data, f"run_dir={tmp_path / 'run'}", "device=cpu")
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     assert metrics["bbox"]["AP"] >= 0.9
+
+
+@pytest.mark.slow
+def test_a_detector_is_finetuned_on_other_classes(shapes_root: Path, tmp_path: Path) -> None:
+    """Twice the recipe for images of one's own: from a backbone, then from that detector, with one class renamed."""
+
+    def finetune(name: str, rename: str, *options: str) -> tuple[Path, str]:
+        data = [f"data.{split}.images={shapes_root / split}" for split in ("train", "val")]
+        for split in ("train", "val"):
+            content = json.loads((shapes_root / f"instances_{split}.json").read_text())
+            content["categories"][0]["name"] = rename
+            file = tmp_path / f"{name}_{split}.json"
+            file.write_text(json.dumps(content))
+            data.append(f"data.{split}.annotations={file}")
+        quick = ["data.size=64", "data.workers=0", "device=cpu", "trainer.max_steps=13", f"run_dir={tmp_path / name}"]
+        log = run("train.py", "experiment=finetune", *data, *quick, *options)
+        return tmp_path / name / "checkpoints" / "best.pt", log
+
+    best, log = finetune("first", "thing", "model.backbone.weights=null")
+    assert re.findall(r"step (\d+)/13  evaluated", log) == ["6", "12", "13"], "24 images, four a step: after each epoch"
+    _, log = finetune("second", "other", f"weights={best}")
+    adapted = re.findall(r"loaded in part: (\S+) \(rows of 2 of 3 classes", log)
+    assert {name.rpartition(".")[0] for name in adapted} == {"heads.0.class_head", "proposal_head.class_head"}
+    assert "trained anew" not in log and "left in the file" not in log
 
 
 @pytest.mark.slow

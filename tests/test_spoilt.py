@@ -50,7 +50,7 @@ def state_of(folder: Path) -> TrainingState:
         scaler=torch.amp.GradScaler("cpu"),
         callbacks={
             "moving_average": average,
-            "validation": Validation(evaluator=evaluator, every=1, monitor="AP"),
+            "validation": Validation(evaluator=evaluator, monitor="AP"),
         },
         run_dir=folder,
         images=2,

@@ -11,6 +11,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from detr.contents import FLOATS, Check, Misfit, check_content, items, mapping, record, saved, tensor, text, whole
 from detr.errors import UserError
 from detr.models.added import added_to
+from detr.models.backbones.base import Backbone
 from detr.ranges import checked, non_negative
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ def adamw(
     *,
     lr: float = 1e-4,
     backbone_lr: float = 1e-5,
+    layer_decay: float = 1.0,
     lr_factors: Mapping[str, float] | None = None,
     weight_decay: float = 1e-4,
     weight_decays: Mapping[str, float] | None = None,
@@ -35,40 +37,63 @@ def adamw(
         Only parameters that train are in the groups.
     lr, backbone_lr: learning rates before the schedule. train.py freezes the backbone where backbone_lr is 0, as
         published DETR does.
+    layer_decay: in (0, 1]; the rate of a backbone's layer is backbone_lr times its power to the number of layers above
+        that one (BEiT: Bao et al., ICLR 2022), so that early layers, which are the most general, change the least.
     lr_factors: factors on the rate of parameters with such a text in their name; Deformable DETR trains sampling
         offsets and reference points at a tenth.
     weight_decay: on all parameters. weight_decays: another one for parameters with such a text in their name; norms and
         biases are often left without.
 
-    The first text that a name contains counts. Rates, factors and decays are at least 0, betas at least 0 and below 1.
+    The first text that a name contains counts; `backbone.STAGE`, such as backbone.layer2, means that stage without its
+    attention blocks. Rates, factors and decays are at least 0, betas at least 0 and below 1.
     Raises UserError for other values, for a text that no name contains, and for a model of which nothing trains.
     """
     factors, decays = lr_factors or {}, weight_decays or {}
     for name, rate in (("lr", lr), ("backbone_lr", backbone_lr)):
         checked(rate, name, "a learning rate of at least 0", non_negative)
+    checked(layer_decay, "layer_decay", "above 0 and at most 1", lambda value: 0 < value <= 1)
     checked(weight_decay, "weight_decay", "at least 0", non_negative)
     for name, special in (("lr_factors", factors), ("weight_decays", decays)):
         checked(special, name, "numbers of at least 0", lambda special: all(map(non_negative, special.values())))
     checked(betas, "betas", "two numbers of at least 0 and below 1", _are_betas)
     new = {id(p) for part in added_to(model) for p in part.parameters()}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    depths, stages = _layers(model)
+    top = max(depths.values(), default=0)
+
+    def means(part: str, name: str) -> bool:
+        return part in name or part == stages.get(name)
+
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in trained.items():
         of_backbone = name.startswith(_AT_BACKBONE_RATE) and id(parameter) not in new
         rate, group = (backbone_lr, "lr_backbone") if of_backbone else (lr, "lr")
-        parts = [next((part for part in special if part in name), "") for special in (factors, decays)]
+        if layer_decay < 1 and name in depths:
+            rate, group = rate * layer_decay ** (top - depths[name]), f"{group}_{depths[name]}"
+        parts = [next((part for part in special if means(part, name)), "") for special in (factors, decays)]
         group = "_".join([group, *filter(None, dict.fromkeys(parts))])
         options = {"lr": rate * factors.get(parts[0], 1.0), "weight_decay": decays.get(parts[1], weight_decay)}
         groups.setdefault(group, {"name": group, **options, "params": []})["params"].append(parameter)
     for option, special in (("lr_factors", factors), ("weight_decays", decays)):
         for part in special:
-            if not any(part in name for name in trained):
+            if not any(means(part, name) for name in trained):
                 raise UserError(
                     f"optimizer.{option}: no parameter that trains has '{part}' in its name. Remove or correct it."
                 )
     if not groups:
         raise UserError("Nothing in the model trains. Let a part train: see model.backbone.freeze and trainer.freeze.")
     return AdamW([*groups.values()], lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
+
+
+def _layers(model: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
+    """Of the backbone's own parameters, by name in the model: how deep each is, and its stage as `backbone.STAGE`."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return {}, {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    depths = {f"backbone.{name}": depth for name, depth in backbone.depths().items()}
+    stages = {names[id(p)]: f"backbone.{stage}" for stage in backbone.stages for p in backbone.parameters_of(stage)}
+    return depths, stages
 
 
 def _are_betas(values: Sequence[float]) -> bool:

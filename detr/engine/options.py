@@ -28,6 +28,7 @@ class TrainerConfig:
     sync_batch_norm: bool = False
     deterministic: bool = False
     evaluate_every: int = at_least(1, default=1)
+    evaluations: int | None = at_least(1, default=None)
     monitor: str = "AP"
     patience: int | None = at_least(1, default=None)
     save_every_steps: int = at_least(0, default=0)
@@ -68,6 +69,12 @@ class TrainerConfig:
     def total_epochs(self, batches: int) -> int:
         """Epochs of the training; the last one may be cut short and counts too."""
         return -(-self.total_steps(batches) // self.epoch_steps(batches))
+
+    def evaluation_epochs(self, batches: int) -> int:
+        """Epochs between two evaluations."""
+        if self.evaluations is None:
+            return self.evaluate_every
+        return -(-self.total_epochs(batches) // self.evaluations)
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -93,6 +93,7 @@ class Trainer:
         self.run_dir, self.metadata, self.seed = run_dir, metadata, seed
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.epoch_steps, self.total_steps = config.epoch_steps(len(loader)), config.total_steps(len(loader))
+        self.evaluation_epochs = config.evaluation_epochs(len(loader))
         self.update = TrainingStep(model=model, criterion=criterion, optimizer=optimizer, config=config, seed=seed)
         self.stop = StopRequest()
         self.ends_early = False

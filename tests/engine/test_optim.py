@@ -5,9 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from detr.engine.optim import Cosine, StepDecay, adamw
 from detr.errors import UserError
+from detr.models.attention import Placement, SqueezeExcitation
+from detr.models.backbones.base import Backbone
 from detr.models.backbones.resnet import ResNet
 from detr.models.detr import DETR
 
@@ -70,6 +73,75 @@ def test_rates_of_their_own_by_name(tiny_detr: Callable[..., DETR]) -> None:
         adamw(model, lr_factors={"sampling_ofsets": 0.1})
 
 
+def rates(model: nn.Module, **options: object) -> dict[str, float]:
+    """The rate of each parameter that trains, by name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = adamw(model, **options).param_groups  # type: ignore[arg-type]
+    assert len({group["name"] for group in groups}) == len(groups)
+    return {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+
+
+class OfTimm(Backbone):
+    """A model of timm without its classifier, as deep as timm says."""
+
+    def __init__(self, body: nn.Module, layers: dict[str, int]) -> None:
+        super().__init__()
+        self.body, self.layers_of = body, layers
+        self.channels, self.strides, self.stages = [8], [16], ()
+
+    def depths(self) -> dict[str, int]:
+        return {f"body.{name}": depth for name, depth in self.layers_of.items()}
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_layer_decay_equals_that_of_timm(name: str, tiny_detr: Callable[..., DETR]) -> None:
+    timm = pytest.importorskip("timm")
+    body = timm.create_model(name, num_classes=0)
+    groups = pytest.importorskip("timm.optim").param_groups_layer_decay(body, layer_decay=0.7)
+    wanted = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert len(set(wanted.values())) > 10
+    model = tiny_detr()
+    model.backbone = OfTimm(body, timm.models.group_parameters(body, body.group_matcher(coarse=False), reverse=True))
+    found = rates(model, lr=1.0, backbone_lr=0.1, layer_decay=0.7)
+    for parameter_name, parameter in model.named_parameters():
+        # timm counts from the classifier, which is not there.
+        rate = 0.1 * wanted[id(parameter)] / max(wanted.values()) if id(parameter) in wanted else 1.0
+        assert found[parameter_name] == pytest.approx(rate), parameter_name
+
+
+def test_layer_decay_of_a_resnet(tiny_detr: Callable[..., DETR]) -> None:
+    model = tiny_detr()
+    model.backbone = ResNet(name="resnet18", norm="batch", freeze=["stem"], features=["layer3"])
+    model.backbone.plug({"se": Placement(block=SqueezeExcitation, stages=["backbone"], where="standard")})
+    table = {"layer1": 0.025, "layer2": 0.05, "layer3": 0.1}
+    found = rates(model, lr=1.0, backbone_lr=0.1, layer_decay=0.5)
+    for name, rate in found.items():
+        of_block = ".attention." in name or not name.startswith("backbone.")
+        assert rate == pytest.approx(1.0 if of_block else table[name.split(".")[2]]), name
+    assert {rate for name, rate in found.items() if name.startswith("backbone.")} == {0.025, 0.05, 0.1, 1.0}
+    groups = [group["name"] for group in adamw(model, layer_decay=0.5).param_groups]
+    assert groups == ["lr_backbone_1", "lr", "lr_backbone_2", "lr_backbone_3"]
+    assert [group["name"] for group in adamw(model, layer_decay=1.0).param_groups] == ["lr_backbone", "lr"]
+
+
+def test_rates_of_a_stage(tiny_detr: Callable[..., DETR]) -> None:
+    """By the names of stages, which a backbone's parameters need not have in theirs; without attention blocks."""
+    model = tiny_detr()
+    model.backbone = ResNet(name="resnet18", norm="batch", freeze=["layer1"])
+    model.backbone.plug({"se": Placement(block=SqueezeExcitation, stages=["layer2"], where="standard")})
+    stages = {"backbone.stem": 0.5, "backbone.layer2": 0.0}
+    found = rates(model, lr=1.0, backbone_lr=0.1, lr_factors=stages)
+    for name, rate in found.items():
+        wanted = 1.0 if ".attention." in name or not name.startswith("backbone.") else 0.1
+        if wanted == 0.1:
+            wanted *= 0.5 if "body.conv1" in name or "body.bn1" in name else 0.0 if ".layer2." in name else 1.0
+        assert rate == pytest.approx(wanted), name
+    assert {0.05, 0.0, 0.1, 1.0} == set(found.values())
+    for missing in ("backbone.layer1", "backbone.layer5"):  # frozen; not there
+        with pytest.raises(UserError, match=rf"lr_factors: no parameter that trains has '{missing}' in its name"):
+            adamw(model, lr_factors={missing: 0.1})
+
+
 def test_weight_decay_of_their_own_by_name(tiny_detr: Callable[..., DETR]) -> None:
     model = tiny_detr()
     optimizer = adamw(model, weight_decay=0.3, weight_decays={"norm": 0.0, "bias": 0.1}, lr_factors={"bias": 2.0})
@@ -89,6 +161,7 @@ def test_weight_decay_of_their_own_by_name(tiny_detr: Callable[..., DETR]) -> No
     ("option", "value", "wanted"),
     [
         *((name, value, "a learning rate of at least 0") for name in ("lr", "backbone_lr") for value in (-1.0, *ODD)),
+        *(("layer_decay", value, "above 0 and at most 1") for value in (0.0, -0.5, 1.5, *ODD)),
         *(("weight_decay", value, "at least 0") for value in (-1.0, *ODD)),
         *(("lr_factors", {"backbone": value}, "numbers of at least 0") for value in (-1.0, *ODD)),
         *(("weight_decays", {"backbone": value}, "numbers of at least 0") for value in (-1.0, *ODD)),

@@ -290,6 +290,34 @@ def test_training_ends_when_patience_is_over(make: Make, monkeypatch: pytest.Mon
         make("other", monitor="mAP", max_steps=1).fit()
 
 
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 5, 9])
+def test_evaluations_are_spread_over_the_training(evaluations: int) -> None:
+    """At most so many, at equal distances of whole epochs; as many as there can be at such distances."""
+    for batches in (1, 2, 7, 40):
+        for max_steps in (1, 6, 7, 41, 99):
+            config = TrainerConfig(max_steps=max_steps, evaluations=evaluations)
+            ends = [*range(batches, max_steps, batches), max_steps]  # of epochs, in steps
+            spreads = [ends[every - 1 : -1 : every] + ends[-1:] for every in range(1, len(ends) + 1)]
+            wanted = max((spread for spread in spreads if len(spread) <= evaluations), key=len)
+            every = config.evaluation_epochs(batches)
+            assert len(spreads[every - 1]) == len(wanted), (batches, max_steps, every)
+
+
+def test_a_resumed_training_is_evaluated_when_a_straight_one_is(make: Make) -> None:
+    """Seven steps are four epochs: with two evaluations, one after two epochs and one at the end."""
+    options = {"max_steps": 7, "limit_epoch_steps": 2, "evaluations": 2, "limit_evaluation_images": 2}
+    straight = make("straight", **options)
+    straight.fit()
+    parts = make("parts", **options)
+    parts.reporter.sinks.append(StopsAt(parts, 5))
+    with pytest.raises(Interrupted):
+        parts.fit()
+    make("parts", **options).fit()
+    for trainer in (straight, parts):
+        assert [record["step"] for record in records(trainer, "val")] == [4, 7]
+    assert_same_state(last(straight.run_dir), last(parts.run_dir))
+
+
 def test_quick_looks(make: Make) -> None:
     trainer = make(limit_epoch_steps=2, limit_evaluation_images=4, epochs=2)
     trainer.fit()

@@ -1,17 +1,21 @@
 """Weights of other models as a start, and reports of what differs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from detr.config import build_model, compose
 from detr.errors import UserError
 from detr.models.detr import DETR
 from detr.types import Category
 from detr.weights import load_weights, save, to_published
 from detr.weights.families import convert, recognize
+from tests.helpers import make_batch
+from tests.helpers.commands import TINY_MODEL
 
 CLASSES = [Category(1, "cat"), Category(2, "dog")]
 OTHER_PARTS = {"config": {"data": {}, "model": {}}, "categories": [], "training": {}}
@@ -91,6 +95,72 @@ def test_the_head_of_other_classes_is_not_used_even_if_there_are_as_many(
     same, other = tiny_detr(num_classes=2), tiny_detr(num_classes=2)
     assert not load_weights(same, tmp_path / "a.pt", CLASSES).replaced
     assert torch.equal(same.heads[0].class_head.weight, trained.heads[0].class_head.weight)
-    report = load_weights(other, tmp_path / "a.pt", [Category(1, "cat"), Category(2, "gnu")])
+    report = load_weights(other, tmp_path / "a.pt", [Category(1, "ape"), Category(2, "gnu")])
     assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias"}
     assert not torch.equal(other.heads[0].class_head.weight, trained.heads[0].class_head.weight)
+
+
+def saved(model: nn.Module, classes: Sequence[str], path: Path) -> Path:
+    """A checkpoint of the model, whose weights are all of them random."""
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=7)]
+    save(path, {**OTHER_PARTS, "categories": categories, "model": model.state_dict()})
+    return path
+
+
+def test_classes_of_the_same_name_are_found_as_before(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
+    """In another order, with other ids, and beside new ones."""
+    trained, model = tiny_detr(num_classes=3).eval(), tiny_detr(num_classes=4).eval()
+    fresh = model.heads[0].class_head.weight.detach().clone()
+    path = saved(trained, ["cat", "dog", "gnu"], tmp_path / "a.pt")
+    classes = [Category(number, name) for number, name in enumerate(["gnu", "ape", "cat", "emu"])]
+    report = load_weights(model, path, classes)
+    assert not report.replaced
+    head = "heads.0.class_head"
+    assert (
+        f"loaded in part: {head}.weight (rows of 2 of 4 classes, by their names); loaded in part: {head}.bias"
+        in str(report)
+    )
+    batch = make_batch([torch.rand(3, 37, 53), torch.rand(3, 48, 41)])
+    with torch.no_grad():
+        before, now = trained(batch), model(batch)
+    assert torch.equal(now.boxes, before.boxes)
+    assert torch.equal(now.logits[..., [2, 0, 4]], before.logits[..., [0, 2, 3]])  # cat, gnu, no object
+    assert torch.equal(model.heads[0].class_head.weight[[1, 3]], fresh[[1, 3]])
+
+
+@pytest.mark.parametrize("pure", [False, True])
+def test_every_part_that_knows_the_classes_follows_them(tmp_path: Path, pure: bool) -> None:
+    """The heads of all layers, of the proposals, and the labels of denoising; what is new starts improbable."""
+    kind = ["model.queries.selection=pure", "~model/denoising"] if pure else []
+    config = compose(["model=dino", *TINY_MODEL, "model.shared_heads=false", *kind]).model
+    trained, model = (build_model(config, num_classes=number) for number in (2, 3))
+    path = saved(trained, ["cat", "dog"], tmp_path / "a.pt")
+    old, fresh = trained.state_dict(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_weights(model, path, [*CLASSES, Category(3, "gnu")])
+    heads = ["heads.0", "heads.1", *([] if pure else ["proposal_head"])]  # a pure one knows of objects alone
+    names = {f"{head}.class_head.{part}" for head in heads for part in ("weight", "bias")}
+    assert set(report.adapted) == names | (set() if pure else {"denoising.labels.weight"})
+    assert not report.replaced and not report.unused
+    for name, tensor in model.state_dict().items():
+        wanted = torch.cat((old[name], fresh[name][2:])) if name in report.adapted else old[name]
+        assert torch.equal(tensor, wanted), name
+        if name in names and name.endswith("bias"):
+            assert tensor[2].sigmoid() == pytest.approx(0.01)
+
+
+def test_norms_that_count_batches_start_from_those_that_do_not(tmp_path: Path) -> None:
+    """Batch norms that train, as a fine-tuning may want, from a checkpoint with frozen ones; and the other way."""
+    frozen, training = (
+        build_model(compose([*TINY_MODEL, f"model.backbone.norm={norm}"]).model, num_classes=2)
+        for norm in ("frozen", "batch")
+    )
+    path = saved(frozen, ["cat", "dog"], tmp_path / "frozen.pt")
+    report = load_weights(training, path, [Category(7, "cat"), Category(8, "dog")])
+    assert len(report.loaded) == len(frozen.state_dict()) and not report.replaced
+    for name, tensor in frozen.state_dict().items():
+        assert torch.equal(tensor, training.state_dict()[name]), name
+    path = saved(training, ["cat", "dog"], tmp_path / "batch.pt")
+    report = load_weights(frozen, path, [Category(7, "cat"), Category(8, "dog")])
+    assert len(report.loaded) == len(frozen.state_dict()) and not report.unused

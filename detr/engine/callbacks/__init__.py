@@ -41,7 +41,7 @@ def standard_callbacks(
     Raises UserError where one is no Callback, or has a name that is taken.
     """
     own = _checked({} if own is None else own)
-    validation = Validation(evaluator=evaluator, every=config.evaluate_every, monitor=config.monitor)
+    validation = Validation(evaluator=evaluator, monitor=config.monitor)
     checkpointing = Checkpointing(
         validation=validation, every_steps=config.save_every_steps, every_minutes=config.save_every_minutes
     )

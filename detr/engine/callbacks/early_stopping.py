@@ -23,7 +23,7 @@ class EarlyStopping(Callback):
         self._stop_if_over(trainer)
 
     def _stop_if_over(self, trainer: Trainer) -> None:
-        interval = self.validation.every * trainer.epoch_steps
+        interval = trainer.evaluation_epochs * trainer.epoch_steps
         without = (trainer.state.step - self.validation.best_step) / interval
         if without >= self.patience and not trainer.finished:
             text = "No better %s than %.4g in %d evaluations: the training ends early."

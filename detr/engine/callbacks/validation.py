@@ -17,17 +17,16 @@ _STATE = record(evaluated_step=whole(), best=number(most=sys.float_info.max), be
 
 
 class Validation(Callback):
-    """Evaluates after every so many epochs and at the end of the training.
+    """Evaluates whenever so many epochs are done as the options ask for, and at the end of the training.
 
     It saves a checkpoint before: an evaluation that fails must not cost the training before it.
 
-    every: epochs between two evaluations.
     monitor: the metric whose highest value is the best. Raises UserError, after an evaluation, where there is none of
         that name.
     """
 
-    def __init__(self, *, evaluator: CocoEvaluator, every: int, monitor: str) -> None:
-        self.evaluator, self.every, self.monitor = evaluator, every, monitor
+    def __init__(self, *, evaluator: CocoEvaluator, monitor: str) -> None:
+        self.evaluator, self.monitor = evaluator, monitor
         self.evaluated_step = self.best_step = 0
         self.best = -math.inf
 
@@ -50,7 +49,7 @@ class Validation(Callback):
         if trainer.state.step == self.evaluated_step:
             return False
         whole = trainer.state.step % trainer.epoch_steps == 0
-        return trainer.finished or (whole and trainer.epoch % self.every == 0)
+        return trainer.finished or (whole and trainer.epoch % trainer.evaluation_epochs == 0)
 
     def _evaluate(self, trainer: Trainer) -> None:
         evaluation = None
