@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` is used from the checkout
 
-from benchmarks import attention, criterion, evaluation, loading, recipes, step, transforms
+from benchmarks import attention, criterion, evaluation, loading, padding, recipes, step, transforms
 from benchmarks.measure import Row, table
 
 
@@ -21,14 +21,14 @@ def main() -> None:
     parser.add_argument(
         "--only",
         metavar="NAME[,NAME]",
-        help="some of criterion, transforms, loading, evaluation, step, recipes, attention",
+        help="some of criterion, transforms, loading, evaluation, step, recipes, attention, padding",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step and recipes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7, help="measurements of which the median is taken")
     parser.add_argument("--judge", action="store_true", help="also run pycocotools, for a minute")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="photographs for transforms and loading, with --annotations"
+        "--images", type=Path, metavar="DIR", help="photographs for transforms, loading and padding, with --annotations"
     )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO annotations")
     about_modes = "precisions, each with options after plus signs: fp32,bf16+compile,bf16+checkpoint; for step"
@@ -62,6 +62,7 @@ def main() -> None:
         ),
         "recipes": partial(recipes.run, device=options.device, threads=options.threads, repeats=options.repeats),
         "attention": partial(attention.run, repeats=options.repeats),
+        "padding": partial(padding.run, folder=options.images, annotations=options.annotations),
     }
     names = options.only.split(",") if options.only else list(benchmarks)
     if unknown := set(names) - set(benchmarks):

