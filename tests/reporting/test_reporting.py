@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
@@ -127,6 +128,9 @@ def test_a_model_is_described() -> None:
     assert describe_model(model) == "17 parameters, 6 train; frozen: stem"
     model.requires_grad_(False)
     assert describe_model(model) == "17 parameters, 0 train; frozen: everything"
+    norms = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    norms[1:].requires_grad_(False)
+    assert describe_model(norms) == "21 parameters, 9 train; frozen: 2 batch norms"
 
 
 def sample(found: Detections, *, count: int = 2, size: tuple[int, int] = (320, 360)) -> Sample:
