@@ -88,8 +88,14 @@ def test_maps_alone_equal_the_same_maps_in_a_padded_batch(name: str) -> None:
     torch.testing.assert_close(together.boxes[:, :1], alone.boxes, atol=2e-5, rtol=0)
 
 
+BACKBONES = sorted(path.stem for path in (CONFIGS / "model" / "backbone").glob("*.yaml"))
+
+
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("backbone", sorted(path.stem for path in (CONFIGS / "model" / "backbone").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(name, marks=[] if name in ("resnet18", "timm") else [pytest.mark.slow]) for name in BACKBONES],
+)
 def test_every_backbone_fits_every_recipe(name: str, backbone: str) -> None:
     config = compose([f"model={name}", f"model/backbone={backbone}", "model.backbone.weights=null"])
     if config.model.backbone._target_.endswith(".Timm"):
