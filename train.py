@@ -102,7 +102,8 @@ def data_sets(
     annotations = annotations if few else build(data.val, path="data.val")
     val_set = DetectionDataset(annotations, resized, categories=train_set.categories)
     before_training(
-        *(train_set, val_set),
+        train_set,
+        val_set,
         num_queries=config.model.get("num_queries"),
         mixed_images=augmentation.mixed_images,
         images=data.check,

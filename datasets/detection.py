@@ -48,8 +48,8 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         read takes its place. `report_unreadable` warns of these.
 
     Items are asked for by index, by (epoch, index), or by (epoch, index, size), where size is the one that the batch
-    has drawn, if it has. Raises UserError where the images are not usable; boxes without
-    any area inside their image are dropped, with a warning that counts them.
+    has drawn, if it has. Raises UserError where the images are not usable; boxes without any area inside their image
+    are dropped, with a warning that counts them.
     """
 
     def __init__(

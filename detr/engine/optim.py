@@ -58,7 +58,10 @@ def adamw(
     checked(betas, "betas", "two numbers of at least 0 and below 1", _are_betas)
     new = {id(p) for part in added_to(model) for p in part.parameters()}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    depths, stages = _layers(model)
+    backbone = getattr(model, "backbone", None)
+    # Only where they are needed: some backbones make a whole network to count its layers.
+    depths = _depths(backbone) if layer_decay < 1 else {}
+    stages = _stages(backbone)
     top = max(depths.values(), default=0)
 
     def means(part: str, name: str) -> bool:
@@ -68,7 +71,7 @@ def adamw(
     for name, parameter in trained.items():
         of_backbone = name.startswith(_AT_BACKBONE_RATE) and id(parameter) not in new
         rate, group = (backbone_lr, "lr_backbone") if of_backbone else (lr, "lr")
-        if layer_decay < 1 and name in depths:
+        if name in depths:
             rate, group = rate * layer_decay ** (top - depths[name]), f"{group}_{depths[name]}"
         parts = [next((part for part in special if means(part, name)), "") for special in (factors, decays)]
         group = "_".join([group, *filter(None, dict.fromkeys(parts))])
@@ -85,15 +88,19 @@ def adamw(
     return AdamW([*groups.values()], lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
 
 
-def _layers(model: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
-    """Of the backbone's own parameters, by name in the model: how deep each is, and its stage as `backbone.STAGE`."""
-    backbone = getattr(model, "backbone", None)
+def _depths(backbone: Any) -> dict[str, int]:
+    """How deep each of the backbone's own parameters is, by name in the model."""
     if not isinstance(backbone, Backbone):
-        return {}, {}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    depths = {f"backbone.{name}": depth for name, depth in backbone.depths().items()}
-    stages = {names[id(p)]: f"backbone.{stage}" for stage in backbone.stages for p in backbone.parameters_of(stage)}
-    return depths, stages
+        return {}
+    return {f"backbone.{name}": depth for name, depth in backbone.depths().items()}
+
+
+def _stages(backbone: Any) -> dict[str, str]:
+    """The stage of each of the backbone's own parameters as `backbone.STAGE`, by name in the model."""
+    if not isinstance(backbone, Backbone):
+        return {}
+    names = {id(parameter): f"backbone.{name}" for name, parameter in backbone.named_parameters()}
+    return {names[id(p)]: f"backbone.{stage}" for stage in backbone.stages for p in backbone.parameters_of(stage)}
 
 
 def _are_betas(values: Sequence[float]) -> bool:
