@@ -651,8 +651,8 @@ CASES = [
     Case(
         "file of the backbone missing",
         TRAIN,
-        ("model.backbone.weights={tmp}/none.pth",),
-        ("none.pth", "does not exist", "model.backbone.weights"),
+        ("model.backbone.weights={tmp}/none.safetensors",),
+        ("none.safetensors", "does not exist", "model.backbone.weights"),
     ),
     Case(
         "file of the backbone damaged",

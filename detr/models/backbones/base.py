@@ -1,6 +1,7 @@
 """What every backbone is."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +16,8 @@ from detr.models.attention.placement import Placement
 # Of the colors of ImageNet's images, RGB, in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 
 class Backbone(nn.Module):
@@ -122,6 +125,11 @@ def stages_for(features: Sequence[str | int], strides: Mapping[str, int], owner:
             f"order: {there}; got {list(features)}. Correct features."
         )
     return chosen
+
+
+def is_file(weights: str) -> bool:
+    """Whether `weights` is the path of a file, which may be missing, and not a name of pre-trained weights."""
+    return weights.endswith(WEIGHT_FILES) or Path(weights).exists()
 
 
 def read_state_dict(path: str, owner: str) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
 
@@ -15,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from detr.errors import UserError
 from detr.models.attention.placement import Blocks, Placement, blocks_for
-from detr.models.backbones.base import Backbone, read_state_dict, stages_for
+from detr.models.backbones.base import Backbone, is_file, read_state_dict, stages_for
 from detr.models.values import masks_for
 
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
@@ -146,10 +145,7 @@ class ResNet(Backbone):
                 self.attention[stage] = after
 
     def _load(self, name: str, weights: str) -> None:
-        if weights.endswith((".pth", ".pt")) or Path(weights).exists():
-            state = read_state_dict(weights, "ResNet")
-        else:
-            state = _download_state_dict(name, weights)
+        state = read_state_dict(weights, "ResNet") if is_file(weights) else _download_state_dict(name, weights)
         unused = tuple(f"{part}." for part in ("fc", *STAGES) if not hasattr(self.body, part))
         state = {key: value for key, value in state.items() if not key.startswith(unused)}
         wanted = {key: value.shape for key, value in self.body.state_dict().items() if "num_batches" not in key}

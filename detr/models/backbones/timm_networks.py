@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.errors import UserError
-from detr.models.backbones.base import read_state_dict
+from detr.models.backbones.base import WEIGHT_FILES, is_file, read_state_dict
 
 logger = logging.getLogger(__name__)
 
 # What networks raise that are built or run in a way that they are not made for.
 UNFIT = (RuntimeError, AssertionError, AttributeError, TypeError, ValueError, LookupError)
-_FILES = (".pth", ".pt", ".safetensors")
 _PACKAGE = "package:"
 _WAIT = 10  # seconds for an answer of the server that weights are on
 
@@ -108,7 +107,7 @@ class Source:
     def load(self, network: nn.Module, weights: str, indices: Sequence[int]) -> None:
         if weights.startswith(_PACKAGE):
             self._load_file(network, str(_file_of_package(weights.removeprefix(_PACKAGE))))
-        elif weights.endswith(_FILES) or Path(weights).exists():
+        elif is_file(weights):
             self._load_file(network, weights)
         else:
             self._download(network, weights, indices)
@@ -200,7 +199,7 @@ def _file_of_package(module: str) -> Path:
     """The only file of weights in an installed package, which is not imported."""
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     folders = (spec.submodule_search_locations if spec else None) or []
-    files = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.suffix in _FILES]
+    files = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.suffix in WEIGHT_FILES]
     if len(files) != 1:
         missing = "is not installed" if spec is None else f"brings {len(files)} files of weights, wanted one"
         raise UserError(f"Timm: weights: the package '{module}' {missing}. Install it, or set weights=PATH.")
