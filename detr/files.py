@@ -36,7 +36,7 @@ _DAMAGED = (
     BadZipFile,
     SafetensorError,
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what systems say of a disk or a quota that has no more room
 # What file systems answer that cannot do what is asked, or need not.
 _UNSUPPORTED = (
     errno.EINVAL,
@@ -149,7 +149,7 @@ def write_tensors(path: str | Path, content: Mapping[str, Any], *, keep: int = 1
             temporary.unlink()
         # torch reports a full disk by a RuntimeError of its own, raised from the error of the file.
         cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError)), error)
-        remedy = "Make room" if getattr(cause, "errno", None) in _FULL else "See to it that the folder can be written"
+        remedy = "Make room" if getattr(cause, "errno", None) in FULL else "See to it that the folder can be written"
         raise UserError(
             f"Cannot write {path}: {cause}. What was saved before is whole. {remedy}, then go on with "
             "trainer.resume=auto and the same run_dir."
