@@ -1,5 +1,6 @@
 """Files from anywhere: read without running code from them, and written whole or not at all."""
 
+import argparse
 import errno
 import os
 import pickle
@@ -51,7 +52,9 @@ _UNSUPPORTED = (
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """Load any file of tensors and plain values on the CPU; raises UserError for everything else.
+    """Load any file of tensors and plain values, options of argparse included, on the CPU.
+
+    Raises UserError for everything else.
 
     Reads PyTorch's format, and that of safetensors by the ending .safetensors. Checksums are checked.
     """
@@ -88,7 +91,9 @@ def _load(file: BinaryIO, path: Path) -> Any:
     if is_archive(file):
         check_archive(file)
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    # Published files hold the options of their training beside the weights, as argparse has them: attributes alone.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def read_regular(path: str | Path, most: int) -> bytes:

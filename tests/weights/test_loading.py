@@ -1,5 +1,6 @@
 """Weights of other models as a start, and reports of what differs."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, ti
     for name, tensor in model.state_dict().items():
         expected = fresh[name] if name in report.replaced else published.state_dict()[name]
         assert torch.equal(tensor, expected), name
+
+
+def test_a_file_with_the_options_of_its_training(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
+    """As published code saves them, in both formats of torch."""
+    published = to_published(tiny_detr(num_classes=2).state_dict())
+    options = argparse.Namespace(lr=1e-4, masks=False, device="cuda", dilation=None, lr_drops=[40])
+    for zipped in (True, False):
+        content = {"model": published, "args": options, "epoch": 49}
+        torch.save(content, tmp_path / "detr.pth", _use_new_zipfile_serialization=zipped)
+        assert not load_weights(tiny_detr(num_classes=2), tmp_path / "detr.pth", CLASSES).replaced
+    torch.save({"model": published, "args": Path("detr.pth")}, tmp_path / "detr.pth")
+    with pytest.raises(UserError, match=r"detr\.pth is refused: .*could run code"):
+        load_weights(tiny_detr(num_classes=2), tmp_path / "detr.pth", CLASSES)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
