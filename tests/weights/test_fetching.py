@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import signal
 import subprocess
 import sys
 import threading
@@ -33,12 +32,17 @@ def pickled() -> bytes:
 
 @dataclass
 class Server:
-    """What it serves, by path. `asked` lists the requests for files that it got."""
+    """What it serves, by path. `asked` lists the requests for files that it got.
+
+    pause: in seconds, between two parts of a file under /slow/. released: what parts after the first of a file under
+    /held/ wait for.
+    """
 
     address: str
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
-    pause: float = 0.0  # between two parts of a file under /slow/
+    pause: float = 0.0
+    released: threading.Event = field(default_factory=threading.Event)
 
 
 @pytest.fixture
@@ -81,6 +85,8 @@ def server() -> Iterator[Server]:
                     return
                 if how == "slow":
                     time.sleep(served.pause)
+                elif how == "held":
+                    served.released.wait()
 
         def log_message(self, format: str, *arguments: object) -> None: ...
 
@@ -229,8 +235,8 @@ print(weights_file("tiny"))
 @pytest.mark.slow
 def test_two_processes_at_once_and_one_that_is_killed(cache: Path, publish, server: Server) -> None:
     content = pickled()
-    command = [sys.executable, "-c", FETCH, f"{server.address}/slow/a.pth", hashlib.sha256(content).hexdigest()]
-    server.files["a.pth"], server.pause = content, 0.2
+    server.files["a.pth"] = content
+    command = [sys.executable, "-c", FETCH, f"{server.address}/held/a.pth", hashlib.sha256(content).hexdigest()]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
@@ -238,15 +244,15 @@ def test_two_processes_at_once_and_one_that_is_killed(cache: Path, publish, serv
     killed = start()
     while not server.asked:
         time.sleep(0.01)
-    time.sleep(0.3)  # some of it has come
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     killed.communicate()
     assert not (cache / "a.pth").exists()
+    server.released.set()
     server.asked.clear()
     both = [start(), start()]
-    assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(cache / "a.pth")] * 2
+    assert [process.communicate()[0].strip() for process in both] == [str(cache / "a.pth")] * 2
     assert (cache / "a.pth").read_bytes() == content
-    assert server.asked == ["/slow/a.pth"], "the second waits for the first"
+    assert server.asked == ["/held/a.pth"], "the second waits for the first"
 
 
 def test_paths_stay_as_they_are_and_near_names_are_suggested(tmp_path: Path) -> None:
