@@ -15,6 +15,7 @@ from detr.config import as_yaml, build, evaluation_data
 from detr.detector import Detector
 from detr.evaluation import CocoEvaluator
 from detr.reporting import OutputFolder
+from detr.weights import weights_file
 
 logger = logging.getLogger(__name__)
 CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evaluation/detections.json"
@@ -32,6 +33,8 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     output = distributed.by_first(
         lambda: OutputFolder(run_dir, names, overwrite=config.overwrite, option="run_dir=PATH")
     )
+    with distributed.first_on_machine():
+        file = weights_file(config.checkpoint)
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
     )
@@ -43,7 +46,7 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     annotations = build(data["val"], path="data.val", allow=("datasets.formats", *config.allow_targets))
     dataset = DetectionDataset(annotations, resized, categories=detector.categories)
     if distributed.world_size() > 1:
-        weights = hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest()[:12]
+        weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
     logger.info("Evaluating on %d images: %s.", len(dataset), detector.resizing)
 

@@ -16,7 +16,7 @@ from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, MatchingDiagnostics
 from detr.reporting import Reporter, describe_model
-from detr.weights import load_weights
+from detr.weights import PUBLISHED, load_weights, weights_file
 
 logger = logging.getLogger(__name__)
 BATCHES = ("batch_size", "workers", "pad_to")  # options of both loaders
@@ -33,6 +33,8 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     logger.info("Device: %s; threads of the CPU: %d. Reading the data.", device, torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
+    if config.weights is not None:
+        fetch(config.weights)
 
     augmentation = build_augmentation(config.data)
     train_set, val_set = data_sets(config, options, augmentation)
@@ -85,6 +87,14 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         data=data,
     )
     trainer.fit()
+
+
+def fetch(weights: str) -> None:
+    """What a training starts from is there, or refused, before any other work."""
+    if weights in PUBLISHED:
+        logger.info("weights=%s brings %s.", weights, PUBLISHED[weights].options)
+    with distributed.first_on_machine():
+        weights_file(weights)
 
 
 def data_sets(

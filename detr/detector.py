@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from detr.config import build_stored_model
+from detr.config import build_stored_model, compose, plain
 from detr.contents import check_content, flag, record, whole
 from detr.errors import UserError
 from detr.images import model_size, pad_to_batch, read_image, resize, upright_tensor
@@ -20,13 +19,13 @@ from detr.models.detr import DETR
 from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess
 from detr.text import printable
 from detr.types import Category, Detections
-from detr.weights import Published, as_checkpoint, load_state, read_weights
+from detr.weights import PUBLISHED, Published, as_checkpoint, load_state, read_weights
 
 logger = logging.getLogger(__name__)
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
-# Published DETR and its family were evaluated at these sizes, and their 91 classes are COCO's category ids as they are.
+# Published DETR and its family were evaluated at these sizes.
 _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE = 800, 1333
 # Sides of images in a checkpoint's configuration: more than this never fits into memory.
 _SIDE = whole(1, 2**14)
@@ -88,17 +87,20 @@ class Detector:
     ) -> "Detector":
         """Load a checkpoint of this framework, or published weights of DETR or of another model of its family.
 
-        model: a `model` configuration; needed for published weights, which come without one, and not used otherwise.
+        path: a file; the name of a published checkpoint, such as "detr_r50"; or hf:OWNER/REPOSITORY of transformers.
+        model: a `model` configuration; needed for files of published weights, which come without one, and not used
+        otherwise: a name brings its own.
         allow_targets: packages of your own that the checkpoint's model is built from, beside detr.models.
         Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed,
         and where the device is not there.
         """
         _check_device(device)
+        model = _model_of(str(path), model)
         weights = read_weights(path)
         config = None
         if isinstance(weights, Published) and model is not None:
             logger.info("Using %s.", weights)
-            categories = published_categories(weights.converted.num_classes)
+            categories = weights.categories or _unnamed(weights.converted.num_classes)
             data = {"size": _PUBLISHED_SIZE, "max_size": _PUBLISHED_MAX_SIZE, "square": False}
         else:
             checkpoint = as_checkpoint(weights)
@@ -207,11 +209,22 @@ def _check_device(device: str | torch.device) -> None:
         ) from error
 
 
-def published_categories(count: int) -> list[Category]:
-    """The classes of published weights: ids are labels; names are COCO's where there are as many as COCO has ids."""
-    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    names = coco if count == len(coco) else [str(number) for number in range(count)]
-    return [Category(id=number, name=name) for number, name in enumerate(names)]
+def _model_of(name: str, model: Any) -> Any:
+    """The model that a published checkpoint of this name brings; for anything else the one that is given."""
+    if name not in PUBLISHED:
+        return model
+    options = PUBLISHED[name].options
+    own = plain(compose(options.split()).model)
+    if model is not None and plain(model) != own:
+        raise UserError(
+            f"The published weights {name} bring their own model, {options}. Leave the options of model out."
+        )
+    return own
+
+
+def _unnamed(count: int) -> list[Category]:
+    """Classes of which the number alone is known."""
+    return [Category(id=number, name=str(number)) for number in range(count)]
 
 
 def _to_tensor(image: ImageSource) -> Tensor:

@@ -1,5 +1,6 @@
 """Files from anywhere: read without running code from them, and written whole or not at all."""
 
+import argparse
 import errno
 import os
 import pickle
@@ -36,7 +37,7 @@ _DAMAGED = (
     BadZipFile,
     SafetensorError,
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what systems say of a disk or a quota that has no more room
 # What file systems answer that cannot do what is asked, or need not.
 _UNSUPPORTED = (
     errno.EINVAL,
@@ -51,7 +52,9 @@ _UNSUPPORTED = (
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """Load any file of tensors and plain values on the CPU; raises UserError for everything else.
+    """Load any file of tensors and plain values, options of argparse included, on the CPU.
+
+    Raises UserError for everything else.
 
     Reads PyTorch's format, and that of safetensors by the ending .safetensors. Checksums are checked.
     """
@@ -88,7 +91,9 @@ def _load(file: BinaryIO, path: Path) -> Any:
     if is_archive(file):
         check_archive(file)
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    # Published files hold the options of their training beside the weights, as argparse has them: attributes alone.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def read_regular(path: str | Path, most: int) -> bytes:
@@ -149,7 +154,7 @@ def write_tensors(path: str | Path, content: Mapping[str, Any], *, keep: int = 1
             temporary.unlink()
         # torch reports a full disk by a RuntimeError of its own, raised from the error of the file.
         cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError)), error)
-        remedy = "Make room" if getattr(cause, "errno", None) in _FULL else "See to it that the folder can be written"
+        remedy = "Make room" if getattr(cause, "errno", None) in FULL else "See to it that the folder can be written"
         raise UserError(
             f"Cannot write {path}: {cause}. What was saved before is whole. {remedy}, then go on with "
             "trainer.resume=auto and the same run_dir."

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detr.config.compose import CONFIGS, explained
-from detr.config.overrides import as_hydra_reads
+from detr.config.overrides import as_hydra_reads, with_model_of_weights
 
 __all__ = ["Job", "JobCallback", "command_line", "in_sweep", "job", "take_failure"]
 
@@ -32,7 +32,8 @@ def command_line(name: str) -> Callable[[Callable[[DictConfig], None]], Callable
         @wraps(run)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them its own way
-            sys.argv[1:] = [part if part.startswith("-") else as_hydra_reads(part) for part in sys.argv[1:]]
+            parts = [part if part.startswith("-") else as_hydra_reads(part) for part in sys.argv[1:]]
+            sys.argv[1:] = with_model_of_weights(parts) if name == "train" else parts
             with explained(name):
                 compose_and_run()
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from detr.config import schema
 from detr.config.check import check_config, plain
 from detr.config.messages import message
-from detr.config.overrides import as_hydra_reads
+from detr.config.overrides import as_hydra_reads, with_model_of_weights
 from detr.engine.options import flat
 from detr.errors import UserError
 
@@ -101,6 +101,7 @@ def _split(given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 
 def _composed(overrides: Sequence[str], name: str) -> DictConfig:
     GlobalHydra.instance().clear()
+    overrides = with_model_of_weights(overrides) if name == "train" else overrides
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose(name, overrides=[as_hydra_reads(override) for override in overrides])
 

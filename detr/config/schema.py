@@ -12,6 +12,7 @@ from omegaconf import MISSING, OmegaConf
 from detr.engine import TrainerConfig
 from detr.evaluation.backends import Backend
 from detr.ranges import at_least, each_from, one_of
+from detr.weights import published_table
 
 _MOST_PIXELS = 20_000  # of a side: an image of this size takes 5 GB, before the model sees it
 
@@ -113,8 +114,9 @@ class PredictConfig(RunConfig):
 
 
 def register() -> None:
-    """Register what configs/ builds on: the schemas, first in the defaults lists, and `scaled`."""
+    """Register what configs/ builds on: the schemas, first in the defaults lists, `scaled` and `published_weights`."""
     OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
+    OmegaConf.register_new_resolver("published_weights", published_table, replace=True)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)

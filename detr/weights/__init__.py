@@ -2,10 +2,13 @@
 
 from detr.weights.checkpoints import newest, save
 from detr.weights.families import from_published, to_published
+from detr.weights.fetching import weights_file
 from detr.weights.loading import LoadReport, check_state, load_state, load_weights
+from detr.weights.published import PUBLISHED, published_table
 from detr.weights.reading import Checkpoint, Published, Weights, as_checkpoint, read_checkpoint, read_weights
 
 __all__ = [
+    "PUBLISHED",
     "Checkpoint",
     "LoadReport",
     "Published",
@@ -16,8 +19,10 @@ __all__ = [
     "load_state",
     "load_weights",
     "newest",
+    "published_table",
     "read_checkpoint",
     "read_weights",
     "save",
     "to_published",
+    "weights_file",
 ]

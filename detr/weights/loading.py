@@ -11,7 +11,7 @@ from detr.errors import UserError
 from detr.models.added import Added
 from detr.models.queries import ObjectQueries
 from detr.types import Category
-from detr.weights.reading import Checkpoint, Published, Weights, read_weights
+from detr.weights.reading import Published, Weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Catego
     """
     own, weights = model.state_dict(), read_weights(path)
     shared = _shared(weights, categories)
-    adapted = _adapted(model, weights, categories, shared) if isinstance(weights, Checkpoint) and shared else {}
+    adapted = _adapted(model, weights, categories, shared) if shared else {}
     replaced = _replaced(model, weights, categories)
     replaced = {name: why for name, why in replaced.items() if name not in adapted}
     # Batch norms count batches unless they are frozen, and nothing depends on it.
@@ -69,18 +69,18 @@ def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Catego
 
 def _shared(weights: Weights, categories: Sequence[Category]) -> dict[int, int]:
     """Labels of the model's classes that the file has by name, with their labels there; none where all are the same."""
-    if not isinstance(weights, Checkpoint) or weights.categories == list(categories):
+    if weights.categories is None or weights.categories == list(categories):
         return {}
     labels = {category.name: label for label, category in enumerate(weights.categories)}
     return {label: labels[one.name] for label, one in enumerate(categories) if one.name in labels}
 
 
 def _adapted(
-    model: nn.Module, weights: Checkpoint, categories: Sequence[Category], shared: Mapping[int, int]
+    model: nn.Module, weights: Weights, categories: Sequence[Category], shared: Mapping[int, int]
 ) -> dict[str, Tensor]:
     """Tensors with a row for each class: the file's rows of shared classes, the model's own ones of all others."""
     own, adapted = model.state_dict(), {}
-    before, now = len(weights.categories), len(categories)
+    before, now = len(weights.categories or ()), len(categories)
     for name in _of_classes(model):
         tensor, found = own[name].clone(), weights.state.get(name)
         further = len(tensor) - now  # one, for no object, in the heads of softmax losses
@@ -100,7 +100,7 @@ def _replaced(model: nn.Module, weights: Weights, categories: Sequence[Category]
         for name, tensor in own.items()
         if any(part in name for part in _REPLACEABLE) and name in state and state[name].shape != tensor.shape
     }
-    if isinstance(weights, Checkpoint) and weights.categories != list(categories):
+    if weights.categories is not None and weights.categories != list(categories):
         replaced |= dict.fromkeys(_of_classes(model), "file of other classes")
     # What a file from before it was added lacks: a part of the training alone, attention blocks.
     added = ("denoising.", *(f"{name}." for name, part in model.named_modules() if isinstance(part, Added)))

@@ -1,5 +1,6 @@
 """What a file of weights is, decided once: a checkpoint of ours, published weights, or a state dict alone."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from detr.contents import (
     whole,
 )
 from detr.errors import UserError
-from detr.files import read_tensors
+from detr.files import read_regular, read_tensors
 from detr.types import Category
 from detr.weights import version1
 from detr.weights.families import Converted, convert, recognize
+from detr.weights.fetching import weights_file
+from detr.weights.published import coco_categories
 
 FORMAT = "detr-checkpoint-3"
 _READ = (FORMAT, "detr-checkpoint-2", version1.FORMAT)
@@ -52,10 +55,14 @@ _CONTENT: Check = record(model=state_dict, categories=_categories, training=_a_d
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A state dict under our names, and the file that it is from."""
+    """A state dict under our names, and the file that it is from.
+
+    categories: the classes, in the order of the labels; None where they are not known.
+    """
 
     path: Path
     state: dict[str, Tensor]
+    categories: list[Category] | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -75,7 +82,7 @@ class Published(Weights):
 class Checkpoint(Weights):
     """What training saves: weights with all that it takes to use them.
 
-    config: the composed configuration. categories: the classes, in the order of the labels.
+    config: the composed configuration.
     training: what it takes to go on, as detr.weights.checkpoints describes it; None for a checkpoint of version 1.
     """
 
@@ -87,9 +94,11 @@ class Checkpoint(Weights):
 def read_weights(path: str | Path) -> Weights:
     """Read any file of weights: a Checkpoint of any version, Published weights, or a state dict of ours alone.
 
-    Raises UserError where it is missing, damaged, incomplete, or none of these.
+    path: a file, or what `weights_file` takes. Raises UserError where it is missing, damaged, incomplete, or none of
+    these.
     """
-    path, content = Path(path), read_tensors(path)
+    path = weights_file(path)
+    content = read_tensors(path)
     if str(content.get("format")).startswith("detr-checkpoint-"):
         return _checkpoint(content, path)
     state = content.get("model", content)
@@ -103,7 +112,27 @@ def read_weights(path: str | Path) -> Weights:
     if recognize(state) is None:
         return Weights(path=path, state=state)
     converted = convert(state)
-    return Published(path=path, state=converted.state, converted=converted)
+    classes = _classes_beside(path, converted.num_classes) or coco_categories(converted.num_classes)
+    return Published(path=path, state=converted.state, categories=classes, converted=converted)
+
+
+def _classes_beside(path: Path, num_classes: int) -> list[Category] | None:
+    """The classes that config.json names, which transformers keeps beside its weights; ids are labels."""
+    try:
+        config = json.loads(read_regular(path.with_name("config.json"), most=2**20))
+    except (OSError, ValueError):
+        return None
+    names = config.get("id2label") if isinstance(config, dict) else None
+    labels = [str(label) for label in range(num_classes)]
+    if (
+        not isinstance(names, dict)
+        or names.keys() != set(labels)
+        or not all(isinstance(names[one], str) for one in labels)
+    ):
+        return None
+    if all(names[label] == f"LABEL_{label}" for label in labels):  # which it writes where nobody named them
+        return None
+    return [Category(id=int(label), name=names[label]) for label in labels]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

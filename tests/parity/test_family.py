@@ -17,7 +17,7 @@ from detr.models.detr import DETR
 from detr.models.layers.deformable import DeformableAttention
 from detr.models.values import Memory
 from detr.types import Category, Predictions
-from detr.weights import families, load_weights, to_published
+from detr.weights import PUBLISHED, families, load_weights, to_published
 from detr.weights.families import Converted, convert
 from tests.helpers import make_batch, random_targets
 
@@ -71,7 +71,7 @@ def their_config(kind: str, **options: Any) -> tuple[Any, Any]:
 
 def build_theirs(kind: str, *, resnet: dict[str, Any], **options: Any) -> Any:
     transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
-    several = kind in ("deformable", "refined", "two_stage")
+    several = kind in ("deformable", "refined", "two_stage") and options.get("num_feature_levels") != 1
     resnet["out_features"] = ["stage2", "stage3", "stage4"] if several else ["stage4"]
     config, model = their_config(kind, backbone_config=transformers.ResNetConfig(**resnet), **options)
     theirs = model(config)
@@ -116,8 +116,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def theirs(kind: str) -> Any:
+def build_small(kind: str, **options: Any) -> Any:
     torch.manual_seed(2)
     model = build_theirs(
         kind,
@@ -131,8 +130,15 @@ def theirs(kind: str) -> Any:
         decoder_attention_heads=4,
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
+        **options,
     ).eval()
     randomize(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def theirs(kind: str) -> Any:
+    model = build_small(kind)
     if kind == "two_stage":
         hide_unusable_tokens(model)
     return model
@@ -199,6 +205,19 @@ def test_outputs_and_losses(kind: str, theirs: Any, ours: DETR) -> None:
     for name, value in reference.loss_dict.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6, msg=name)
     torch.testing.assert_close(losses["loss"], reference.loss, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_deformable_detr_on_one_map() -> None:
+    theirs = build_small("deformable", num_feature_levels=1)
+    single_scale = PUBLISHED["deformable_detr_r50_single_scale"].options
+    ours = build(single_scale, "model/backbone=resnet18", *SIZES)
+    ours.load_state_dict(convert(theirs.state_dict()).state)
+    batch = make_batch([torch.randn(3, 96, 131), torch.randn(3, 117, 89)])
+    reference = theirs(pixel_values=batch.images, pixel_mask=(~batch.mask).long())
+    predictions = ours(batch)
+    torch.testing.assert_close(predictions.logits[-1], reference.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(predictions.boxes[-1], reference.pred_boxes, atol=1e-5, rtol=0)
 
 
 def test_every_tensor_is_known(kind: str, theirs: Any, converted: Converted) -> None:

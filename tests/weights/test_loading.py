@@ -1,5 +1,6 @@
 """Weights of other models as a start, and reports of what differs."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,18 +23,32 @@ OTHER_PARTS = {"config": {"data": {}, "model": {}}, "categories": [], "training"
 
 
 def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
-    published = tiny_detr(num_classes=91, num_queries=20)
+    """Of a data set whose classes nobody knows, so that its head starts anew."""
+    published = tiny_detr(num_classes=7, num_queries=20)
     torch.save({"model": to_published(published.state_dict())}, tmp_path / "detr.pth")
-    model = tiny_detr(num_classes=3, num_queries=11)
+    model = tiny_detr(num_classes=2, num_queries=11)
     torch.nn.init.constant_(model.heads[0].box_head.layers[0].weight, 5.0)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = load_weights(model, tmp_path / "detr.pth", CLASSES)
     assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias", "queries.position.weight"}
-    assert "trained anew: heads.0.class_head.weight (file [92, 32], model [4, 32])" in str(report)
+    assert "trained anew: heads.0.class_head.weight (file [8, 32], model [3, 32])" in str(report)
     assert len(report.loaded) == len(fresh) - 3 and not report.unused
     for name, tensor in model.state_dict().items():
         expected = fresh[name] if name in report.replaced else published.state_dict()[name]
         assert torch.equal(tensor, expected), name
+
+
+def test_a_file_with_the_options_of_its_training(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
+    """As published code saves them, in both formats of torch."""
+    published = to_published(tiny_detr(num_classes=2).state_dict())
+    options = argparse.Namespace(lr=1e-4, masks=False, device="cuda", dilation=None, lr_drops=[40])
+    for zipped in (True, False):
+        content = {"model": published, "args": options, "epoch": 49}
+        torch.save(content, tmp_path / "detr.pth", _use_new_zipfile_serialization=zipped)
+        assert not load_weights(tiny_detr(num_classes=2), tmp_path / "detr.pth", CLASSES).replaced
+    torch.save({"model": published, "args": Path("detr.pth")}, tmp_path / "detr.pth")
+    with pytest.raises(UserError, match=r"detr\.pth is refused: .*could run code"):
+        load_weights(tiny_detr(num_classes=2), tmp_path / "detr.pth", CLASSES)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
