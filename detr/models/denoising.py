@@ -76,6 +76,7 @@ class DenoisingQueries(nn.Module):
         They are seen by the others of their copy and, with contrast, trained to find nothing. None leaves the places
         out, so that the result does not depend on how many targets the other images of a batch have.
     eps: coordinates of boxes are at least about this far from 0 and 1, as in `inverse_sigmoid`.
+    extra_label: embed one more label than there are classes, the last, as published weights do. No query has it.
     """
 
     def __init__(
@@ -90,12 +91,13 @@ class DenoisingQueries(nn.Module):
         swap_sides: bool = True,
         filling: float | None = None,
         eps: float = 1e-5,
+        extra_label: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes, self.num_queries = num_classes, num_queries
         self.label_noise, self.box_noise, self.contrastive = label_noise, box_noise, contrastive
         self.swap_sides, self.filling, self.eps = swap_sides, filling, eps
-        self.labels = nn.Embedding(num_classes, d_model)
+        self.labels = nn.Embedding(num_classes + extra_label, d_model)
 
     @torch.compiler.disable  # the numbers of targets decide its shapes
     def forward(self, queries: Queries, targets: Sequence[Target], num_groups: int) -> tuple[Queries, DenoisingLayout]:

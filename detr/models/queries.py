@@ -1,6 +1,7 @@
 """Object queries: where the decoder starts from."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -140,6 +141,9 @@ class TwoStageQueries(ObjectQueries):
     selection: `mixed` learns the content and takes only the anchors from the proposals (DINO: Zhang et al., ICLR 2023);
         `pure` makes content and position of the proposals' boxes (Deformable DETR), which then only separate objects
         from background. Unlike there, only the proposals that are selected are trained, as in DINO.
+    published_padding: cells that propose nothing can be selected too, as the box (1, 1, 1, 1), and positions are
+        embedded from anchors as shares of the padded image, as published DINO does. An image's results then depend on
+        what it is batched with.
     """
 
     two_stage = True
@@ -151,8 +155,10 @@ class TwoStageQueries(ObjectQueries):
         d_model: int,
         num_groups: int = 1,
         selection: Literal["mixed", "pure"] = "mixed",
+        published_padding: bool = False,
     ) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
+        self.published_padding = published_padding
         self.class_agnostic, self.follows_anchors = selection == "pure", selection == "mixed"
         if self.class_agnostic and num_groups > 1:
             raise UserError(
@@ -172,15 +178,19 @@ class TwoStageQueries(ObjectQueries):
         cells, usable = self._cells(memory)
         tokens = self.norm(self.proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         logits, offsets = head.class_head(tokens), head.box_head(tokens)
-        scores = head.scores(logits.detach()).masked_fill(~usable, -math.inf)
+        scores = head.scores(logits.detach())
+        if self.published_padding:
+            cells = cells.masked_fill(~usable[..., None], math.inf)
+        else:
+            scores = scores.masked_fill(~usable, -math.inf)
         chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]
         boxes = (offsets + cells).gather(1, chosen.expand(-1, -1, 4)).sigmoid()
         proposals = Predictions(
             logits=logits.gather(1, chosen.expand(-1, -1, logits.shape[-1]))[None], boxes=boxes[None]
         )
-        return self._queries(boxes.detach()), proposals
+        return self._queries(boxes.detach(), memory), proposals
 
-    def _queries(self, anchors: Tensor) -> Queries:
+    def _queries(self, anchors: Tensor, memory: Memory) -> Queries:
         batch, count, _ = anchors.shape
         anchors = anchors.repeat(1, self.groups, 1)
         if self.class_agnostic:
@@ -188,7 +198,13 @@ class TwoStageQueries(ObjectQueries):
             position, content = self.embed(embedding).chunk(2, dim=-1)
             return Queries(content=content, anchors=anchors, position=lambda _: position)
         content = self.content.weight.unflatten(0, (self.num_groups, -1))[: self.groups, :count].flatten(0, 1)
-        return Queries(content=content.expand(batch, -1, -1), anchors=anchors, position=self.position)
+        position = self.position
+        if self.published_padding:
+            position = partial(self._position_in_padded, memory)
+        return Queries(content=content.expand(batch, -1, -1), anchors=anchors, position=position)
+
+    def _position_in_padded(self, memory: Memory, anchors: Tensor) -> Tensor:
+        return self.position(memory.on_levels(anchors)[:, :, 0])
 
     def _cells(self, memory: Memory) -> tuple[Float[Tensor, "batch tokens 4"], Bool[Tensor, "batch tokens"]]:
         """The box in logits that each token's offsets start from, and whether it may propose."""

@@ -72,7 +72,7 @@ def test_every_parameter_learns_whatever_the_images_hold(name: str, counts: list
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_maps_alone_equal_the_same_maps_in_a_padded_batch(name: str) -> None:
-    model, _ = build(name)
+    model, _ = build(name, *(["model.queries.published_padding=false"] if name == "dino" else []))
     model.eval()
     levels = model.encoder.num_levels
     small = [torch.randn(1, 32, 6 // 2**level + 1, 8 // 2**level + 1) for level in range(levels)]
@@ -266,7 +266,7 @@ def test_groups_of_queries_do_not_see_one_another(kind: type) -> None:
 
 
 def test_two_stage_takes_the_best_proposals_and_never_padding() -> None:
-    model, _ = build("dino")
+    model, _ = build("dino", "model.queries.published_padding=false")
     model.eval()
     queries, head = model.queries, model.proposal_head
     tokens = torch.randn(2, 5 * 7, 32)
