@@ -106,7 +106,12 @@ class AnchorPosition(nn.Module):
         self.mlp = MLP(2 * d_model, d_model, d_model, layers=2)
         self.mlp.apply(_xavier)
 
-    def forward(self, anchors: Float[Tensor, "batch queries 4"]) -> Float[Tensor, "batch queries d_model"]:
+    def forward(
+        self, anchors: Float[Tensor, "batch queries 4"], shares: Float[Tensor, "batch 1 4"] | None = None
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """shares: what part of the padded image's width and height (w, h, w, h) is image, to embed anchors in that."""
+        if shares is not None:
+            anchors = anchors * shares
         return self.mlp(anchor_embedding(anchors, self.mlp.d_out // 2))
 
 
@@ -198,13 +203,12 @@ class TwoStageQueries(ObjectQueries):
             position, content = self.embed(embedding).chunk(2, dim=-1)
             return Queries(content=content, anchors=anchors, position=lambda _: position)
         content = self.content.weight.unflatten(0, (self.num_groups, -1))[: self.groups, :count].flatten(0, 1)
-        position = self.position
-        if self.published_padding:
-            position = partial(self._position_in_padded, memory)
-        return Queries(content=content.expand(batch, -1, -1), anchors=anchors, position=position)
-
-    def _position_in_padded(self, memory: Memory, anchors: Tensor) -> Tensor:
-        return self.position(memory.on_levels(anchors)[:, :, 0])
+        shares = memory.valid_ratios[:, :1].repeat(1, 1, 2)
+        return Queries(
+            content=content.expand(batch, -1, -1),
+            anchors=anchors,
+            position=partial(self.position, shares=shares) if self.published_padding else self.position,
+        )
 
     def _cells(self, memory: Memory) -> tuple[Float[Tensor, "batch tokens 4"], Bool[Tensor, "batch tokens"]]:
         """The box in logits that each token's offsets start from, and whether it may propose."""
