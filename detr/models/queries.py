@@ -1,9 +1,11 @@
 """Object queries: where the decoder starts from."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -104,22 +106,35 @@ class AnchorPosition(nn.Module):
         self.mlp = MLP(2 * d_model, d_model, d_model, layers=2)
         self.mlp.apply(_xavier)
 
-    def forward(self, anchors: Float[Tensor, "batch queries 4"]) -> Float[Tensor, "batch queries d_model"]:
+    def forward(
+        self, anchors: Float[Tensor, "batch queries 4"], shares: Float[Tensor, "batch 1 4"] | None = None
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """shares: what part of the padded image's width and height (w, h, w, h) is image, to embed anchors in that."""
+        if shares is not None:
+            anchors = anchors * shares
         return self.mlp(anchor_embedding(anchors, self.mlp.d_out // 2))
 
 
 class AnchorQueries(ObjectQueries):
-    """Learned boxes that the decoder moves layer by layer; content 0 (DAB-DETR: Liu et al., ICLR 2022)."""
+    """Learned boxes that the decoder moves layer by layer; content 0 (DAB-DETR: Liu et al., ICLR 2022).
 
-    def __init__(self, *, num_queries: int, d_model: int, num_groups: int = 1) -> None:
+    learned_content: learn one content, which all queries have; its last feature is 0, which says that they are no
+        denoising queries (DN-DETR: Li et al., CVPR 2022).
+    """
+
+    def __init__(self, *, num_queries: int, d_model: int, num_groups: int = 1, learned_content: bool = False) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
         self.anchors = nn.Embedding(num_queries * num_groups, 4)
+        self.content = nn.Embedding(1, d_model - 1) if learned_content else None
         self.position = AnchorPosition(d_model=d_model)
 
     def forward(self, memory: Memory, head: Head | None = None) -> tuple[Queries, None]:
         batch, rows = len(memory.tokens), self.num_queries * self.groups
         anchors = self.anchors.weight[:rows].sigmoid().expand(batch, -1, -1)
-        content = anchors.new_zeros(batch, rows, self.d_model)
+        content = anchors.new_zeros(1, self.d_model)
+        if self.content is not None:
+            content = F.pad(self.content.weight, (0, 1))
+        content = content.expand(batch, rows, -1)
         return Queries(content=content, anchors=anchors, position=self.position), None
 
 
@@ -131,6 +146,9 @@ class TwoStageQueries(ObjectQueries):
     selection: `mixed` learns the content and takes only the anchors from the proposals (DINO: Zhang et al., ICLR 2023);
         `pure` makes content and position of the proposals' boxes (Deformable DETR), which then only separate objects
         from background. Unlike there, only the proposals that are selected are trained, as in DINO.
+    published_padding: cells that propose nothing can be selected too, as the box (1, 1, 1, 1), and positions are
+        embedded from anchors as shares of the padded image, as published DINO does. An image's results then depend on
+        what it is batched with.
     """
 
     two_stage = True
@@ -142,8 +160,10 @@ class TwoStageQueries(ObjectQueries):
         d_model: int,
         num_groups: int = 1,
         selection: Literal["mixed", "pure"] = "mixed",
+        published_padding: bool = False,
     ) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
+        self.published_padding = published_padding
         self.class_agnostic, self.follows_anchors = selection == "pure", selection == "mixed"
         if self.class_agnostic and num_groups > 1:
             raise UserError(
@@ -163,15 +183,19 @@ class TwoStageQueries(ObjectQueries):
         cells, usable = self._cells(memory)
         tokens = self.norm(self.proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         logits, offsets = head.class_head(tokens), head.box_head(tokens)
-        scores = head.scores(logits.detach()).masked_fill(~usable, -math.inf)
+        scores = head.scores(logits.detach())
+        if self.published_padding:
+            cells = cells.masked_fill(~usable[..., None], math.inf)
+        else:
+            scores = scores.masked_fill(~usable, -math.inf)
         chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]
         boxes = (offsets + cells).gather(1, chosen.expand(-1, -1, 4)).sigmoid()
         proposals = Predictions(
             logits=logits.gather(1, chosen.expand(-1, -1, logits.shape[-1]))[None], boxes=boxes[None]
         )
-        return self._queries(boxes.detach()), proposals
+        return self._queries(boxes.detach(), memory), proposals
 
-    def _queries(self, anchors: Tensor) -> Queries:
+    def _queries(self, anchors: Tensor, memory: Memory) -> Queries:
         batch, count, _ = anchors.shape
         anchors = anchors.repeat(1, self.groups, 1)
         if self.class_agnostic:
@@ -179,7 +203,12 @@ class TwoStageQueries(ObjectQueries):
             position, content = self.embed(embedding).chunk(2, dim=-1)
             return Queries(content=content, anchors=anchors, position=lambda _: position)
         content = self.content.weight.unflatten(0, (self.num_groups, -1))[: self.groups, :count].flatten(0, 1)
-        return Queries(content=content.expand(batch, -1, -1), anchors=anchors, position=self.position)
+        shares = memory.valid_ratios[:, :1].repeat(1, 1, 2)
+        return Queries(
+            content=content.expand(batch, -1, -1),
+            anchors=anchors,
+            position=partial(self.position, shares=shares) if self.published_padding else self.position,
+        )
 
     def _cells(self, memory: Memory) -> tuple[Float[Tensor, "batch tokens 4"], Bool[Tensor, "batch tokens"]]:
         """The box in logits that each token's offsets start from, and whether it may propose."""

@@ -16,6 +16,7 @@ class _Attention(MultiHead):
         self.query_content, self.query_position = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.key_content, self.key_position = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.value, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.out_proj.bias)
 
 
 class ConditionalSelfAttention(_Attention):
@@ -85,5 +86,5 @@ class SpatialQuery(nn.Module):
         if self.size is None:
             return embedding
         # The embedding is that of y, then x.
-        ratio = (self.size(x).sigmoid() / anchors[..., 2:].clamp(min=1e-3)).flip(-1)
+        ratio = (self.size(x).sigmoid() / anchors[..., 2:].clamp(min=1e-6)).flip(-1)
         return (embedding.unflatten(-1, (2, -1)) * ratio[..., None]).flatten(-2)

@@ -14,17 +14,20 @@ from torch import Tensor
 
 from detr.errors import UserError
 from detr.weights.families.conditional_detr import CONDITIONAL_DETR
-from detr.weights.families.dab_detr import DAB_DETR
+from detr.weights.families.dab_detr import DAB_DETR, DN_DETR
 from detr.weights.families.deformable_detr import (
     DEFORMABLE_DETR,
     REFINED_DEFORMABLE_DETR,
     TWO_STAGE_DEFORMABLE_DETR,
 )
 from detr.weights.families.detr import DETR
+from detr.weights.families.dino import DINO
 from detr.weights.families.naming import Family, Renaming, decoder_layers, has_marks, pack_attention, reversed_names
 
 # The first whose marks are all there is the one.
 FAMILIES = (
+    DINO,
+    DN_DETR,
     TWO_STAGE_DEFORMABLE_DETR,
     REFINED_DEFORMABLE_DETR,
     DEFORMABLE_DETR,
@@ -34,7 +37,7 @@ FAMILIES = (
 )
 _NAMES = ", ".join(family.name for family in FAMILIES)
 _HEAD = re.compile(r"((model\.decoder\.)?class_embed\.(\d+\.)?|class_labels_classifier\.)weight")
-_OTHERS = re.compile(r"label_enc|tgt_embed")  # DN-DETR, DINO, DAB-Deformable-DETR
+_OTHERS = re.compile(r"label_enc|tgt_embed")  # relatives of DINO and DN-DETR
 _RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (23, True): "resnet101"}  # ResNet-50 needs no option
 
 
@@ -60,7 +63,10 @@ class Converted:
         """What sets such a model on the command line."""
         blocks = sum(bool(re.fullmatch(r"backbone\.body\.layer3\.\d+\.conv1\.weight", name)) for name in self.state)
         resnet = _RESNETS.get((blocks, "backbone.body.layer3.0.conv3.weight" in self.state))
-        return self.family.options + (f" model/backbone={resnet}" if resnet else "")
+        further = [f"model/backbone={resnet}"] if resnet else []
+        if "neck.levels.4.0.weight" in self.state:
+            further += ["model.backbone.features=[4,8,16,32]", "model.neck.num_levels=5"]
+        return " ".join((self.family.options, *further))
 
     def __str__(self) -> str:
         reasons = [f"{count} {reason}" for reason, count in Counter(self.dropped.values()).items()]
@@ -75,12 +81,13 @@ def recognize(state: Mapping[str, Tensor]) -> Family | None:
     """
     if not any(_HEAD.fullmatch(name) for name in state):
         return None
-    if any(_OTHERS.search(name) for name in state):
+    family = next(family for family in FAMILIES if has_marks(state, family.marks))
+    if family not in (DINO, DN_DETR) and any(_OTHERS.search(name) for name in state):
         raise UserError(
-            "Weights of DN-DETR, DINO or DAB-Deformable-DETR from elsewhere cannot be converted yet. Use those of "
+            "Weights of DAB-Deformable-DETR or DN-Deformable-DETR from elsewhere cannot be converted yet. Use those of "
             f"{_NAMES}, or a checkpoint that train.py wrote."
         )
-    return next(family for family in FAMILIES if has_marks(state, family.marks))
+    return family
 
 
 def convert(state: Mapping[str, Tensor], family: Family | None = None) -> Converted:

@@ -1,6 +1,23 @@
-"""DAB-DETR (Liu et al., ICLR 2022): IDEA-Research/DAB-DETR."""
+"""DAB-DETR (Liu et al., ICLR 2022): IDEA-Research/DAB-DETR. DN-DETR (Li et al., CVPR 2022): IDEA-Research/DN-DETR."""
 
-from detr.weights.families.naming import AUTHORS, AUTHORS_CONDITIONAL, AUTHORS_ONE_HEAD, TRANSFORMERS, Family
+import torch
+
+from detr.weights.families.naming import AUTHORS, AUTHORS_CONDITIONAL, AUTHORS_ONE_HEAD, TRANSFORMERS, Family, State
+
+
+def _take_out_content(state: State) -> State:
+    """The last of their labels, of no object, is the content of the matched queries."""
+    if "denoising.labels.weight" not in state:
+        return state
+    labels = state["denoising.labels.weight"]
+    return state | {"denoising.labels.weight": labels[:-1], "queries.content.weight": labels[-1:]}
+
+
+def _put_back_content(state: State) -> State:
+    state = dict(state)
+    content = state.pop("queries.content.weight")
+    return state | {"denoising.labels.weight": torch.cat((state["denoising.labels.weight"], content))}
+
 
 DAB_DETR = Family(
     name="DAB-DETR",
@@ -47,4 +64,14 @@ DAB_DETR = Family(
         ("model.decoder.bbox_embed", "heads.0.box_head"),
         *TRANSFORMERS,
     ),
+)
+DN_DETR = Family(
+    name="DN-DETR",
+    options="model=dn_detr",
+    marks=(*DAB_DETR.marks, r"\.ca_qcontent_proj\.", r"^label_enc\."),
+    our_marks=(*DAB_DETR.our_marks, r"^queries\.content\.", r"^denoising\."),
+    authors=(("label_enc", "denoising.labels"), *DAB_DETR.authors),
+    transformers=DAB_DETR.transformers,  # which has none
+    adopt=_take_out_content,
+    release=_put_back_content,
 )

@@ -4,7 +4,7 @@ import torch
 
 from detr.weights.families.naming import AUTHORS, TRANSFORMERS, Family, Rows, State, decoder_layers
 
-_AUTHORS: Rows = (
+AUTHORS_DEFORMABLE: Rows = (
     ("input_proj", "neck.levels"),
     ("query_embed", "queries.position"),
     ("transformer.reference_points", "queries.points"),
@@ -85,7 +85,7 @@ DEFORMABLE_DETR = Family(
     options="model=deformable_detr",
     marks=(r"\.sampling_offsets\.",),
     our_marks=(r"\.cross_attn\.sampling_offsets\.", r"^queries\.points\.", r"^queries\.content\."),
-    authors=(*_SHARED_HEADS, *_AUTHORS),
+    authors=(*_SHARED_HEADS, *AUTHORS_DEFORMABLE),
     transformers=(*_SHARED_HEADS, *_TRANSFORMERS),
     adopt=_split_queries,
     release=_join_queries,
@@ -95,7 +95,7 @@ REFINED_DEFORMABLE_DETR = Family(
     options=f"{DEFORMABLE_DETR.options} model.refine=true model.shared_heads=false",
     marks=(*DEFORMABLE_DETR.marks, r"\.decoder\.bbox_embed\."),
     our_marks=(*DEFORMABLE_DETR.our_marks, r"^heads\.1\."),
-    authors=(*_HEADS, *_inside("transformer", _REFINING), *_AUTHORS),
+    authors=(*_HEADS, *_inside("transformer", _REFINING), *AUTHORS_DEFORMABLE),
     transformers=(*_HEADS, *_inside("model", _REFINING), *_TRANSFORMERS),
     adopt=_split_queries,
     release=_join_queries,
@@ -105,7 +105,7 @@ TWO_STAGE_DEFORMABLE_DETR = Family(
     options=f"{REFINED_DEFORMABLE_DETR.options} model/queries=two_stage model.queries.selection=pure",
     marks=(*REFINED_DEFORMABLE_DETR.marks, r"\.enc_output\."),
     our_marks=(r"\.cross_attn\.sampling_offsets\.", r"^queries\.embed\.", r"^heads\.1\."),
-    authors=(*_HEADS, *_inside("transformer", _PROPOSING), *_AUTHORS),
+    authors=(*_HEADS, *_inside("transformer", _PROPOSING), *AUTHORS_DEFORMABLE),
     transformers=(*_HEADS, *_inside("model", _PROPOSING), *_TRANSFORMERS),
     adopt=_take_out_proposal_head,
     release=_put_back_proposal_head,

@@ -1,0 +1,25 @@
+"""DINO (Zhang et al., ICLR 2023): IDEA-Research/DINO."""
+
+from detr.weights.families.deformable_detr import AUTHORS_DEFORMABLE
+from detr.weights.families.naming import Family, Rows
+
+_AUTHORS: Rows = (
+    ("class_embed.#", "heads.0.class_head"),
+    ("bbox_embed.#", "heads.0.box_head"),
+    ("transformer.decoder.class_embed.#", "heads.0.class_head"),
+    ("transformer.decoder.bbox_embed.#", "heads.0.box_head"),
+    ("transformer.enc_out_class_embed", "proposal_head.class_head"),
+    ("transformer.enc_out_bbox_embed", "proposal_head.box_head"),
+    ("transformer.tgt_embed", "queries.content"),
+    ("transformer.decoder.ref_point_head", "queries.position.mlp"),
+    ("label_enc", "denoising.labels"),
+    *AUTHORS_DEFORMABLE,
+)
+DINO = Family(
+    name="DINO",
+    options="model=dino",
+    marks=(r"\.enc_out_class_embed\.", r"^label_enc\."),
+    our_marks=(r"\.cross_attn\.sampling_offsets\.", r"^queries\.content\.", r"^proposal_head\.", r"^denoising\."),
+    authors=_AUTHORS,
+    transformers=_AUTHORS,  # which has none
+)
