@@ -182,12 +182,11 @@ def test_options_that_the_readme_names_compose() -> None:
     text = (CONFIGS.parent / "README.md").read_text()
     codes = re.findall(r"`([^`\n]+)`", text)
     value = r"(?:\{[^}|]*\}|\[[^]|]*\]|[^\s,|'{\[]+)"
-    options = {
-        option
-        for code in codes
-        for option in re.findall(rf"(?<!\S)'?((?:trainer|optimizer|data|model)\.[\w.]+={value})'?(?!\S)", code)
-    }
-    own = {option for option in options if not re.search("DIR|NAME|PATH|FILE|SAME", option)}
-    assert {"trainer.ema=0.9997", "optimizer.lr_factors={sampling_offsets:0.1}", "data.pad_to=128"} <= own
-    for option in own:
-        compose([option])
+    seen = set()
+    for code in codes:
+        groups = re.findall(r"(?<!\S)model(?:/\w+)*=\w+(?!\S)", code)  # which an option beside them may be one of
+        options = re.findall(rf"(?<!\S)'?((?:trainer|optimizer|data|model)\.[\w.]+={value})'?(?!\S)", code)
+        own = [option for option in (*groups, *options) if not re.search("DIR|NAME|PATH|FILE|SAME", option)]
+        compose(own)
+        seen.update(own)
+    assert {"trainer.ema=0.9997", "optimizer.lr_factors={sampling_offsets:0.1}", "data.pad_to=128"} <= seen

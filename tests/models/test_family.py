@@ -293,7 +293,7 @@ def test_two_stage_takes_the_best_proposals_and_never_padding() -> None:
 
 @pytest.mark.parametrize("selection", ["mixed", "pure"])
 def test_two_stage_with_softmax_proposes_objects_not_background(selection: str) -> None:
-    options = ["model.background=true", f"model.queries.selection={selection}"]
+    options = ["model.background=true", f"model.queries.selection={selection}", "~model/denoising"]
     model, criterion = build("small", *options, "criterion=set")
     with torch.no_grad():
         model.proposal_head.class_head.bias[-1] = 9.0
