@@ -92,9 +92,9 @@ def read_weights(path: str | Path) -> Weights:
     path, content = Path(path), read_tensors(path)
     if str(content.get("format")).startswith("detr-checkpoint-"):
         return _checkpoint(content, path)
-    state = content.get("model", content)
+    state, place = _state_of(content)
     try:
-        state_dict(state, "model" if "model" in content else "")
+        state_dict(state, place)
     except Misfit as misfit:
         raise UserError(
             f"{path} holds no 'model' state dict ({misfit}). Use a checkpoint of this framework or of published DETR."
@@ -104,6 +104,14 @@ def read_weights(path: str | Path) -> Weights:
         return Weights(path=path, state=state)
     converted = convert(state)
     return Published(path=path, state=converted.state, converted=converted)
+
+
+def _state_of(content: dict[str, Any]) -> tuple[Any, str]:
+    """Of a file of others, and its place there: a moving average of the weights before the weights themselves."""
+    average = content.get("ema")
+    if isinstance(average, dict) and "module" in average:
+        return average["module"], "ema.module"
+    return (content["model"], "model") if "model" in content else (content, "")
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -34,7 +34,5 @@ def test_weights_of_other_relatives_are_refused() -> None:
 def test_models_without_published_names_are_refused(recipe: str) -> None:
     with torch.device("meta"):
         model = build_model(compose([f"model={recipe}"]).model, num_classes=3, pretrained=False)
-    with pytest.raises(
-        UserError, match=r"Wanted our weights of two-stage Deformable DETR, .*, DETR, got tensors such as"
-    ):
+    with pytest.raises(UserError, match=r"Wanted our weights of RT-DETRv2, RT-DETR, .*, DETR, got tensors such as"):
         to_published(model.state_dict())
