@@ -19,6 +19,15 @@ def xyxy_to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"
     return torch.cat(((low + high) * 0.5, high - low), dim=-1)
 
 
+def inverse_sigmoid(x: Float[Tensor, "*batch"], eps: float = 1e-5) -> Float[Tensor, "*batch"]:
+    """Logits of shares in [0, 1], as published: the share and what it lacks of 1 each count as `eps` at least.
+
+    eps: 1e-5 in Deformable and Conditional DETR and RT-DETR, 1e-3 in DAB-DETR, DN-DETR and DINO.
+    """
+    x = x.clamp(0, 1)
+    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+
+
 def area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
     """Area of xyxy boxes."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detr.boxes import inverse_sigmoid
 from detr.models.layers.mlp import MLP
 
 _PRIOR = 0.01  # probability of each class at the start (Lin et al., ICCV 2017)
@@ -19,11 +20,12 @@ class Head(nn.Module):
 
     background: one more output, the last, for no object, as the softmax loss needs; without it each class starts
         improbable, as sigmoid losses need.
+    eps: as in `inverse_sigmoid`, of the references that boxes are offsets from.
     """
 
-    def __init__(self, *, d_model: int, num_classes: int, background: bool) -> None:
+    def __init__(self, *, d_model: int, num_classes: int, background: bool, eps: float = 1e-5) -> None:
         super().__init__()
-        self.background = background
+        self.background, self.eps = background, eps
         self.class_head = nn.Linear(d_model, num_classes + background)
         self.box_head = MLP(d_model, d_model, 4, layers=3)
         if not background:
@@ -54,7 +56,7 @@ class Head(nn.Module):
             return offsets.sigmoid()
         dims = reference.shape[-1]
         offsets = offsets.float()  # half precision rounds 1 - eps to 1
-        moved = offsets[..., :dims] + reference.float().logit(eps=1e-5)
+        moved = offsets[..., :dims] + inverse_sigmoid(reference.float(), self.eps)
         return torch.cat((moved, offsets[..., dims:]), dim=-1).sigmoid()
 
     def scores(self, logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:

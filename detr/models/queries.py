@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -109,17 +110,25 @@ class AnchorPosition(nn.Module):
 
 
 class AnchorQueries(ObjectQueries):
-    """Learned boxes that the decoder moves layer by layer; content 0 (DAB-DETR: Liu et al., ICLR 2022)."""
+    """Learned boxes that the decoder moves layer by layer; content 0 (DAB-DETR: Liu et al., ICLR 2022).
 
-    def __init__(self, *, num_queries: int, d_model: int, num_groups: int = 1) -> None:
+    learned_content: learn one content, which all queries have; its last feature is 0, which says that they are no
+        denoising queries (DN-DETR: Li et al., CVPR 2022).
+    """
+
+    def __init__(self, *, num_queries: int, d_model: int, num_groups: int = 1, learned_content: bool = False) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
         self.anchors = nn.Embedding(num_queries * num_groups, 4)
+        self.content = nn.Embedding(1, d_model - 1) if learned_content else None
         self.position = AnchorPosition(d_model=d_model)
 
     def forward(self, memory: Memory, head: Head | None = None) -> tuple[Queries, None]:
         batch, rows = len(memory.tokens), self.num_queries * self.groups
         anchors = self.anchors.weight[:rows].sigmoid().expand(batch, -1, -1)
-        content = anchors.new_zeros(batch, rows, self.d_model)
+        content = anchors.new_zeros(1, self.d_model)
+        if self.content is not None:
+            content = F.pad(self.content.weight, (0, 1))
+        content = content.expand(batch, rows, -1)
         return Queries(content=content, anchors=anchors, position=self.position), None
 
 

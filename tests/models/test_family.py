@@ -146,7 +146,7 @@ def compile_for_sizes(_: int, name: str) -> None:
 @pytest.mark.parametrize("name", ["dn_detr", "dino"])
 def test_denoising_does_not_leak(name: str) -> None:
     """What denoising queries are given changes nothing for the queries that are matched, nor for other copies."""
-    model, _ = build(name, "model.denoising.num_queries=8")
+    model, _ = build(name, {"dino": "model.denoising.num_queries=8", "dn_detr": "model.denoising.num_copies=2"}[name])
     model.train()
     batch, targets = batch_of((96, 128), (64, 96)), random_targets([4, 2], CLASSES)
     noises: list[DenoisingLayout] = []
@@ -219,10 +219,10 @@ def test_label_noise_has_the_stated_rate() -> None:
     torch.manual_seed(0)
     denoising = DenoisingQueries(d_model=8, num_classes=1000, num_queries=4000, label_noise=0.25, contrastive=False)
     targets = random_targets([40], 1000)
-    labels, _ = denoising._disturb(
-        targets[0].labels.repeat(100)[None], targets[0].boxes.repeat(100, 1)[None], torch.zeros(4000, 1)
-    )
-    assert (labels[0] != targets[0].labels.repeat(100)).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    queries = Queries(content=torch.zeros(1, 3, 8), anchors=torch.rand(1, 3, 4), position=lambda anchors: anchors)
+    extended, _ = denoising(queries, targets, 1)
+    kept = (extended.content[0, :4000] == denoising.labels(targets[0].labels.repeat(100))).all(-1)
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
 def test_self_attention_mask_by_its_rules() -> None:
@@ -312,8 +312,9 @@ def test_two_stage_with_softmax_proposes_objects_not_background(selection: str) 
 
 
 def test_denoising_of_images_together_equals_that_of_each_alone() -> None:
-    """Images with fewer targets fill up their places, which nothing is trained on."""
-    model, criterion = build("dino", "model.denoising.label_noise=0.0", "model.denoising.box_noise=0.0")
+    """Images with fewer targets leave places empty, which nothing sees."""
+    noise = "model.denoising.label_noise=0.0", "model.denoising.box_noise=0.0"
+    model, criterion = build("dino", *noise, "model.denoising.filling=null")
     model.denoising.contrastive = False
     model.train()
     maps = [torch.randn(2, 32, 6, 8) for _ in range(4)]
