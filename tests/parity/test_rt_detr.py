@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detr.config import build as instantiate
 from detr.config import build_criterion, build_model, compose
+from detr.errors import UserError
 from detr.losses import Matched, SetCriterion
+from detr.models.backbones.resnet_vd import ResNetVD
 from detr.models.detr import DETR
 from detr.models.layers.convolutions import RepVGGBlock, deployed
 from detr.models.layers.deformable import DeformableAttention
@@ -308,6 +312,61 @@ def test_cases_in_training(published: dict[str, Any], shared: Path, name: str) -
     assert losses["loss_ce_proposals"] > 0 and model.proposal_head.class_head.weight.grad.isfinite().all()
 
 
+# Rates and decays, as published: expressions of published names, each with rate and decay; the rest has 1e-4 and 1e-4.
+BACKBONE, BACKBONE_NORM = r"^(?=.*backbone)(?!.*norm).*$", r"^(?=.*backbone)(?=.*norm).*$"
+REST_NORM, REST_BIAS = r"^(?=.*(?:encoder|decoder))(?=.*(?:norm|bn)).*$", r"^(?=.*(?:encoder|decoder))(?=.*bias).*$"
+GROUPS = {
+    "rt_detr_r18": [(BACKBONE_NORM, 1e-5, 0), (BACKBONE, 1e-5, 1e-4), (REST_NORM, 1e-4, 0), (REST_BIAS, 1e-4, 0)],
+    "rt_detr_r50": [
+        ("backbone", 1e-5, 1e-4),
+        (r"^(?=.*encoder(?=.*bias|.*norm.*weight)).*$", 1e-4, 0),
+        (r"^(?=.*decoder(?=.*bias|.*norm.*weight)).*$", 1e-4, 0),
+    ],
+    "rt_detrv2_r18": [(r"^(?=.*(?:norm|bn)).*$", 1e-4, 0)],
+    "rt_detrv2_r34": [(BACKBONE, 5e-5, 1e-4), (BACKBONE_NORM, 5e-5, 0), (REST_NORM, 1e-4, 0), (REST_BIAS, 1e-4, 0)],
+    "rt_detrv2_r50": [(BACKBONE, 1e-5, 1e-4), (REST_NORM, 1e-4, 0)],
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_rates_and_decays_of_recipes(name: str) -> None:
+    config = compose([f"experiment={name}_coco", "data.root=COCO"])
+    model = build_model(config.model, num_classes=80, pretrained=False)
+    optimizer = instantiate(config.optimizer, path="optimizer", model=model)
+    given = {p: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    numbered = [*model.state_dict(keep_vars=True).items()]
+    marked = {ours: torch.tensor(float(index)).expand(tensor.shape) for index, (ours, tensor) in enumerate(numbered)}
+    family = families.RT_DETRV2 if "v2" in name else families.RT_DETR
+    seen = set()
+    for theirs, mark in to_published(marked, family).items():
+        if re.search(r"anchors|valid_mask|num_points_scale", theirs):
+            continue
+        _, parameter = numbered[int(mark.flatten()[0])]
+        if parameter in given:
+            wanted = next(((lr, decay) for part, lr, decay in GROUPS[name] if re.search(part, theirs)), (1e-4, 1e-4))
+            assert given[parameter] == pytest.approx(wanted), theirs
+            seen.add(parameter)
+    assert len(seen) == len(given)
+
+
+# Attention blocks
+
+
+@pytest.mark.parametrize(
+    "block", ["se", "non_local", "criss_cross", "dual", "residual", "spatial_transformer", "hard", "self_attention"]
+)
+@torch.no_grad()
+def test_attention_blocks_change_nothing_at_the_start(shared: Path, block: str) -> None:
+    published = load_fixture(shared, "rt_detr/base.pt")
+    config = compose([*options_of(published["config"]), f"model/attention={block}"])
+    model = build_model(config.model, num_classes=published["config"]["num_classes"], pretrained=False).eval()
+    left = model.load_state_dict(convert(state_of(shared, published)).state, strict=False)
+    assert left.missing_keys and all("attention" in name for name in left.missing_keys)
+    found, expected = model(batch_of(published["images"])), published["eval"]
+    close(found.logits, expected["logits"], LOGITS, "logits")
+    close(found.boxes, expected["boxes"], BOXES, "boxes")
+
+
 # What is right where the published code is not
 
 
@@ -393,6 +452,22 @@ def test_averaged_weights_are_taken_from_their_files(
     assert not (report.replaced or report.unused or report.adapted)
     for name, tensor in model.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor), name
+
+
+def test_pretrained_backbones_under_their_published_names(
+    published: dict[str, Any], state: dict[str, Tensor], model: DETR, tmp_path: Path
+) -> None:
+    depth = published["config"]["PResNet"]["depth"]
+    file = {n.removeprefix("backbone."): tensor for n, tensor in state.items() if n.startswith("backbone.")}
+    torch.save(file, tmp_path / "resnet.pth")
+    norm = "frozen" if published["config"]["PResNet"]["freeze_norm"] else "batch"
+    backbone = ResNetVD(name=f"resnet{depth}", weights=str(tmp_path / "resnet.pth"), norm=norm)
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], tensor), name
+    file["res_layers.0.blocks.0.branch2a.conv.weight"] = torch.ones(1)
+    torch.save(file, tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match=r"are not of a resnet.*such as layer1\.0\.conv1\.weight"):
+        ResNetVD(name=f"resnet{depth}", weights=str(tmp_path / "resnet.pth"), norm=norm)
 
 
 def their_model(published: dict[str, Any]) -> Any:
