@@ -267,9 +267,10 @@ def check_training(model: DETR, images: Tensor, case: dict[str, Any], *, second:
     torch.testing.assert_close(total, case["total"], rtol=4e-6, atol=0)
     total.backward()
     trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert len([*model.named_parameters()]) - len(trained) == len(case["grad_none"])
+    assert len([*model.named_parameters()]) - len(trained) <= len(case["grad_none"])
     state = {name: trained.get(name, torch.zeros_like(tensor)) for name, tensor in model.state_dict().items()}
     gradients = to_published(state, families.RT_DETRV2 if second else families.RT_DETR)
+    assert not any(gradients[name].any() for name in case["grad_none"])  # here it may be 0 in place of none
     for name, norm in case["grad_norms"].items():
         allowed = 1e-3 * (norm + 1e-4 * case["grad_norm_total"])
         assert abs(gradients[name].norm().item() - norm) <= allowed, name
