@@ -21,6 +21,7 @@ FLOORS = (
     ("detr.text", 0),
     ("detr.files", 0),
     ("detr.ranges", 0),
+    ("detr.renaming", 0),
     ("detr.models.detr", 2),
     ("detr.models.attention_maps", 2),
     ("detr.models", 1),

@@ -25,9 +25,9 @@ def adamw(
     lr: float = 1e-4,
     backbone_lr: float = 1e-5,
     layer_decay: float = 1.0,
-    lr_factors: Mapping[str, float] | None = None,
+    lr_factors: Mapping[str, float | None] | None = None,
     weight_decay: float = 1e-4,
-    weight_decays: Mapping[str, float] | None = None,
+    weight_decays: Mapping[str, float | None] | None = None,
     betas: Sequence[float] = (0.9, 0.999),
 ) -> AdamW:
     """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning rate of its own for the backbone.
@@ -44,11 +44,12 @@ def adamw(
     weight_decay: on all parameters. weight_decays: another one for parameters with such a text in their name; norms and
         biases are often left without.
 
-    The first text that a name contains counts; `backbone.STAGE`, such as backbone.layer2, means that stage without its
-    attention blocks. Rates, factors and decays are at least 0, betas at least 0 and below 1.
+    The first text that a name contains counts, and one with None is left out; `backbone.STAGE`, such as
+    backbone.layer2, means that stage without its attention blocks. Rates, factors and decays are at least 0, betas at
+    least 0 and below 1.
     Raises UserError for other values, for a text that no name contains, and for a model of which nothing trains.
     """
-    factors, decays = lr_factors or {}, weight_decays or {}
+    factors, decays = _there(lr_factors), _there(weight_decays)
     for name, rate in (("lr", lr), ("backbone_lr", backbone_lr)):
         checked(rate, name, "a learning rate of at least 0", non_negative)
     checked(layer_decay, "layer_decay", "above 0 and at most 1", lambda value: 0 < value <= 1)
@@ -86,6 +87,10 @@ def adamw(
     if not groups:
         raise UserError("Nothing in the model trains. Let a part train: see model.backbone.freeze and trainer.freeze.")
     return AdamW([*groups.values()], lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
+
+
+def _there(special: Mapping[str, float | None] | None) -> dict[str, float]:
+    return {text: value for text, value in (special or {}).items() if value is not None}
 
 
 def _depths(backbone: Any) -> dict[str, int]:
@@ -201,42 +206,55 @@ class Schedule(Protocol):
 class StepDecay:
     """Multiply by `gamma` after each of the given fractions of the training.
 
-    drops: fractions in (0, 1). gamma: at least 0. warmup: fraction of the training with a linear rise from 0 at its
-    start.
+    drops: fractions in (0, 1). gamma: at least 0.
+    warmup: fraction of the training with a linear rise from 0 at its start. warmup_steps: its length in steps instead.
     """
 
-    def __init__(self, *, drops: Sequence[float], gamma: float = 0.1, warmup: float = 0.0) -> None:
+    def __init__(
+        self, *, drops: Sequence[float], gamma: float = 0.1, warmup: float = 0.0, warmup_steps: int | None = None
+    ) -> None:
         if not all(0 < drop < 1 for drop in drops):
             raise UserError(f"StepDecay: wanted drops as fractions between 0 and 1, got {list(drops)}.")
         self.drops, self.gamma = list(drops), checked(gamma, "gamma", "at least 0", non_negative)
-        self.warmup = _checked(warmup)
+        self.warmup = Warmup(warmup, warmup_steps)
 
     def __call__(self, step: int, total_steps: int) -> float:
         passed = sum(step >= round(drop * total_steps) for drop in self.drops)
-        return self.gamma**passed * _rise(step, total_steps, self.warmup)
+        return self.gamma**passed * self.warmup(step, total_steps)
 
 
 class Cosine:
     """Half a cosine from 1 to `final` (Loshchilov & Hutter, ICLR 2017).
 
-    final: at least 0. warmup: fraction of the training with a linear rise from 0 at its start.
+    final: at least 0. warmup, warmup_steps: as in StepDecay.
     """
 
-    def __init__(self, *, final: float = 0.0, warmup: float = 0.0) -> None:
-        self.final, self.warmup = checked(final, "final", "at least 0", non_negative), _checked(warmup)
+    def __init__(self, *, final: float = 0.0, warmup: float = 0.0, warmup_steps: int | None = None) -> None:
+        self.final = checked(final, "final", "at least 0", non_negative)
+        self.warmup = Warmup(warmup, warmup_steps)
 
     def __call__(self, step: int, total_steps: int) -> float:
-        start = round(self.warmup * total_steps)
+        start = self.warmup.length(total_steps)
         progress = max(step - start, 0) / max(total_steps - start, 1)
         factor = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
-        return factor * _rise(step, total_steps, self.warmup)
+        return factor * self.warmup(step, total_steps)
 
 
-def _rise(step: int, total_steps: int, warmup: float) -> float:
-    return min((step + 1) / max(round(warmup * total_steps), 1), 1.0)
+class Warmup:
+    """A linear rise from 0 to 1 at the start of the training.
 
+    fraction: of the training, in [0, 1). steps: its length in steps instead, at least 1.
+    """
 
-def _checked(warmup: float) -> float:
-    if not 0 <= warmup < 1:
-        raise UserError(f"Schedule: wanted warmup as a fraction of the training in [0, 1), got {warmup}.")
-    return warmup
+    def __init__(self, fraction: float, steps: int | None) -> None:
+        if not 0 <= fraction < 1:
+            raise UserError(f"Schedule: wanted warmup as a fraction of the training in [0, 1), got {fraction}.")
+        if steps is not None:
+            checked(steps, "warmup_steps", "at least 1", lambda value: value >= 1)
+        self.fraction, self.steps = fraction, steps
+
+    def length(self, total_steps: int) -> int:
+        return round(self.fraction * total_steps) if self.steps is None else self.steps
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        return min((step + 1) / max(self.length(total_steps), 1), 1.0)

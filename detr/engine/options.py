@@ -24,6 +24,7 @@ class TrainerConfig:
     activation_checkpointing: bool = False
     clip_norm: float = at_least(0, default=0.1)
     ema: float = at_least(0, below=1, default=0.0)
+    ema_warmup: int | None = at_least(1, default=None)
     freeze: Any = None  # not an empty dict, into which the command line could not put new names
     sync_batch_norm: bool = False
     deterministic: bool = False

@@ -73,7 +73,7 @@ def watch(model: DETR, point: tuple[float, float]) -> Iterator[Seen]:
 
         return note
 
-    watched: list[tuple[Any, Callable[[Any, Any], None]]] = [(model.decoder.layers[-1].cross_attn, decoder)]
+    watched: list[tuple[Any, Callable[[Any, Any], None]]] = [(model.decoder.used[-1].cross_attn, decoder)]
     watched += [(layer.self_attn, encoder) for layer in model.encoder.layers[-1:]]
     for place, blocks in model.named_modules():
         if isinstance(blocks, Blocks):

@@ -14,6 +14,8 @@ from detr.errors import UserError
 from detr.models.values import Queries
 from detr.types import DenoisingPredictions, Matches, Predictions, Target
 
+_LONE = (0.5, 0.5, 0.1, 0.1)  # the box that is disturbed where there is no other
+
 
 @dataclass(frozen=True)
 class DenoisingLayout:
@@ -77,6 +79,8 @@ class DenoisingQueries(nn.Module):
         out, so that the result does not depend on how many targets the other images of a batch have.
     eps: coordinates of boxes are at least about this far from 0 and 1, as in `inverse_sigmoid`.
     extra_label: embed one more label than there are classes, the last, as published weights do. No query has it.
+    without_objects: where no image of a batch has an object, each gets a copy of a box in its middle, with sides of a
+        tenth, that is to find nothing (RT-DETRv2); without it there are no denoising queries then. Needs `filling`.
     """
 
     def __init__(
@@ -92,11 +96,15 @@ class DenoisingQueries(nn.Module):
         filling: float | None = None,
         eps: float = 1e-5,
         extra_label: bool = False,
+        without_objects: bool = False,
     ) -> None:
         super().__init__()
+        if without_objects and (filling is None or not contrastive):
+            raise UserError("DenoisingQueries: without_objects needs filling and contrastive. Set filling=0.0.")
         self.num_classes, self.num_queries = num_classes, num_queries
         self.label_noise, self.box_noise, self.contrastive = label_noise, box_noise, contrastive
         self.swap_sides, self.filling, self.eps = swap_sides, filling, eps
+        self.without_objects = without_objects
         self.labels = nn.Embedding(num_classes + extra_label, d_model)
 
     @torch.compiler.disable  # the numbers of targets decide its shapes
@@ -106,16 +114,22 @@ class DenoisingQueries(nn.Module):
         queries: of `num_groups` groups, with anchors. targets: of each image.
         """
         counts = torch.tensor([len(target) for target in targets])
-        most, device = int(counts.max()), queries.content.device
-        copies = self.copies(most)
+        lone = self.without_objects and not counts.any()
+        most, device = max(int(counts.max()), int(lone)), queries.content.device
+        copies = 1 if lone else self.copies(most)
         times = copies * (2 if self.contrastive else 1)  # in each copy all positive ones, then all negative ones
         valid = (torch.arange(most) < counts[:, None]).repeat(1, times)
         negative = ((torch.arange(times) % 2 == 1) & self.contrastive).repeat_interleave(most)
-        labels = pad_sequence([target.labels for target in targets], batch_first=True).to(device).repeat(1, times)
-        boxes = pad_sequence([target.boxes for target in targets], batch_first=True).to(device).repeat(1, times, 1)
+        labels = pad_sequence([target.labels for target in targets], batch_first=True).to(device)
+        boxes = pad_sequence([target.boxes for target in targets], batch_first=True).to(device)
+        if lone:
+            labels, boxes = labels.new_zeros(len(targets), 1), boxes.new_tensor(_LONE).expand(len(targets), 1, 4)
+        labels, boxes = labels.repeat(1, times), boxes.repeat(1, times, 1)
         noise, there = self.draw(labels), valid.to(device)[..., None]
         content = self.embed(torch.where(noise.redraw < self.label_noise, noise.label, labels)) * there
-        boxes = torch.where(there, self.disturb(boxes, noise, negative.to(device)), self.filling or 0.0)
+        boxes = self.disturb(boxes, noise, negative.to(device))
+        if not lone:
+            boxes = torch.where(there, boxes, self.filling or 0.0)
 
         # Indices are worked out before they go to the device, which would have to wait for each.
         everywhere = torch.ones_like(valid)

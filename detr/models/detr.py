@@ -71,7 +71,7 @@ class DETR(nn.Module):
         self.num_classes, self.num_queries, self.aux_loss = num_classes, num_queries, aux_loss
         self.refine, self.look_forward_twice = refine, look_forward_twice
         d_model = encoder.d_model
-        self.neck = neck(in_channels=backbone.channels, d_model=d_model)
+        self.neck = neck(in_channels=backbone.channels, d_model=encoder.in_channels)
         self._plug(attention or {})
         self.queries = queries(num_queries=num_queries, d_model=d_model)
         self.denoising = None if denoising is None else denoising(d_model=d_model, num_classes=num_classes)
@@ -148,8 +148,8 @@ class DETR(nn.Module):
     def _plug(self, attention: Mapping[str, Placement]) -> None:
         """Add attention blocks to the backbone and after the neck."""
         self.backbone.plug(attention)
-        d_model, levels = self.encoder.d_model, self.encoder.num_levels
-        at_neck = [blocks_for(attention, "neck", "after", d_model) for _ in range(levels)]
+        channels, levels = self.encoder.in_channels, self.encoder.num_levels
+        at_neck = [blocks_for(attention, "neck", "after", channels) for _ in range(levels)]
         self.attention = nn.ModuleList(at_neck if any(at_neck) else [])
 
     def _start_at_anchors(self) -> None:

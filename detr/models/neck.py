@@ -1,7 +1,7 @@
 """From the backbone's feature maps to the encoder's."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,10 +17,18 @@ class ChannelMapper(nn.Module):
 
     in_channels: channels of the backbone's maps.
     num_levels: number of maps to make, at least as many as the backbone gives.
-    norm: group norm after each convolution.
+    norm: group norm after each convolution; or `batch`: batch norm, after convolutions without bias (RT-DETR: Zhao et
+        al., CVPR 2024).
     """
 
-    def __init__(self, *, in_channels: Sequence[int], d_model: int, num_levels: int = 1, norm: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        d_model: int,
+        num_levels: int = 1,
+        norm: bool | Literal["batch"] = False,
+    ) -> None:
         super().__init__()
         if num_levels < len(in_channels):
             raise UserError(
@@ -28,13 +36,15 @@ class ChannelMapper(nn.Module):
                 f"got {num_levels}. Raise num_levels, or let the backbone give fewer maps."
             )
         extra = [in_channels[-1], *[d_model] * num_levels][: num_levels - len(in_channels)]
-        convolutions = [nn.Conv2d(channels, d_model, kernel_size=1) for channels in in_channels]
-        convolutions += [nn.Conv2d(channels, d_model, kernel_size=3, stride=2, padding=1) for channels in extra]
+        bias = norm != "batch"
+        convolutions = [nn.Conv2d(channels, d_model, kernel_size=1, bias=bias) for channels in in_channels]
+        convolutions += [
+            nn.Conv2d(channels, d_model, kernel_size=3, stride=2, padding=1, bias=bias) for channels in extra
+        ]
         self.levels = nn.ModuleList(
-            nn.Sequential(convolution, nn.GroupNorm(32, d_model)) if norm else nn.Sequential(convolution)
-            for convolution in convolutions
+            nn.Sequential(convolution, *([_norm(norm, d_model)] if norm else [])) for convolution in convolutions
         )
-        if norm:
+        if norm is True:
             self.apply(_initialize)
 
     def forward(self, maps: Sequence[Float[Tensor, "batch _ _ _"]]) -> list[Float[Tensor, "batch d_model _ _"]]:
@@ -45,6 +55,10 @@ class ChannelMapper(nn.Module):
             x = level(x)
             mapped.append(x)
         return mapped
+
+
+def _norm(kind: bool | str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(32, channels)
 
 
 def _initialize(module: nn.Module) -> None:

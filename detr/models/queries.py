@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from detr.errors import UserError
@@ -138,6 +138,22 @@ class AnchorQueries(ObjectQueries):
         return Queries(content=content, anchors=anchors, position=self.position), None
 
 
+class BoxPosition(nn.Module):
+    """Positional embeddings from boxes alone, by a perceptron (RT-DETR: Zhao et al., CVPR 2024).
+
+    layers: with 2 its hidden layer has twice d_model features, as in RT-DETR; more have d_model (3 in DEIM: Huang et
+        al., CVPR 2025).
+    """
+
+    def __init__(self, *, d_model: int, layers: int) -> None:
+        super().__init__()
+        self.mlp = MLP(4, 2 * d_model if layers == 2 else d_model, d_model, layers=layers)
+        self.mlp.apply(_xavier)
+
+    def forward(self, anchors: Float[Tensor, "batch queries 4"]) -> Float[Tensor, "batch queries d_model"]:
+        return self.mlp(anchors)
+
+
 class TwoStageQueries(ObjectQueries):
     """The boxes that the encoder's tokens propose, the best first (Deformable DETR: Zhu et al., ICLR 2021).
 
@@ -145,7 +161,12 @@ class TwoStageQueries(ObjectQueries):
 
     selection: `mixed` learns the content and takes only the anchors from the proposals (DINO: Zhang et al., ICLR 2023);
         `pure` makes content and position of the proposals' boxes (Deformable DETR), which then only separate objects
-        from background. Unlike there, only the proposals that are selected are trained, as in DINO.
+        from background; `tokens` takes the tokens' features as content, and makes positions of the boxes alone
+        (RT-DETR: Zhao et al., CVPR 2024). Only the proposals that are selected are trained, as in DINO.
+    ranking: what is compared: `best`, the score of a token's best class; `agnostic`, that of any object, for which the
+        proposals have one class; `pairs`, all scores of all tokens, so that a token of several classes may be selected
+        several times (RT-DETRv2: Lv et al., 2024, which names them default, agnostic and one2many).
+    position_layers: of the perceptron that makes positions of boxes, of `tokens` only.
     published_padding: cells that propose nothing can be selected too, as the box (1, 1, 1, 1), and positions are
         embedded from anchors as shares of the padded image, as published DINO does. An image's results then depend on
         what it is batched with.
@@ -159,22 +180,28 @@ class TwoStageQueries(ObjectQueries):
         num_queries: int,
         d_model: int,
         num_groups: int = 1,
-        selection: Literal["mixed", "pure"] = "mixed",
+        selection: Literal["mixed", "pure", "tokens"] = "mixed",
+        ranking: Literal["best", "agnostic", "pairs"] = "best",
+        position_layers: int = 2,
         published_padding: bool = False,
     ) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
         self.published_padding = published_padding
-        self.class_agnostic, self.follows_anchors = selection == "pure", selection == "mixed"
-        if self.class_agnostic and num_groups > 1:
+        self.selection, self.ranking = selection, "agnostic" if selection == "pure" else ranking
+        self.class_agnostic, self.follows_anchors = self.ranking == "agnostic", selection != "pure"
+        if selection != "mixed" and num_groups > 1:
             raise UserError(
-                "TwoStageQueries: groups of pure selection would be all alike. Set selection=mixed or num_groups=1."
+                f"TwoStageQueries: groups of {selection} selection would be all alike. Set selection=mixed or "
+                "num_groups=1."
             )
         self.proj, self.norm = nn.Linear(d_model, d_model), nn.LayerNorm(d_model)
-        if self.class_agnostic:
+        if selection == "pure":
             self.embed = nn.Sequential(nn.Linear(2 * d_model, 2 * d_model), nn.LayerNorm(2 * d_model))
-        else:
+        elif selection == "mixed":
             self.content = nn.Embedding(num_queries * num_groups, d_model)
-            self.position = AnchorPosition(d_model=d_model)
+            self.position: nn.Module = AnchorPosition(d_model=d_model)
+        else:
+            self.position = BoxPosition(d_model=d_model, layers=position_layers)
         self.apply(_xavier)
 
     def forward(self, memory: Memory, head: Head | None) -> tuple[Queries, Predictions]:
@@ -183,22 +210,31 @@ class TwoStageQueries(ObjectQueries):
         cells, usable = self._cells(memory)
         tokens = self.norm(self.proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         logits, offsets = head.class_head(tokens), head.box_head(tokens)
-        scores = head.scores(logits.detach())
         if self.published_padding:
-            cells = cells.masked_fill(~usable[..., None], math.inf)
-        else:
-            scores = scores.masked_fill(~usable, -math.inf)
-        chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]
+            cells, usable = cells.masked_fill(~usable[..., None], math.inf), torch.ones_like(usable)
+        chosen = self._chosen(head, logits.detach(), usable)[..., None]
         boxes = (offsets + cells).gather(1, chosen.expand(-1, -1, 4)).sigmoid()
         proposals = Predictions(
             logits=logits.gather(1, chosen.expand(-1, -1, logits.shape[-1]))[None], boxes=boxes[None]
         )
-        return self._queries(boxes.detach(), memory), proposals
+        content = tokens.gather(1, chosen.expand(-1, -1, tokens.shape[-1])) if self.selection == "tokens" else None
+        return self._queries(boxes.detach(), None if content is None else content.detach(), memory), proposals
 
-    def _queries(self, anchors: Tensor, memory: Memory) -> Queries:
+    def _chosen(self, head: Head, logits: Tensor, usable: Tensor) -> Int64[Tensor, "batch chosen"]:
+        """Indices of the tokens that propose the best boxes, the best first."""
+        number = min(self.num_queries, logits.shape[1])
+        if self.ranking != "pairs":
+            return head.scores(logits).masked_fill(~usable, -math.inf).topk(number, dim=1).indices
+        scores = logits[..., :-1] if head.background else logits
+        scores = scores.masked_fill(~usable[..., None], -math.inf)
+        return scores.flatten(1).topk(number, dim=1).indices // scores.shape[-1]
+
+    def _queries(self, anchors: Tensor, content: Tensor | None, memory: Memory) -> Queries:
         batch, count, _ = anchors.shape
+        if content is not None:
+            return Queries(content=content, anchors=anchors, position=self.position)
         anchors = anchors.repeat(1, self.groups, 1)
-        if self.class_agnostic:
+        if self.selection == "pure":
             embedding = sine_embedding(anchors * (2 * math.pi), self.d_model // 2).flatten(-2)
             position, content = self.embed(embedding).chunk(2, dim=-1)
             return Queries(content=content, anchors=anchors, position=lambda _: position)

@@ -39,18 +39,19 @@ class Memory:
     def from_maps(
         cls,
         maps: Sequence[Float[Tensor, "batch d_model _ _"]],
-        positions: Sequence[Float[Tensor, "batch d_model _ _"]],
+        positions: Sequence[Float[Tensor, "batch d_model _ _"]] | None,
         masks: Sequence[Bool[Tensor, "batch _ _"]],
         *,
         padded: bool,
     ) -> "Memory":
-        """masks: True = padding. padded: whether they hold any True."""
+        """positions: None for none, which are zeros. masks: True = padding. padded: whether they hold any True."""
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
         sizes = torch.tensor([(width, height) for height, width in shapes], device=maps[0].device)
         valid = torch.stack([extents(mask) for mask in masks], dim=1)
+        tokens = _flatten(maps)
         return cls(
-            tokens=_flatten(maps),
-            position=_flatten(positions),
+            tokens=tokens,
+            position=tokens.new_zeros(()).expand_as(tokens) if positions is None else _flatten(positions),
             mask=torch.cat([mask.flatten(1) for mask in masks], dim=1) if padded else None,
             shapes=shapes,
             sizes=sizes,

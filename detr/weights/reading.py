@@ -101,9 +101,9 @@ def read_weights(path: str | Path) -> Weights:
     content = read_tensors(path)
     if str(content.get("format")).startswith("detr-checkpoint-"):
         return _checkpoint(content, path)
-    state = content.get("model", content)
+    state, place = _state_of(content)
     try:
-        state_dict(state, "model" if "model" in content else "")
+        state_dict(state, place)
     except Misfit as misfit:
         raise UserError(
             f"{path} holds no 'model' state dict ({misfit}). Use a checkpoint of this framework or of published DETR."
@@ -133,6 +133,14 @@ def _classes_beside(path: Path, num_classes: int) -> list[Category] | None:
     if all(names[label] == f"LABEL_{label}" for label in labels):  # which it writes where nobody named them
         return None
     return [Category(id=int(label), name=names[label]) for label in labels]
+
+
+def _state_of(content: dict[str, Any]) -> tuple[Any, str]:
+    """Of a file of others, and its place there: a moving average of the weights before the weights themselves."""
+    average = content.get("ema")
+    if isinstance(average, dict) and "module" in average:
+        return average["module"], "ema.module"
+    return (content["model"], "model") if "model" in content else (content, "")
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

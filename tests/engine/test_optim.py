@@ -56,6 +56,21 @@ def test_cosine_and_warmup() -> None:
     assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.1])
 
 
+def test_warmup_in_steps() -> None:
+    for total in (100, 1000):
+        rates = [StepDecay(drops=[], warmup_steps=4)(step, total) for step in (0, 1, 3, 4, 99)]
+        assert rates == pytest.approx([0.25, 0.5, 1, 1, 1])
+        assert Cosine(warmup_steps=4)(4, total) == 1
+    with pytest.raises(UserError, match="warmup_steps: wanted at least 1, got 0"):
+        Cosine(warmup_steps=0)
+
+
+def test_null_leaves_out_a_rate_by_name(tiny_detr: Callable[..., DETR]) -> None:
+    decays = {"no such name": None, "bias": None, "norm": 0.0}
+    optimizer = adamw(tiny_detr(), weight_decay=0.1, weight_decays=decays)
+    assert {group["name"] for group in optimizer.param_groups if group["weight_decay"] == 0} == {"lr_norm"}
+
+
 def test_bad_fractions_are_named() -> None:
     with pytest.raises(UserError, match=r"fractions between 0 and 1, got \[200\.0\]"):
         StepDecay(drops=[200.0])

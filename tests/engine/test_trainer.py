@@ -229,8 +229,9 @@ def test_moving_average_is_evaluated_saved_and_resumed(make: Make) -> None:
     assert not torch.equal(saved["model"][name], saved["training"]["model"][name])
 
 
-def test_the_average_is_that_of_the_weights(make: Make) -> None:
-    trainer, seen = make(ema=0.5, max_steps=3), []
+@pytest.mark.parametrize("warmup", [None, 7])
+def test_the_average_is_that_of_the_weights(make: Make, warmup: int | None) -> None:
+    trainer, seen = make(ema=0.5, ema_warmup=warmup, max_steps=3), []
     average = trainer.callbacks["moving_average"].average
     update = average.update_parameters
     average.update_parameters = lambda model: (
@@ -241,6 +242,8 @@ def test_the_average_is_that_of_the_weights(make: Make) -> None:
     wanted = seen[0]
     for steps, weight in enumerate(seen[1:], start=1):
         decay = min(0.5, (1 + steps) / (10 + steps))
+        if warmup:
+            decay = 0.5 * (1 - math.exp(-(steps + 1) / warmup))
         wanted = decay * wanted + (1 - decay) * weight
     torch.testing.assert_close(trainer.state.evaluated.heads[0].class_head.weight, wanted)
 

@@ -143,8 +143,8 @@ def with_values(attention: MultiHead, values: Tensor, q: Tensor, k: Tensor, _: T
 
 
 def test_points_outside_of_a_map_count_only_as_far_as_they_reach_in() -> None:
-    locations = torch.tensor([[-0.4, 0.5], [0.0, 0.5], [1 / 6, 0.0], [0.5, 0.5], [3.0, -2.0]]).view(1, 5, 1, 1, 1, 2)
-    weights = spread([(5, 3)], locations, torch.ones(1, 5, 1, 1, 1)).view(5, 5, 3)
+    locations = torch.tensor([[-0.4, 0.5], [0.0, 0.5], [1 / 6, 0.0], [0.5, 0.5], [3.0, -2.0]]).view(1, 5, 1, 1, 2)
+    weights = spread([(5, 3)], [locations], [torch.ones(1, 5, 1, 1)]).view(5, 5, 3)
     torch.testing.assert_close(weights.sum((1, 2)), torch.tensor([0.0, 0.5, 0.5, 1.0, 0.0]))
     assert weights[1, 2, 0] == 0.5 and weights[2, 0, 0] == 0.5 and weights[3, 2, 1] == 1.0
 

@@ -267,7 +267,7 @@ def bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def attend_by_loops(attention: DeformableAttention, query: Tensor, anchors: Tensor, memory: Memory) -> Tensor:
     """The equations of the paper, and its appendix A.4 for boxes, one sample at a time."""
-    heads, levels, points = attention.nhead, attention.num_levels, attention.num_points
+    heads, levels, points = attention.nhead, attention.num_levels, attention.points[0]
     outputs = []
     for b, q in itertools.product(range(query.shape[0]), range(query.shape[1])):
         value = attention.value_proj(memory.tokens[b])

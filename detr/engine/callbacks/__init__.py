@@ -46,8 +46,9 @@ def standard_callbacks(
         validation=validation, every_steps=config.save_every_steps, every_minutes=config.save_every_minutes
     )
     # Each sees what those before it did: the average the weights that are saved, a checkpoint the state of all.
+    average = MovingAverage(model=model, decay=config.ema, warmup=config.ema_warmup) if config.ema else None
     before: dict[str, Callback | None] = {
-        "moving_average": MovingAverage(model=model, decay=config.ema) if config.ema else None,
+        "moving_average": average,
         "freezing": Freezing(model=model, parts=config.freeze) if config.freeze else None,
     }
     after: dict[str, Callback | None] = {

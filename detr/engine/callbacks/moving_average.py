@@ -1,5 +1,6 @@
 """A moving average of the weights."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +17,13 @@ _STATE = record(averaged=tensor(*INTEGERS, shape=(), least=0))
 class MovingAverage(Callback):
     """An exponential moving average of weights and buffers, which is evaluated and saved in place of the model's.
 
-    decay: in (0, 1); (1 + n) / (10 + n) after n steps where that is less, as early weights are far from the later ones.
+    decay: in (0, 1); less in early steps, whose weights are far from the later ones: (1 + n) / (10 + n) after n steps
+        where that is less.
+    warmup: steps over which it is decay * (1 - exp(-n / warmup)) instead, as in RT-DETR (Zhao et al., CVPR 2024).
     """
 
-    def __init__(self, *, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, *, model: nn.Module, decay: float, warmup: int | None = None) -> None:
+        self.decay, self.warmup = decay, warmup
         self.average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
 
     def setup(self, trainer: Trainer) -> None:
@@ -42,4 +45,7 @@ class MovingAverage(Callback):
 
     def _update(self, average: Any, current: Any, number: torch.Tensor | int) -> None:
         steps = float(number)
-        get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))(average, current, number)
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        if self.warmup is not None:
+            decay = self.decay * -math.expm1(-(steps + 1) / self.warmup)
+        get_ema_multi_avg_fn(decay)(average, current, number)

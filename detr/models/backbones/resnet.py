@@ -1,8 +1,8 @@
 """ResNet backbones (He et al., CVPR 2016) from torchvision, cut before the classifier."""
 
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
@@ -47,7 +47,11 @@ def _group_norm(num_channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, num_channels)
 
 
-NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": _group_norm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "frozen": FrozenBatchNorm2d,
+    "batch": nn.BatchNorm2d,
+    "group": _group_norm,
+}
 
 
 class ResNet(Backbone):
@@ -80,9 +84,7 @@ class ResNet(Backbone):
             raise UserError(f"ResNet: wanted name as one of {', '.join(choices)}, got '{name}'.")
         if dilation and name in ("resnet18", "resnet34"):
             raise UserError(f"ResNet: dilation needs resnet50 or larger, got {name}. Set dilation=false.")
-        self.body = torchvision.models.get_model(
-            name, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
-        )
+        self.body = self._network(name, NORMS[norm], dilation)
         order: list[str] = [*STAGES]
         strides = {stage: min(4 * 2**index, 16 if dilation else 32) for index, stage in enumerate(order)}
         self.features, self.stages = stages_for(features, strides, "ResNet"), typing.get_args(Stage)
@@ -144,8 +146,18 @@ class ResNet(Backbone):
             if after := blocks_for(placements, stage, "after", channels):
                 self.attention[stage] = after
 
+    def _network(self, name: str, norm: Callable[[int], nn.Module], dilation: bool) -> Any:
+        """The whole network. norm: makes the norm of so many channels."""
+        return torchvision.models.get_model(
+            name, weights=None, norm_layer=norm, replace_stride_with_dilation=[False, False, dilation]
+        )
+
+    def _state_dict(self, name: str, weights: str) -> dict[str, Tensor]:
+        """Weights under the names of the network, from a file or from where they are published."""
+        return read_state_dict(weights, "ResNet") if is_file(weights) else _download_state_dict(name, weights)
+
     def _load(self, name: str, weights: str) -> None:
-        state = read_state_dict(weights, "ResNet") if is_file(weights) else _download_state_dict(name, weights)
+        state = self._state_dict(name, weights)
         unused = tuple(f"{part}." for part in ("fc", *STAGES) if not hasattr(self.body, part))
         state = {key: value for key, value in state.items() if not key.startswith(unused)}
         wanted = {key: value.shape for key, value in self.body.state_dict().items() if "num_batches" not in key}
@@ -185,10 +197,15 @@ def _download_state_dict(name: str, weights: str) -> dict[str, Tensor]:
             f"ResNet: '{weights}' is neither a file nor one of torchvision's weights for {name}: "
             f"{', '.join(known.__members__)}. Correct weights."
         )
+    return downloaded(known[weights].url, lambda: known[weights].get_state_dict(progress=True))
+
+
+def downloaded(address: str, download: Callable[[], Any]) -> dict[str, Tensor]:
+    """What a download gives. address: where it is from, for the UserError where it cannot be had."""
     try:
-        return known[weights].get_state_dict(progress=True)
+        return download()
     except (URLError, OSError) as error:
         raise UserError(
-            f"ResNet: could not download {known[weights].url}: {error}. Without network access, put the file there "
+            f"ResNet: could not download {address}: {error}. Without network access, put the file there "
             "yourself and set weights=PATH, or train from random weights with weights=null norm=batch freeze=[]."
         ) from None

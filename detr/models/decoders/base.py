@@ -21,15 +21,34 @@ class Decoder(nn.Module):
     d_model: features of the queries.
     norm: the final norm, which serves the outputs of all layers.
     anchor_dims: dimensions of anchors that the queries need at least: 0 none, 2 points, 4 boxes.
+    eval_layers: how many layers are used in evaluation, the first ones; all unless given.
     """
 
-    def __init__(self, *, layers: Sequence[nn.Module], norm: nn.Module, d_model: int, anchor_dims: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        layers: Sequence[nn.Module],
+        norm: nn.Module,
+        d_model: int,
+        anchor_dims: int = 0,
+        eval_layers: int | None = None,
+    ) -> None:
         super().__init__()
         if not layers:
             raise UserError(f"{type(self).__name__}: wanted num_layers of at least 1.")
+        if eval_layers is not None and not 1 <= eval_layers <= len(layers):
+            raise UserError(
+                f"{type(self).__name__}: wanted eval_layers from 1 to num_layers={len(layers)}, got {eval_layers}."
+            )
+        self.eval_layers = eval_layers
         self.d_model = d_model
         self.layers = nn.ModuleList(layers)
         self.norm, self.anchor_dims = norm, anchor_dims
+
+    @property
+    def used(self) -> nn.ModuleList:
+        """The layers that are used now."""
+        return self.layers if self.training else self.layers[: self.eval_layers]
 
     def forward(
         self, queries: Queries, memory: Memory, refine: Refine | None = None, *, look_forward_twice: bool = False
@@ -43,11 +62,11 @@ class Decoder(nn.Module):
         reference = anchors
         outputs: list[Tensor] = []
         references: list[Tensor | None] = []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.used):
             x = layer(x, self.positions(index, x, queries, anchors), memory, queries.keep)
             outputs.append(self.norm(x))
             references.append(reference)
-            if refine is not None and index + 1 < len(self.layers):
+            if refine is not None and index + 1 < len(self.used):
                 # As published, from what the layer put out; before normalizing first, that is not normalized at all.
                 with torch.set_grad_enabled(look_forward_twice and torch.is_grad_enabled()):
                     reference = refine(index, outputs[-1] if layer.norm_first else x, anchors)

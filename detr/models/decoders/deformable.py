@@ -1,17 +1,21 @@
 """Deformable DETR's decoder: every query looks at a few points around its anchor (Zhu et al., ICLR 2021)."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from detr.models.decoders.base import Decoder
-from detr.models.layers.deformable import DeformableCrossAttention
+from detr.models.layers.deformable import DeformableCrossAttention, Sampling
 from detr.models.layers.transformer import Activation, DecoderLayer, DecoderSelfAttention, initialize
 
 
 class DeformableDecoder(Decoder):
     """Cross-attention of every query to a few points around its anchor, in all maps.
 
-    num_levels: feature maps in the memory. num_points: points that each head samples in each of them. The other options
-    are those of TransformerDecoder; `dropout` is not applied to the weights of cross-attention, as published.
+    num_levels: feature maps in the memory. num_points, sampling: as in DeformableAttention.
+    eval_layers: how many layers are used in evaluation, the first ones; all unless given.
+    The other options are those of TransformerDecoder; `dropout` is not applied to the weights of cross-attention, as
+    published.
     """
 
     def __init__(
@@ -26,14 +30,16 @@ class DeformableDecoder(Decoder):
         norm_first: bool = False,
         final_norm: bool = True,
         num_levels: int = 1,
-        num_points: int = 4,
+        num_points: int | Sequence[int] = 4,
+        sampling: Sampling = "bilinear",
+        eval_layers: int | None = None,
     ) -> None:
         super().__init__(
             layers=[
                 DecoderLayer(
                     self_attn=DecoderSelfAttention(d_model=d_model, nhead=nhead, dropout=dropout),
                     cross_attn=DeformableCrossAttention(
-                        d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points
+                        d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points, sampling=sampling
                     ),
                     d_model=d_model,
                     dim_feedforward=dim_feedforward,
@@ -46,5 +52,6 @@ class DeformableDecoder(Decoder):
             norm=nn.LayerNorm(d_model) if final_norm else nn.Identity(),
             d_model=d_model,
             anchor_dims=2,
+            eval_layers=eval_layers,
         )
         initialize(self)

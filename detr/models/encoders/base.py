@@ -14,7 +14,8 @@ from detr.models.values import Memory
 class Encoder(nn.Module):
     """From the neck's feature maps to the memory.
 
-    d_model: channels of the maps that come in, and features of the memory's tokens.
+    d_model: features of the memory's tokens.
+    in_channels: of the maps that come in; as many as d_model unless an encoder says otherwise.
     num_levels: how many maps come in.
     layers: the modules that make up nearly all activations, which activation checkpointing computes twice. Where they
         have one, `self_attn.weights(memory, token)` of the last shows where a token looks.
@@ -24,9 +25,13 @@ class Encoder(nn.Module):
     num_levels: int
     layers: nn.ModuleList
 
+    @property
+    def in_channels(self) -> int:
+        return self.d_model
+
     def forward(
         self,
-        maps: Sequence[Float[Tensor, "batch d_model _ _"]],
+        maps: Sequence[Float[Tensor, "batch channels _ _"]],
         masks: Sequence[Bool[Tensor, "batch _ _"]],
         *,
         padded: bool = True,

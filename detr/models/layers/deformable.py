@@ -2,31 +2,55 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
+from detr.errors import UserError
 from detr.models.layers.multihead import check_heads
 from detr.models.values import Memory, QueryPositions
+
+Sampling = Literal["bilinear", "discrete", "discrete_square"]
 
 
 class DeformableAttention(nn.Module):
     """Each head of each query looks at a few points of every level, which it places around the query's anchor.
 
-    num_levels: feature maps in the memory. num_points: points a head samples in each of them.
+    num_levels: feature maps in the memory. num_points: points a head samples in each of them, or a list of how many in
+        each (RT-DETRv2: Lv et al., 2024).
+    sampling: `bilinear` between cells, or `discrete`: of the cell that a point rounds to, the last one where it lies
+        beyond the map (RT-DETRv2, for devices that cannot interpolate). Then the offsets have no gradient and stay as
+    XX
     """
 
-    def __init__(self, *, d_model: int, nhead: int, num_levels: int, num_points: int) -> None:
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        nhead: int,
+        num_levels: int,
+        num_points: int | Sequence[int],
+        sampling: Sampling = "bilinear",
+    ) -> None:
         super().__init__()
         check_heads(self, d_model, nhead)
-        self.nhead, self.num_levels, self.num_points = nhead, num_levels, num_points
-        self.sampling_offsets = nn.Linear(d_model, nhead * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(d_model, nhead * num_levels * num_points)
+        points = [num_points] * num_levels if isinstance(num_points, int) else [*num_points]
+        if len(points) != num_levels or min(points) < 1:
+            raise UserError(
+                f"{type(self).__name__}: wanted num_points as a number of at least 1, or as one for each of "
+                f"{num_levels} levels, got {num_points}."
+            )
+        self.nhead, self.num_levels, self.points, self.sampling = nhead, num_levels, points, sampling
+        total = sum(points)
+        self.sampling_offsets = nn.Linear(d_model, nhead * total * 2)
+        self.attention_weights = nn.Linear(d_model, nhead * total)
         self.value_proj = nn.Linear(d_model, d_model)
         self.output_proj = nn.Linear(d_model, d_model)
+        if sampling != "bilinear":
+            self.sampling_offsets.requires_grad_(False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -34,11 +58,10 @@ class DeformableAttention(nn.Module):
         angle = torch.arange(self.nhead) * (2 * math.pi / self.nhead)
         direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1, self.num_points + 1)
-        offsets = direction[:, None, None] * steps[:, None]
+        steps = torch.cat([torch.arange(1, count + 1) for count in self.points])
         nn.init.zeros_(self.sampling_offsets.weight)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
+            self.sampling_offsets.bias.copy_((direction[:, None] * steps[:, None]).flatten())
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
@@ -53,30 +76,44 @@ class DeformableAttention(nn.Module):
     ) -> Float[Tensor, "batch queries d_model"]:
         """anchors: points (x, y) or boxes (cxcywh) in [0, 1] of the image without its padding.
 
-        Offsets are in cells of a map around a point, and in half sizes of the box, over num_points, around a box.
+        Offsets are in cells of a map around a point, and in half sizes of the box, over its points, around a box.
         """
         value = self.value_proj(memory.tokens)
         if memory.mask is not None:
             value = value.masked_fill(memory.mask[..., None], 0.0)
         value = value.unflatten(-1, (self.nhead, -1))
-        return self.output_proj(sample(value, memory.shapes, *self._points(query, anchors, memory)))
+        locations, weights = self._points(query, anchors, memory)
+        if self.sampling == "bilinear":
+            return self.output_proj(sample(value, memory.shapes, locations, weights))
+        return self.output_proj(sample_cells(value, memory.shapes, locations, weights, self._last_cells(memory)))
 
     def token_weights(self, query: Tensor, anchors: Tensor, memory: Memory) -> Float[Tensor, "batch queries tokens"]:
         """What `attend` weighs the tokens' values with: mean over heads. In sum 1, less what lies outside of maps."""
-        weights = spread(memory.shapes, *self._points(query, anchors, memory)) / self.nhead
-        return weights if memory.mask is None else weights.masked_fill(memory.mask[:, None], 0.0)
+        locations, weights = self._points(query, anchors, memory)
+        if self.sampling != "bilinear":  # the centers of cells, between which there is nothing
+            cells = cells_at(locations, memory.shapes, self._last_cells(memory))
+            locations = [(cell + 0.5) / size for cell, size in zip(cells, memory.sizes, strict=True)]
+        spreaded = spread(memory.shapes, locations, weights) / self.nhead
+        return spreaded if memory.mask is None else spreaded.masked_fill(memory.mask[:, None], 0.0)
 
-    def _points(self, query: Tensor, anchors: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Locations and weights, as `sample` takes them."""
-        heads = (self.nhead, self.num_levels, self.num_points)
-        weights = self.attention_weights(query).unflatten(-1, (self.nhead, -1)).softmax(-1).unflatten(-1, heads[1:])
-        offsets = self.sampling_offsets(query).unflatten(-1, (*heads, 2))
-        around = memory.on_levels(anchors)[:, :, None, :, None]
-        if anchors.shape[-1] == 2:
-            locations = around + offsets / memory.sizes[:, None]
-        else:
-            locations = around[..., :2] + offsets * around[..., 2:] * (0.5 / self.num_points)
-        return locations, weights
+    def _points(self, query: Tensor, anchors: Tensor, memory: Memory) -> tuple[list[Tensor], list[Tensor]]:
+        """Locations and weights of each level, as `sample` takes them."""
+        weights = self.attention_weights(query).unflatten(-1, (self.nhead, -1)).softmax(-1)
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.nhead, -1, 2))
+        locations = []
+        levels = memory.on_levels(anchors)[:, :, None, None].unbind(4)
+        for level, (around, offset) in enumerate(zip(levels, offsets.split(self.points, dim=3), strict=True)):
+            if anchors.shape[-1] == 2:
+                locations.append(around + offset / memory.sizes[level])
+            else:
+                locations.append(around[..., :2] + offset * around[..., 2:] * (0.5 / self.points[level]))
+        return locations, [*weights.split(self.points, dim=3)]
+
+    def _last_cells(self, memory: Memory) -> Int64[Tensor, "batch levels 2"]:
+        """The column and row that no sample of a cell goes beyond."""
+        if self.sampling == "discrete_square":
+            return memory.sizes[:, 1:].expand(len(memory.tokens), -1, 2) - 1
+        return (memory.valid_ratios * memory.sizes).round().long() - 1
 
 
 class DeformableSelfAttention(DeformableAttention):
@@ -107,29 +144,66 @@ class DeformableCrossAttention(DeformableAttention):
 def sample(
     value: Float[Tensor, "batch tokens heads features"],
     shapes: Sequence[tuple[int, int]],
-    locations: Float[Tensor, "batch queries heads levels points 2"],
-    weights: Float[Tensor, "batch queries heads levels points"],
+    locations: Sequence[Float[Tensor, "batch queries heads _ 2"]],
+    weights: Sequence[Float[Tensor, "batch queries heads _"]],
 ) -> Float[Tensor, "batch queries heads*features"]:
     """Bilinear samples of every head's maps, summed with their weights; zero outside of a map.
 
-    shapes: (height, width) of each level. locations: (x, y) in [0, 1] of each map.
+    shapes: (height, width) of each level. locations: (x, y) in [0, 1] of each map, of the points in each level.
     """
-    # Queries innermost: they are many, points are few, and work along few elements is slow.
-    grid = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
-    weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2)
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=-1)
     # Level by level: what all levels sample is by far the largest tensor of a model, and need not be there twice.
+    # Queries innermost: they are many, points are few, and work along few elements is slow.
     mixed = sum(
-        (F.grid_sample(level.unflatten(-1, shape), points, align_corners=False) * weight[:, None]).sum(-2)
-        for level, shape, points, weight in zip(maps, shapes, grid, weights, strict=True)
+        (
+            F.grid_sample(level.unflatten(-1, shape), _queries_last(2 * at - 1), align_corners=False)
+            * _queries_last(weight)[:, None]
+        ).sum(-2)
+        for level, shape, at, weight in zip(maps, shapes, locations, weights, strict=True)
     )
     return cast(Tensor, mixed).unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)
 
 
+def sample_cells(
+    value: Float[Tensor, "batch tokens heads features"],
+    shapes: Sequence[tuple[int, int]],
+    locations: Sequence[Float[Tensor, "batch queries heads _ 2"]],
+    weights: Sequence[Float[Tensor, "batch queries heads _"]],
+    last: Int64[Tensor, "batch levels 2"],
+) -> Float[Tensor, "batch queries heads*features"]:
+    """As `sample`, of the cells that locations round to, the outermost ones where these are outside of a map."""
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=-1)
+    cells = cells_at(locations, shapes, last)
+    mixed = []
+    for level, (_, width), cell, weight in zip(maps, shapes, cells, weights, strict=True):
+        x, y = _queries_last(cell).unbind(-1)
+        token = (y * width + x).flatten(1)[:, None]
+        found = level.take_along_dim(token, dim=2).unflatten(-1, x.shape[1:])
+        mixed.append((found * _queries_last(weight)[:, None]).sum(-2))
+    return torch.stack(mixed).sum(0).unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)
+
+
+def cells_at(
+    locations: Sequence[Float[Tensor, "batch queries heads _ 2"]],
+    shapes: Sequence[tuple[int, int]],
+    last: Int64[Tensor, "batch levels 2"],
+) -> list[Int64[Tensor, "batch queries heads _ 2"]]:
+    """Column and row of each location's cell, as published: half a cell further than the one that it lies in."""
+    cells = []
+    for level, ((height, width), at) in enumerate(zip(shapes, locations, strict=True)):
+        cell = (at * at.new_tensor([width, height]) + 0.5).long()
+        cells.append(torch.minimum(cell.clamp(min=0), last[:, level, None, None, None]))
+    return cells
+
+
+def _queries_last(x: Shaped[Tensor, "batch queries heads points ..."]) -> Shaped[Tensor, "maps points queries ..."]:
+    return x.movedim(1, 3).flatten(0, 1)
+
+
 def spread(
     shapes: Sequence[tuple[int, int]],
-    locations: Float[Tensor, "batch queries heads levels points 2"],
-    weights: Float[Tensor, "batch queries heads levels points"],
+    locations: Sequence[Float[Tensor, "batch queries heads _ 2"]],
+    weights: Sequence[Float[Tensor, "batch queries heads _"]],
 ) -> Float[Tensor, "batch queries tokens"]:
     """What `sample` with the same arguments multiplies each token's value with, summed over heads.
 
@@ -141,8 +215,8 @@ def spread(
         return (1 - (at[..., None] * size - centers).abs()).clamp(min=0).flatten(2, 3)
 
     levels = []
-    for level, (height, width) in enumerate(shapes):
-        x, y = locations[:, :, :, level].unbind(-1)
-        rows = tents(y, height) * weights[:, :, :, level].flatten(2)[..., None]
+    for (height, width), at, weight in zip(shapes, locations, weights, strict=True):
+        x, y = at.unbind(-1)
+        rows = tents(y, height) * weight.flatten(2)[..., None]
         levels.append((rows.transpose(2, 3) @ tents(x, width)).flatten(2))
     return torch.cat(levels, dim=-1)

@@ -60,6 +60,37 @@ class SinePosition(nn.Module):
         return torch.cat((y, x), dim=-1).permute(0, 3, 1, 2)
 
 
+class SinCosPosition(nn.Module):
+    """Sines, then cosines, of row and column, counted from 0 (MoCo v3: Chen et al., ICCV 2021; RT-DETR).
+
+    The channels are [sin y, cos y, sin x, cos x]; padding at the right and bottom does not change them.
+
+    d_model: channels of the encoding, a multiple of 4.
+    temperature: wave lengths grow from 2 pi to 2 pi * temperature.
+    transposed: count cells column by column, as RT-DETR's published code does while its tokens go row by row. That
+        scrambles the positions of a map that is not square, and changes nothing for one that is; to be equal to it.
+    """
+
+    def __init__(self, *, d_model: int, temperature: float = 10000.0, transposed: bool = False) -> None:
+        super().__init__()
+        if d_model % 4:
+            raise UserError(f"SinCosPosition: wanted d_model as a multiple of 4, got {d_model}.")
+        self.d_model, self.temperature, self.transposed = d_model, temperature, transposed
+
+    def forward(self, mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
+        """mask: True = padding; its content does not matter here."""
+        batch, height, width = mask.shape
+        cell = torch.arange(height * width, device=mask.device)
+        rows = height if self.transposed else width
+        embedded = [
+            sine_embedding(axis.float(), self.d_model // 2, temperature=self.temperature)
+            for axis in (cell // rows, cell % rows)
+        ]
+        # From sines and cosines in turn to first the ones, then the others.
+        y, x = (axis.unflatten(-1, (-1, 2)).transpose(1, 2).flatten(1) for axis in embedded)
+        return torch.cat((y, x), dim=-1).T.unflatten(1, (height, width)).expand(batch, -1, -1, -1)
+
+
 class LearnedPosition(nn.Module):
     """A learned vector for each column and each row, concatenated (Carion et al. 2020, appendix A.4).
 

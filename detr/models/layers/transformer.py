@@ -15,7 +15,7 @@ from detr.models.layers.deformable import DeformableAttention
 from detr.models.layers.multihead import MultiHeadAttention
 from detr.models.values import Memory, QueryPositions
 
-Activation = Literal["relu", "gelu", "glu", "prelu"]
+Activation = Literal["relu", "gelu", "silu", "glu", "prelu"]
 
 
 class FeedForward(nn.Module):
@@ -24,7 +24,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, d_model: int, dim_feedforward: int, dropout: float, activation: Activation) -> None:
         super().__init__()
-        activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
+        activations: dict[str, Callable[[Tensor], Tensor]] = {
+            "relu": F.relu,
+            "gelu": F.gelu,
+            "silu": F.silu,
+            "glu": F.glu,
+        }
         self.activation = nn.PReLU() if activation == "prelu" else activations[activation]
         self.linear1 = nn.Linear(d_model, dim_feedforward * (2 if activation == "glu" else 1))
         self.linear2 = nn.Linear(dim_feedforward, d_model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detr.errors import UserError
+from detr.renaming import Renaming
 from detr.weights.families.conditional_detr import CONDITIONAL_DETR
 from detr.weights.families.dab_detr import DAB_DETR, DN_DETR
 from detr.weights.families.deformable_detr import (
@@ -22,10 +23,13 @@ from detr.weights.families.deformable_detr import (
 )
 from detr.weights.families.detr import DETR
 from detr.weights.families.dino import DINO
-from detr.weights.families.naming import Family, Renaming, decoder_layers, has_marks, pack_attention, reversed_names
+from detr.weights.families.naming import Family, decoder_layers, has_marks, pack_attention, reversed_names
+from detr.weights.families.rt_detr import RT_DETR, RT_DETRV2
 
 # The first whose marks are all there is the one.
 FAMILIES = (
+    RT_DETRV2,
+    RT_DETR,
     DINO,
     DN_DETR,
     TWO_STAGE_DEFORMABLE_DETR,
@@ -36,9 +40,10 @@ FAMILIES = (
     DETR,
 )
 _NAMES = ", ".join(family.name for family in FAMILIES)
-_HEAD = re.compile(r"((model\.decoder\.)?class_embed\.(\d+\.)?|class_labels_classifier\.)weight")
+_HEAD = re.compile(
+    r"((model\.decoder\.)?class_embed\.(\d+\.)?|class_labels_classifier\.|decoder\.dec_score_head\.\d+\.)weight"
+)
 _OTHERS = re.compile(r"label_enc|tgt_embed")  # relatives of DINO and DN-DETR
-_RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (23, True): "resnet101"}  # ResNet-50 needs no option
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,13 @@ class Converted:
 
     @property
     def num_classes(self) -> int:
-        head = next(tensor for name, tensor in self.state.items() if name.endswith("class_head.weight"))
+        head = next(tensor for name, tensor in self.state.items() if re.match(r"heads\.\d+\.class_head\.weight", name))
         return len(head) - self.family.background
 
     @property
     def options(self) -> str:
         """What sets such a model on the command line."""
-        blocks = sum(bool(re.fullmatch(r"backbone\.body\.layer3\.\d+\.conv1\.weight", name)) for name in self.state)
-        resnet = _RESNETS.get((blocks, "backbone.body.layer3.0.conv3.weight" in self.state))
-        further = [f"model/backbone={resnet}"] if resnet else []
-        if "neck.levels.4.0.weight" in self.state:
-            further += ["model.backbone.features=[4,8,16,32]", "model.neck.num_levels=5"]
-        return " ".join((self.family.options, *further))
+        return self.family.options + self.family.variant(self.state)
 
     def __str__(self) -> str:
         reasons = [f"{count} {reason}" for reason, count in Counter(self.dropped.values()).items()]
@@ -107,8 +107,10 @@ def convert(state: Mapping[str, Tensor], family: Family | None = None) -> Conver
     dropped: dict[str, str] = {}
     for name, tensor in state.items():
         new = renamed(name)
-        if library and new.endswith(".num_batches_tracked"):
+        if library and new.startswith("backbone.") and new.endswith(".num_batches_tracked"):
             dropped[name] = "counts of batches, which frozen norms have no use for"
+        elif any(re.search(constant, new) for constant in family.computed):
+            dropped[name] = "constants that are computed"
         elif new not in ours:
             ours[new] = tensor
         elif torch.equal(ours[new], tensor):
@@ -125,13 +127,15 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return convert(state_dict, recognize(state_dict) or DETR).state
 
 
-def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_published(state_dict: Mapping[str, Tensor], family: Family | None = None) -> dict[str, Tensor]:
     """A state dict of ours, whole, under the names that the authors of its model use.
+
+    family: where several have the same tensors, as RT_DETR, which is the default, and RT_DETRV2.
 
     Tensors that theirs has nothing for, such as those of attention blocks, keep our names. Raises UserError where the
     model is none of FAMILIES.
     """
-    family = next((family for family in FAMILIES if has_marks(state_dict, family.our_marks)), None)
+    family = family or next((family for family in FAMILIES if has_marks(state_dict, family.our_marks)), None)
     if family is None:
         raise UserError(
             f"Wanted our weights of {_NAMES}, got tensors such as {_examples(state_dict)}. Other models have no "

@@ -1,32 +1,18 @@
 """How tensors are named elsewhere and here: what the files of all families share."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from detr.renaming import Renaming, Rows
+
 State = dict[str, Tensor]
-Rows = Sequence[tuple[str, str]]  # a part of the name there, and here; `#` stands for a number
 
-
-class Renaming:
-    """Replaces parts of dotted names, each part once and by the first row that fits."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = [(re.compile(_expression(old)), new.replace("#", r"\g<1>")) for old, new in rows]
-        self._any = re.compile("|".join(pattern.pattern for pattern, _ in self._rows))
-
-    def __call__(self, name: str) -> str:
-        return self._any.sub(lambda match: self._replaced(match[0]), name)
-
-    def _replaced(self, part: str) -> str:
-        return next(pattern.sub(new, part) for pattern, new in self._rows if pattern.fullmatch(part))
-
-
-def _expression(part: str) -> str:
-    return r"(?<![^.])" + re.escape(part).replace(r"\#", r"(\d+)") + r"(?![^.])"
+# By the number of residual blocks in layer3, and whether these are bottlenecks; ResNet-50 needs no option.
+_RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (23, True): "resnet101"}
 
 
 def reversed_names(rows: Rows, layers: int) -> list[Renaming]:
@@ -50,6 +36,13 @@ def _unchanged(state: State) -> State:
     return state
 
 
+def resnet_of(state: State) -> str:
+    """The option of a backbone that is another ResNet than ResNet-50."""
+    blocks = sum(bool(re.fullmatch(r"backbone\.body\.layer3\.\d+\.conv1\.weight", name)) for name in state)
+    resnet = _RESNETS.get((blocks, "backbone.body.layer3.0.conv3.weight" in state))
+    return f" model/backbone={resnet}" if resnet else ""
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of model whose weights are known, by the names that its authors and transformers give its tensors.
@@ -59,6 +52,8 @@ class Family:
     authors, transformers: rows of names in their files, and ours. The most special come first. Where several have one
         name here, the later ones are copies.
     adopt: what renaming alone does not do, on a state under our names. release: the same back.
+    variant: what options of a model depend on its sizes, from a state under our names; they follow `options`.
+    computed: what tensors of theirs follow from the options alone, as expressions of our names.
     background: its head has an output for no object.
     """
 
@@ -71,6 +66,8 @@ class Family:
     adopt: Callable[[State], State] = _unchanged
     release: Callable[[State], State] = _unchanged
     background: bool = False
+    variant: Callable[[State], str] = resnet_of
+    computed: tuple[str, ...] = ()
 
 
 def has_marks(names: Iterable[str], marks: Iterable[str]) -> bool:

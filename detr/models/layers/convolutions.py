@@ -1,0 +1,98 @@
+"""Convolutional blocks of encoders, and their plain form for deployment."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Module):
+    """A convolution that keeps the size of the map, or divides it by its stride, batch norm, and SiLU.
+
+    activation: false leaves SiLU out.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel_size: int = 1, stride: int = 1, activation: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=(kernel_size - 1) // 2, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.activation = nn.SiLU() if activation else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
+        return self.activation(self.norm(self.conv(x)))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of the one convolution that convolution and norm are together in evaluation."""
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
+class RepVGGBlock(nn.Module):
+    """A 3x3 and a 1x1 convolution side by side, added up (RepVGG: Ding et al., CVPR 2021), and SiLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.square = ConvNorm(channels, channels, kernel_size=3, activation=False)
+        self.point = ConvNorm(channels, channels, activation=False)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return F.silu(self.square(x) + self.point(x))
+
+    def deployed(self) -> nn.Module:
+        """The one convolution that the two are in evaluation, and SiLU."""
+        (kernel, bias), (point, more) = self.square.folded(), self.point.folded()
+        convolution = nn.Conv2d(len(kernel), len(kernel), kernel_size=3, padding=1).to(kernel)
+        with torch.no_grad():
+            convolution.weight.copy_(kernel + F.pad(point, (1, 1, 1, 1)))
+            assert convolution.bias is not None
+            convolution.bias.copy_(bias + more)
+        return nn.Sequential(convolution, nn.SiLU())
+
+
+class CSPRepLayer(nn.Module):
+    """RepVGG blocks on one projection of a map, added to another one (CSPNet: Wang et al., 2020; as in RT-DETR).
+
+    hidden: channels between the projections. depth: number of blocks.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, hidden: int, depth: int) -> None:
+        super().__init__()
+        self.main = ConvNorm(in_channels, hidden)
+        self.skip = ConvNorm(in_channels, hidden)
+        self.blocks = nn.ModuleList(RepVGGBlock(hidden) for _ in range(depth))
+        self.out = ConvNorm(hidden, out_channels) if hidden != out_channels else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "batch _ height width"], mask: Bool[Tensor, "batch height width"] | None = None
+    ) -> Float[Tensor, "batch _ height width"]:
+        """mask: True = padding, which is kept at zero as beyond the edge of a map; None where there is none."""
+        main = self.main(x)
+        for block in self.blocks:
+            main = block(without_padding(main, mask))
+        return self.out(main + self.skip(x))
+
+
+def without_padding(x: Tensor, mask: Tensor | None) -> Float[Tensor, "batch channels height width"]:
+    """A map with zeros where there is padding."""
+    return x if mask is None else x.masked_fill(mask[:, None], 0.0)
+
+
+def deployed(model: nn.Module) -> nn.Module:
+    """A copy of a model for evaluation alone, whose re-parameterized blocks are plain convolutions: faster, as exact.
+
+    Its state dict has other names there.
+    """
+    model = copy.deepcopy(model).eval()
+    for parent in [*model.modules()]:
+        for name, block in [*parent.named_children()]:
+            if isinstance(block, RepVGGBlock):
+                parent.add_module(name, block.deployed())
+    return model
