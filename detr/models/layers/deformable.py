@@ -23,7 +23,8 @@ class DeformableAttention(nn.Module):
         each (RT-DETRv2: Lv et al., 2024).
     sampling: `bilinear` between cells, or `discrete`: of the cell that a point rounds to, the last one where it lies
         beyond the map (RT-DETRv2, for devices that cannot interpolate). Then the offsets have no gradient and stay as
-    XX
+        they are. `discrete_square` takes the last row for the last column too, as published, which is wrong for maps
+        that are not square.
     """
 
     def __init__(
