@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
-# Published DETR and its family were evaluated at these sizes.
+# Published DETR and most of its family were evaluated at these sizes.
 _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE = 800, 1333
 # Sides of images in a checkpoint's configuration: more than this never fits into memory.
 _SIDE = whole(1, 2**14)
@@ -101,7 +101,12 @@ class Detector:
         if isinstance(weights, Published) and model is not None:
             logger.info("Using %s.", weights)
             categories = weights.categories or _unnamed(weights.converted.num_classes)
-            data = {"size": _PUBLISHED_SIZE, "max_size": _PUBLISHED_MAX_SIZE, "square": False}
+            side = weights.converted.family.square
+            data = {
+                "size": side or _PUBLISHED_SIZE,
+                "max_size": side or _PUBLISHED_MAX_SIZE,
+                "square": side is not None,
+            }
         else:
             checkpoint = as_checkpoint(weights)
             categories, config = checkpoint.categories, checkpoint.config

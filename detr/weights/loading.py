@@ -55,11 +55,10 @@ def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Catego
     adapted = _adapted(model, weights, categories, shared) if shared else {}
     replaced = _replaced(model, weights, categories)
     replaced = {name: why for name, why in replaced.items() if name not in adapted}
-    # Batch norms count batches unless they are frozen, and nothing depends on it.
     state = {name: tensor for name, tensor in weights.state.items() if name in own or not name.endswith(_COUNT)}
     unused = [name for name in state if name not in own and not isinstance(weights, Published)]
     loaded = {name: tensor for name, tensor in state.items() if name not in (*adapted, *replaced, *unused)}
-    kept = {name: own[name] for name in own if name in replaced or name.endswith(_COUNT)}
+    kept = {name: own[name] for name in replaced}
     load_state(model, kept | loaded | adapted, weights)
     part = f"rows of {len(shared)} of {len(categories)} classes, by their names"
     report = LoadReport(loaded=list(loaded), adapted=dict.fromkeys(adapted, part), replaced=replaced, unused=unused)
@@ -118,17 +117,20 @@ def _of_classes(model: nn.Module) -> list[str]:
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: Weights | str | Path) -> None:
     """Load exactly the tensors that the model has; raises UserError that names what differs.
 
+    Counts of batches may be missing or be left over: nothing depends on them, and frozen norms have none.
     source: what the state is from, for that message.
     """
     check_state(model, state, source)
-    model.load_state_dict(state)
+    own = model.state_dict()
+    counts = {name: tensor for name, tensor in own.items() if name.endswith(_COUNT)}
+    model.load_state_dict(counts | {name: tensor for name, tensor in state.items() if name in own})
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor], source: Weights | str | Path) -> None:
     """Raise the UserError of `load_state`, and load nothing; the model may be a sketch without data."""
     own = model.state_dict()
-    differences = [f"{name} is missing" for name in own if name not in state]
-    differences += [f"{name} is not known" for name in state if name not in own]
+    differences = [f"{name} is missing" for name in own if name not in state and not name.endswith(_COUNT)]
+    differences += [f"{name} is not known" for name in state if name not in own and not name.endswith(_COUNT)]
     differences += [
         f"{name} is {list(state[name].shape)}, wanted {list(tensor.shape)}"
         for name, tensor in own.items()

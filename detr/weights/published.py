@@ -32,6 +32,7 @@ class PublishedCheckpoint:
 _DETR = "https://dl.fbaipublicfiles.com/detr"
 _CONDITIONAL = "https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0"
 _HUB = "https://huggingface.co"
+_RT_DETR = "https://github.com/lyuwenyu/storage/releases/download"
 _DEFORMABLE = "model=deformable_detr"
 _SINGLE_SCALE = f"{_DEFORMABLE} model.backbone.features=[layer4] model.neck.num_levels=1"
 _REFINED = f"{_DEFORMABLE} model.refine=true model.shared_heads=false"
@@ -128,6 +129,72 @@ PUBLISHED: dict[str, PublishedCheckpoint] = {
         url=f"{_HUB}/SenseTime/deformable-detr-with-box-refine-two-stage/resolve/e74bff70d69f3e825f6cefaf179bfba707f92054/model.safetensors",
         sha256="411bb4238a834d40fff651b1b5b7d6dd80c2dd28be1747eec7b6918674e85de6",
     ),
+    "rt_detr_r18": PublishedCheckpoint(
+        options="model=rt_detr_r18",
+        ap=46.4,
+        url=f"{_RT_DETR}/v0.1/rtdetr_r18vd_dec3_6x_coco_from_paddle.pth",
+        sha256="3ba8b5c909c9a1c4f21e96d0a7251ab1a485093955ca327d0061fef8d33c66f0",
+    ),
+    "rt_detr_r34": PublishedCheckpoint(
+        options="model=rt_detr_r34",
+        ap=48.9,
+        url=f"{_RT_DETR}/v0.1/rtdetr_r34vd_dec4_6x_coco_from_paddle.pth",
+    ),
+    "rt_detr_r50_m": PublishedCheckpoint(
+        options="model=rt_detr_r50_m",
+        ap=51.3,
+        url=f"{_RT_DETR}/v0.1/rtdetr_r50vd_m_6x_coco_from_paddle.pth",
+    ),
+    "rt_detr_r50": PublishedCheckpoint(
+        options="model=rt_detr_r50",
+        ap=53.1,
+        url=f"{_RT_DETR}/v0.1/rtdetr_r50vd_6x_coco_from_paddle.pth",
+    ),
+    "rt_detr_r101": PublishedCheckpoint(
+        options="model=rt_detr_r101",
+        ap=54.3,
+        url=f"{_RT_DETR}/v0.1/rtdetr_r101vd_6x_coco_from_paddle.pth",
+    ),
+    "rt_detr_r18_objects365": PublishedCheckpoint(
+        options="model=rt_detr_r18",
+        ap=49.0,
+        url=f"{_RT_DETR}/v0.1/rtdetr_r18vd_5x_coco_objects365_from_paddle.pth",
+    ),
+    "rt_detr_r50_objects365": PublishedCheckpoint(
+        options="model=rt_detr_r50",
+        ap=55.2,
+        url=f"{_RT_DETR}/v0.1/rtdetr_r50vd_2x_coco_objects365_from_paddle.pth",
+    ),
+    "rt_detr_r101_objects365": PublishedCheckpoint(
+        options="model=rt_detr_r101",
+        ap=56.2,
+        url=f"{_RT_DETR}/v0.1/rtdetr_r101vd_2x_coco_objects365_from_paddle.pth",
+    ),
+    "rt_detrv2_r18": PublishedCheckpoint(
+        options="model=rt_detrv2_r18",
+        ap=48.1,
+        url=f"{_RT_DETR}/v0.2/rtdetrv2_r18vd_120e_coco_rerun_48.1.pth",
+    ),
+    "rt_detrv2_r34": PublishedCheckpoint(
+        options="model=rt_detrv2_r34",
+        ap=49.9,
+        url=f"{_RT_DETR}/v0.1/rtdetrv2_r34vd_120e_coco_ema.pth",
+    ),
+    "rt_detrv2_r50_m": PublishedCheckpoint(
+        options="model=rt_detrv2_r50_m",
+        ap=51.9,
+        url=f"{_RT_DETR}/v0.1/rtdetrv2_r50vd_m_7x_coco_ema.pth",
+    ),
+    "rt_detrv2_r50": PublishedCheckpoint(
+        options="model=rt_detrv2_r50",
+        ap=53.4,
+        url=f"{_RT_DETR}/v0.1/rtdetrv2_r50vd_6x_coco_ema.pth",
+    ),
+    "rt_detrv2_r101": PublishedCheckpoint(
+        options="model=rt_detrv2_r101",
+        ap=54.3,
+        url=f"{_RT_DETR}/v0.1/rtdetrv2_r101vd_6x_coco_from_paddle.pth",
+    ),
 }
 
 
@@ -151,11 +218,11 @@ def _rows() -> Iterator[tuple[str, ...]]:
 
 
 def coco_categories(num_classes: int) -> list[Category] | None:
-    """The classes of a published head: COCO's, where it has as many as COCO has ids, which are its labels as they are.
+    """The classes of a published head: COCO's 91 ids, which are its labels as they are, or the 80 that have a name.
 
     None for any other number.
     """
-    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    if num_classes != len(names):
-        return None
-    return [Category(id=number, name=name) for number, name in enumerate(names)]
+    names = enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+    ids = [Category(id=number, name=name) for number, name in names]
+    classes = [category for category in ids if category.name not in ("__background__", "N/A")]
+    return next((found for found in (ids, classes) if len(found) == num_classes), None)

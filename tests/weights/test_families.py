@@ -35,5 +35,5 @@ def test_weights_of_other_relatives_are_refused() -> None:
 def test_models_without_published_names_are_refused() -> None:
     with torch.device("meta"):
         model = build_model(compose(["model=small", "~model/denoising"]).model, num_classes=3, pretrained=False)
-    with pytest.raises(UserError, match=r"Wanted our weights of RT-DETRv2, RT-DETR, .*, DETR, got tensors such as"):
+    with pytest.raises(UserError, match=r"Wanted our weights of .*DINO, DN-DETR, .*, DETR, got tensors such as"):
         to_published(model.state_dict())

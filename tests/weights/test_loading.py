@@ -81,7 +81,7 @@ def test_weights_of_another_family_are_refused_by_its_name(tmp_path: Path, tiny_
 def test_unknown_weights_are_refused(tmp_path: Path, tiny_detr: Callable[..., DETR], names: list[str]) -> None:
     state = {name: torch.ones(3) for name in names}
     assert recognize(state) is None
-    with pytest.raises(UserError, match=r"Wanted weights of DINO, DN-DETR, .*, DETR, got tensors such as"):
+    with pytest.raises(UserError, match=r"Wanted weights of .*DINO, DN-DETR, .*, DETR, got tensors such as"):
         convert(state)
     torch.save({"model": state}, tmp_path / "unknown.pth")
     with pytest.raises(UserError, match="not of the model that is configured"):

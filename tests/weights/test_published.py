@@ -31,10 +31,25 @@ DEFORMABLE = {
 }
 
 
+RT_DETR = {  # depths of the backbone, layers of the decoder, expansion and channels of the encoder
+    "r18": ([2, 2, 2, 2], 3, 0.5, 256),
+    "r34": ([3, 4, 6, 3], 4, 0.5, 256),
+    "r50_m": ([3, 4, 6, 3], 6, 0.5, 256),
+    "r50": ([3, 4, 6, 3], 6, 1.0, 256),
+    "r101": ([3, 4, 23, 3], 6, 1.0, 384),
+}
+
+
+def classes_of(name: str) -> int:
+    """COCO's classes, or its 91 ids."""
+    return 80 if name.startswith("rt_detr") else 91
+
+
 def sketch(name: str) -> Any:
-    """The model that a checkpoint brings, without data, with COCO's 91 ids."""
+    """The model that a checkpoint brings, without data."""
+    config = compose(PUBLISHED[name].options.split()).model
     with torch.device("meta"):
-        return build_model(compose(PUBLISHED[name].options.split()).model, num_classes=91, pretrained=False)
+        return build_model(config, num_classes=classes_of(name), pretrained=False)
 
 
 def test_the_table_is_well_formed() -> None:
@@ -67,6 +82,8 @@ def test_help_lists_them(script: str, option: str) -> None:
 def theirs(name: str) -> nn.Module:
     """The model as transformers has it, without data."""
     transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
+    if name.startswith("rt_detr"):
+        return their_rt_detr(transformers, name)
     several = name in DEFORMABLE and "single" not in name
     resnet = transformers.ResNetConfig(
         depths=[3, 4, 23 if "r101" in name else 6, 3],
@@ -83,14 +100,37 @@ def theirs(name: str) -> nn.Module:
         return getattr(transformers, f"{kind}ForObjectDetection")(config)
 
 
+def their_rt_detr(transformers: Any, name: str) -> nn.Module:
+    second, size = re.fullmatch(r"rt_detr(v2)?_(r\d+(?:_m)?)(?:_objects365)?", name).groups()
+    depths, layers, expansion, channels = RT_DETR[size]
+    widths = [64 * 2**stage * (1 if size in ("r18", "r34") else 4) for stage in range(4)]
+    config = getattr(transformers, "RTDetrV2Config" if second else "RTDetrConfig")(
+        backbone_config=transformers.RTDetrResNetConfig(
+            layer_type="basic" if size in ("r18", "r34") else "bottleneck",
+            depths=depths,
+            hidden_sizes=widths,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        encoder_in_channels=widths[1:],
+        encoder_hidden_dim=channels,
+        encoder_ffn_dim=2048 if size == "r101" else 1024,
+        hidden_expansion=expansion,
+        decoder_in_channels=[channels] * 3,
+        decoder_layers=layers,
+        num_labels=80,
+    )
+    with torch.device("meta"):
+        return getattr(transformers, "RTDetrV2ForObjectDetection" if second else "RTDetrForObjectDetection")(config)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_brings_the_model_that_its_tensors_fit(name: str) -> None:
     """The library transformers is the judge of names and shapes; dilation has no tensors, so that the name tells it."""
-    state = {key: torch.zeros(tensor.shape) for key, tensor in theirs(name).state_dict().items()}
+    state = {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in theirs(name).state_dict().items()}
     converted, model = convert(state), sketch(name)
     check_state(model, converted.state, name)
     assert model.backbone.strides[-1] == (16 if name.endswith("dc5") else 32)
-    assert converted.family.options.split()[0] == PUBLISHED[name].options.split()[0]
+    assert converted.options.split()[0] == PUBLISHED[name].options.split()[0]
 
 
 def test_the_authors_file_fits(shared: Path) -> None:
@@ -100,10 +140,12 @@ def test_the_authors_file_fits(shared: Path) -> None:
 
 
 def test_classes_are_those_of_coco() -> None:
-    categories = coco_categories(91)
-    assert categories is not None and coco_categories(80) is None
+    categories, classes = coco_categories(91), coco_categories(80)
+    assert categories is not None and classes is not None and coco_categories(79) is None
     named = {category.id: category.name for category in categories}
     assert {1: "person", 18: "dog", 90: "toothbrush"}.items() <= named.items()
+    assert [classes[label].name for label in (0, 16, 79)] == ["person", "dog", "toothbrush"]
+    assert [category.id for category in classes] == sorted({category.id for category in classes})
 
 
 # Training

@@ -55,6 +55,7 @@ class Family:
     variant: what options of a model depend on its sizes, from a state under our names; they follow `options`.
     computed: what tensors of theirs follow from the options alone, as expressions of our names.
     background: its head has an output for no object.
+    square: sides in pixels that its images are resized to; None: short sides of 800, long ones of at most 1333.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Family:
     background: bool = False
     variant: Callable[[State], str] = resnet_of
     computed: tuple[str, ...] = ()
+    square: int | None = None
 
 
 def has_marks(names: Iterable[str], marks: Iterable[str]) -> bool:

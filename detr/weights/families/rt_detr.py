@@ -134,6 +134,7 @@ RT_DETR = Family(
     adopt=_without_filler,
     release=_with_filler,
     variant=_name,
+    square=_SIZE,
 )
 RT_DETRV2 = Family(
     name="RT-DETRv2",
@@ -145,5 +146,6 @@ RT_DETRV2 = Family(
     adopt=_without_filler,
     release=_with_constants,
     variant=_name,
+    square=_SIZE,
     computed=(r"^decoder\.(anchors|valid_mask)$", r"\.n(um)?_points_scale$"),
 )
