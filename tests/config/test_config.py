@@ -72,7 +72,7 @@ def test_a_model_brings_what_fits_it() -> None:
     config = compose(["data=custom", "model=small", "optimizer.lr=1e-3", "data.size=256", *FILLED_IN])
     assert (config.optimizer.lr, config.data.transforms.sizes) == (1e-3, [256])
     assert compose(["model=small"]).data.size == 96, "the generated images have their own size"
-    assert compose(["experiment=bccd", "data.root=x"]).trainer.epochs == 38
+    assert compose(["experiment=bccd", "data.root=x"]).trainer.epochs == 27
     assert compose(["data=custom", *FILLED_IN]).trainer.epochs == 300
 
 
@@ -141,7 +141,7 @@ def test_a_group_that_is_set_to_no_name_is_refused(override: str) -> None:
 
 def test_nested_options_are_checked_before_anything_is_built() -> None:
     with pytest.raises(
-        UserError, match=r"^model\.encoder\.activation: wanted relu or gelu or glu or prelu, got 'tanh'\.$"
+        UserError, match=r"^model\.encoder\.activation: wanted relu or gelu or silu or glu or prelu, got 'tanh'\.$"
     ):
         check_config(compose(["model.encoder.activation=tanh"]))
     model = OmegaConf.to_container(compose().model, resolve=True)
@@ -187,6 +187,8 @@ def test_options_that_the_readme_names_compose() -> None:
         groups = re.findall(r"(?<!\S)model(?:/\w+)*=\w+(?!\S)", code)  # which an option beside them may be one of
         options = re.findall(rf"(?<!\S)'?((?:trainer|optimizer|data|model)\.[\w.]+={value})'?(?!\S)", code)
         own = [option for option in (*groups, *options) if not re.search("DIR|NAME|PATH|FILE|SAME", option)]
+        if not own or seen.issuperset(own):
+            continue
         compose(own)
         seen.update(own)
     assert {"trainer.ema=0.9997", "optimizer.lr_factors={sampling_offsets:0.1}", "data.pad_to=128"} <= seen
