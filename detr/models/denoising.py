@@ -14,7 +14,6 @@ from detr.errors import UserError
 from detr.models.values import Queries
 from detr.types import DenoisingPredictions, Matches, Predictions, Target
 
-
 _LONE = (0.5, 0.5, 0.1, 0.1)  # the box that is disturbed where there is no other
 
 
