@@ -134,9 +134,10 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.norm_first, self.self_attn, self.cross_attn = norm_first, self_attn, cross_attn
         self.ffn = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
-        self.norm1, self.norm3 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm1 = nn.LayerNorm(d_model)
         if gate is None:
             self.norm2 = nn.LayerNorm(d_model)
+        self.norm3 = nn.LayerNorm(d_model)
         self.gate = gate
         self.dropout = nn.Dropout(dropout)
 
