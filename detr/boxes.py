@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-    center, half = boxes[..., :2], boxes[..., 2:] * 0.5
+    """A width or height below 0, of a box whose edges have passed one another, counts as 0."""
+    center, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) * 0.5
     return torch.cat((center - half, center + half), dim=-1)
 
 

@@ -131,6 +131,9 @@ class Matches(TensorContainer):
     query: Int64[Tensor, "layers pairs"]
     target: Int64[Tensor, "layers pairs"]
 
+    def first_layer(self) -> "Matches":
+        return replace(self, query=self.query[:1], target=self.target[:1])
+
 
 @dataclass(frozen=True)
 class Predictions(TensorContainer):
@@ -141,9 +144,14 @@ class Predictions(TensorContainer):
     logits: (L, B, Q, C); for sigmoid losses C = K classes, for the softmax loss C = K + 1 and the last means no object.
     boxes: (L, B, Q, 4) as center x, center y, width, height in [0, 1] of each image without its padding.
 
-    Further predictions are there in training only, from models that have such parts. They are no tensors: only
-    `everything` includes them, and all other methods, `to` among them, leave them as they are.
+    distributions: (L, B, Q, 4, N + 1) logits of how far the left, top, right and bottom edges are moved from where the
+        preliminary boxes have them, from models that have such (D-FINE: Peng et al., ICLR 2025); as in `detr.edges`.
 
+    Further predictions are there in training only, from models that have such parts. They are no tensors: only
+    `everything` includes them, and all other methods, `to` among them, leave them as they are; but for `preliminary`.
+
+    preliminary: what the first layer predicts of the same queries before their edges are moved, as one layer. What is
+        done to the others is done to these.
     proposals: what the encoder proposed and the queries started from, as one layer. Where C = 1 < K they only separate
         objects from background.
     groups: further groups of queries, each to be matched on its own: (G * L, B, Q, C), a group's layers in a row.
@@ -152,6 +160,8 @@ class Predictions(TensorContainer):
 
     logits: Float[Tensor, "layers batch queries classes"]
     boxes: Float[Tensor, "layers batch queries 4"]
+    distributions: Float[Tensor, "layers batch queries 4 bins"] | None = None
+    preliminary: "Predictions | None" = None
     proposals: "Predictions | None" = None
     groups: "Predictions | None" = None
     denoising: "DenoisingPredictions | None" = None
@@ -161,6 +171,10 @@ class Predictions(TensorContainer):
         """From the tensors of each layer, by field: logits (B, Q, C), boxes (B, Q, 4)."""
         stacked: dict[str, Any] = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
         return cls(**stacked)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Predictions":
+        mapped = super().map(function)
+        return mapped if self.preliminary is None else replace(mapped, preliminary=self.preliminary.map(function))
 
     def layers(self, chosen: slice) -> "Predictions":
         """Some of the layers, such as `slice(-1, None)` for the last."""
@@ -179,7 +193,7 @@ class Predictions(TensorContainer):
         """All tensors, those of further predictions included."""
         yield from self.tensors().values()
         denoised = None if self.denoising is None else self.denoising.predictions
-        for further in (self.proposals, self.groups, denoised):
+        for further in (self.preliminary, self.proposals, self.groups, denoised):
             if further is not None:
                 yield from further.everything()
 

@@ -27,6 +27,9 @@ class SetCriterion(nn.Module):
     classification: the loss of classes, which the matcher takes its cost from; published DETR's unless given.
     terms: the other losses by name; unless given, those of published DETR: L1 as `bbox`, weight 5, and generalized IoU
         as `giou`, weight 2.
+    union: terms other than classification judge the pairs that the matches of all layers, of preliminary boxes and of
+        proposals have together, the same in all of them; of each query its most frequent target (GO-LSD of D-FINE: Peng
+        et al., ICLR 2025). Further groups and denoising keep their own.
     group_repeats: how often each target is there for a group of queries: once as in Group DETR (Chen et al., ICCV
         2023), or more for the one-to-many matching of H-DETR (Jia et al., CVPR 2023).
     """
@@ -38,12 +41,14 @@ class SetCriterion(nn.Module):
         num_classes: int,
         classification: ClassificationLoss | None = None,
         terms: Mapping[str, Term] | None = None,
+        union: bool = False,
         group_repeats: int = 1,
     ) -> None:
         super().__init__()
         if group_repeats < 1:
             raise UserError(f"group_repeats: wanted at least 1, got {group_repeats}.")
         self.matcher, self.num_classes, self.group_repeats = matcher, num_classes, group_repeats
+        self.union = union
         self.classification = classification or CrossEntropy()
         self.terms = _checked({"bbox": L1(weight=5.0), "giou": GIoU(weight=2.0)} if terms is None else terms)
 
@@ -58,19 +63,21 @@ class SetCriterion(nn.Module):
             large batch.
 
         `loss_ce` is the classification loss, whatever its kind, and `loss_NAME` that of a term, such as `loss_bbox`.
-        They are those of the last decoder layer; a suffix `_0`, `_1` ... names an earlier one. Suffixes `_proposals`,
-        `_groups` and `_denoising` name those of further predictions, where there are any, summed over layers and
-        averaged over groups: all further groups together count as much as the first. Only those of denoising depend on
-        which images are together in a batch, as that decides how often a target is copied. Two more are for the log
-        only: `class_error`, the percentage of matched queries with a wrong class (100 in a batch without targets), and
-        `cardinality_error`, by how many an image's count of objects is off.
+        They are those of the last decoder layer; a suffix `_0`, `_1` ... names an earlier one. Suffixes
+        `_preliminary`, `_proposals`, `_groups`, `_denoising`, and `_groups_preliminary`, `_denoising_preliminary` name
+        those of further predictions, where there are any, summed over layers and averaged over groups: all further
+        groups together count as much as the first. Only those of denoising, and what `union` and DDF count, depend on
+        which images are together in a batch, as that decides how often a target is copied or paired. Two more are for
+        the log only: `class_error`, the percentage of matched queries with a wrong class (100 in a batch without
+        targets), and `cardinality_error`, by how many an image's count of objects is off.
 
         Raises NonFiniteError where predictions are NaN or infinite, UserError where the class head does not fit the
-        loss.
+        loss, or a term needs what the model does not predict.
         """
-        matched = self._matched(predictions, targets, counts)
-        losses = self._losses(matched)
-        further = dict(self._further_losses(matched))
+        self._check_fields(predictions)
+        parts = self.matched(predictions, targets, counts)
+        further = {name: self._losses(part) for name, part in parts.items()}
+        matched, losses = parts["main"], further.pop("main")
         weighted = [loss for part in (losses, *further.values()) for loss in self._weighted(part)]
         with torch.no_grad():
             losses["cardinality_error"] = self._cardinality_error(matched)
@@ -122,8 +129,19 @@ class SetCriterion(nn.Module):
             counts=counts,
         )
 
+    def _check_fields(self, predictions: Predictions) -> None:
+        for name, term in self._by_name():
+            if term.needs is not None and getattr(predictions, term.needs) is None:
+                raise UserError(
+                    f"criterion.terms.{name}: wanted a model that predicts {term.needs}, such as model=d_fine_l. Use "
+                    f"one, or leave the term out with criterion.terms.{name}=null."
+                )
+
     def _losses(self, matched: Matched) -> Losses:
-        return {f"loss_{name}": term(matched) for name, term in self._by_name()}
+        losses = {"loss_ce": self.classification(matched)}
+        judged = matched.pooled or matched
+        losses |= {f"loss_{name}": term(judged) for name, term in cast(Mapping[str, Term], self.terms).items()}
+        return {name: values * matched.scale for name, values in losses.items()}
 
     def _weighted(self, losses: Losses) -> Iterator[Float[Tensor, ""]]:
         return (term.weight * losses[f"loss_{name}"].sum() for name, term in self._by_name())
@@ -132,16 +150,28 @@ class SetCriterion(nn.Module):
         yield "ce", self.classification
         yield from cast(Mapping[str, Term], self.terms).items()
 
-    def _further_losses(self, main: Matched) -> Iterator[tuple[str, Losses]]:
-        further = main.predictions
-        if further.proposals is not None:
-            yield "proposals", self._losses(self._matched_proposals(main, further.proposals))
-        if further.groups is not None:
-            layers, number = len(further.boxes), len(further.groups.boxes)
-            losses = self._losses(self._matched_groups(main, further.groups))
-            yield "groups", {name: values * layers / number for name, values in losses.items()}
-        if further.denoising is not None:
-            yield "denoising", self._losses(_matched_denoising(main, further.denoising))
+    def matched(
+        self, predictions: Predictions, targets: Sequence[Target], counts: Int64[Tensor, " images"] | None = None
+    ) -> dict[str, Matched]:
+        """The pairs of all that is trained, `main` and further predictions by the suffixes of their losses."""
+        main = self._matched(predictions, targets, counts)
+        parts = {"main": main}
+        if (preliminary := predictions.preliminary) is not None:
+            parts["preliminary"] = replace(main, predictions=preliminary, matches=self.match(preliminary, targets))
+        if predictions.proposals is not None:
+            parts["proposals"] = self._matched_proposals(main, predictions.proposals)
+        if self.union:
+            parts = _pooled(parts)
+        if (groups := predictions.groups) is not None:
+            parts["groups"] = self._matched_groups(main, groups, len(predictions.boxes))
+            if groups.preliminary is not None:
+                parts["groups_preliminary"] = self._matched_groups(main, groups.preliminary, 1)
+        if (denoising := predictions.denoising) is not None:
+            parts["denoising"] = _matched_denoising(parts["main"], denoising)
+            if (preliminary := denoising.predictions.preliminary) is not None:
+                first = replace(denoising, predictions=preliminary, matches=denoising.matches.first_layer())
+                parts["denoising_preliminary"] = _matched_denoising(parts["main"], first)
+        return parts
 
     def _matched_proposals(self, main: Matched, proposals: Predictions) -> Matched:
         num_classes, targets = self.num_classes, main.targets
@@ -150,9 +180,10 @@ class SetCriterion(nn.Module):
         matches = self.match(proposals, targets, num_classes)
         return replace(main, predictions=proposals, targets=targets, matches=matches)
 
-    def _matched_groups(self, main: Matched, groups: Predictions) -> Matched:
+    def _matched_groups(self, main: Matched, groups: Predictions, layers: int) -> Matched:
+        """layers: of each group."""
         assert main.counts is not None
-        times = self.group_repeats
+        times, number = self.group_repeats, groups.boxes.shape[0] // layers
         targets = [target.select(torch.arange(len(target)).repeat(times)) for target in main.targets]
         return Matched(
             predictions=groups,
@@ -160,6 +191,7 @@ class SetCriterion(nn.Module):
             matches=self.match(groups, targets),
             num_boxes=main.num_boxes * times,
             counts=main.counts * times,
+            scale=1 / number,
         )
 
     def _cardinality_error(self, matched: Matched) -> Float[Tensor, " layers"]:
@@ -189,7 +221,52 @@ def _matched_denoising(main: Matched, denoising: DenoisingPredictions) -> Matche
         targets=main.targets,
         matches=denoising.matches,
         num_boxes=main.num_boxes * copies,
+        main=main.pooled or main,
     )
+
+
+def _pooled(parts: Mapping[str, Matched]) -> dict[str, Matched]:
+    """Each with the pairs that all of them have together, of each query the most frequent one."""
+    main = parts["main"]
+    each = [part.matches for part in parts.values()]
+    images = torch.cat([matches.image.expand_as(matches.query).flatten() for matches in each]).cpu()
+    pairs = torch.stack(
+        [torch.cat([getattr(m, name).flatten() for m in each]) for name in ("query", "target")], 1
+    ).cpu()
+    kept = [_most_frequent(pairs[images == index]) for index in range(len(main.targets))]
+    query, target = torch.cat(kept).to(main.boxes.device).unbind(1)
+    image = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(of_image) for of_image in kept]))
+    image = image.to(query.device)
+
+    # Of the whole step it is known for this batch alone how many pairs there are for a target.
+    own = sum(len(target) for target in main.targets)
+    counted = distributed.gather(main.num_boxes.new_tensor([[len(image), own]])).sum(0)
+    assert main.counts is not None
+    number = counted[0] / distributed.world_size() * (main.counts.sum() / counted[1].clamp(min=1))
+    return {
+        name: replace(
+            part,
+            pooled=replace(
+                part,
+                matches=Matches(
+                    image=image,
+                    query=query.expand(len(part.predictions.boxes), -1),
+                    target=target.expand(len(part.predictions.boxes), -1),
+                ),
+                num_boxes=number.clamp(min=1),
+            ),
+        )
+        for name, part in parts.items()
+    }
+
+
+def _most_frequent(pairs: Int64[Tensor, "pairs 2"]) -> Int64[Tensor, "kept 2"]:
+    """Of each query in pairs of query and target its most frequent target; ties as torch sorts them, as published."""
+    pairs, votes = pairs.unique(dim=0, return_counts=True)
+    kept: dict[int, int] = {}
+    for query, target in pairs[votes.argsort(descending=True)].tolist():
+        kept.setdefault(query, target)
+    return torch.tensor([*kept.items()], dtype=torch.int64).reshape(-1, 2)
 
 
 def _class_error(matched: Matched) -> Float[Tensor, ""]:

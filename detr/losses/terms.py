@@ -27,6 +27,9 @@ class Matched:
         processes, at least 1, times the copies of each.
     counts: the number of objects in each image of the optimizer step, over all processes; without them the step
         consists of these predictions alone.
+    pooled: the same predictions with the pairs that all outputs together have, where boxes learn from these.
+    scale: of all losses, by which they are averaged over groups.
+    main: of denoising queries: the predictions that they are beside.
     """
 
     predictions: Predictions
@@ -34,6 +37,9 @@ class Matched:
     matches: Matches
     num_boxes: Float[Tensor, ""]
     counts: Int64[Tensor, " images"] | None = None
+    pooled: "Matched | None" = None
+    main: "Matched | None" = None
+    scale: float = 1.0
 
     def found(self, field: str) -> Shaped[Tensor, "layers pairs ..."]:
         """What the query of each pair predicts. field: of `Predictions`, such as "boxes"."""
@@ -52,7 +58,7 @@ class Matched:
     @cached_property
     def logits(self) -> Float[Tensor, "layers batch queries classes"]:
         """Class logits of all queries, matched or not."""
-        return _single(self.predictions.logits)
+        return single(self.predictions.logits)
 
     @cached_property
     def labels(self) -> Int64[Tensor, "layers pairs"]:
@@ -61,7 +67,7 @@ class Matched:
     @cached_property
     def boxes(self) -> Float[Tensor, "layers pairs 4"]:
         """Predicted boxes as center x, center y, width, height in [0, 1]."""
-        return _single(self.found("boxes"))
+        return single(self.found("boxes"))
 
     @cached_property
     def wanted_boxes(self) -> Float[Tensor, "layers pairs 4"]:
@@ -89,6 +95,12 @@ class Matched:
         return self.counts.clamp(max=self.predictions.logits.shape[2]).sum() / distributed.world_size()
 
     @property
+    def share(self) -> float:
+        """Which part of the images of the optimizer step, averaged over processes, these are."""
+        batch = self.predictions.boxes.shape[1]
+        return 1.0 if self.counts is None else batch * distributed.world_size() / len(self.counts)
+
+    @property
     def num_queries(self) -> Float[Tensor, ""]:
         """Queries of one layer in the optimizer step, over all images, averaged over processes."""
         _, batch, queries, _ = self.predictions.logits.shape
@@ -103,7 +115,10 @@ class Term(nn.Module):
     A term of your own is a subclass with `forward`; it is trained with once `criterion.terms` names it.
 
     weight: its factor in the total. Losses are logged without it.
+    needs: a field of `Predictions` that models must have for it.
     """
+
+    needs: str | None = None
 
     def __init__(self, *, weight: float = 1.0) -> None:
         super().__init__()
@@ -118,6 +133,6 @@ class Term(nn.Module):
         raise NotImplementedError
 
 
-def _single(tensor: Tensor) -> Tensor:
+def single(tensor: Tensor) -> Tensor:
     """In single precision, unless it is double."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detr.errors import UserError
 from detr.models.attention.placement import Placement, blocks_for
 from detr.models.backbones.base import Backbone
-from detr.models.decoders.base import Decoder
+from detr.models.decoders.base import Decoder, Reference
 from detr.models.denoising import DenoisingLayout, DenoisingQueries, self_attention_mask
 from detr.models.encoders.base import Encoder
 from detr.models.heads import Head
@@ -34,6 +34,7 @@ class DETR(nn.Module):
     attention: further attention blocks by name: what they are, and where in the backbone or after the neck they go.
     denoising: queries made from disturbed targets in training; called with `d_model` and `num_classes`.
     head: what makes predictions of a decoder layer's output; called with `d_model`, `num_classes` and `background`.
+    proposal_head: what makes proposals of the encoder's tokens, for two-stage queries; called likewise.
     background: the class head has one more output, the last, for no object, as the softmax loss needs; sigmoid losses
         do without.
     refine: each decoder layer moves the anchors for the next one (Deformable DETR: Zhu et al., ICLR 2021).
@@ -55,6 +56,7 @@ class DETR(nn.Module):
         attention: Mapping[str, Placement] | None = None,
         denoising: Callable[..., DenoisingQueries] | None = None,
         head: Callable[..., Head] = Head,
+        proposal_head: Callable[..., Head] = Head,
         background: bool = True,
         refine: bool = False,
         look_forward_twice: bool = False,
@@ -80,11 +82,12 @@ class DETR(nn.Module):
         self.heads = nn.ModuleList(
             head(d_model=d_model, num_classes=num_classes, background=background) for _ in range(number)
         )
+        self._check_head(self._head(0))
         self._start_at_anchors()
         self.proposal_head = None
         if self.queries.two_stage:
             classes = 1 if self.queries.class_agnostic else num_classes
-            self.proposal_head = Head(d_model=d_model, num_classes=classes, background=background)
+            self.proposal_head = proposal_head(d_model=d_model, num_classes=classes, background=background)
             self.proposal_head.start_at_anchors(0.0)
 
     def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Predictions:
@@ -125,7 +128,7 @@ class DETR(nn.Module):
         outputs, references = self.decoder(
             queries,
             memory,
-            self._next_anchors if self.refine else None,
+            self._refine if self.refine else None,
             look_forward_twice=self.look_forward_twice,
         )
         predictions = self._predict(outputs, references)
@@ -133,14 +136,18 @@ class DETR(nn.Module):
             return predictions
         return replace(_split(predictions, groups, layout), proposals=proposals)
 
-    def _next_anchors(self, layer: int, x: Tensor, anchors: Tensor | None) -> Tensor:
-        return self._head(layer).boxes(x, anchors)
+    def _refine(self, layer: int, x: Tensor, anchors: Tensor | None) -> Tensor:
+        return self._head(layer).refine(x, anchors)
 
     def _predict(
-        self, outputs: Float[Tensor, "layers batch queries d_model"], references: Sequence[Tensor | None]
+        self, outputs: Float[Tensor, "layers batch queries d_model"], references: Sequence[Reference]
     ) -> Predictions:
         layers = range(len(outputs)) if self.aux_loss else [len(outputs) - 1]
-        return Predictions.stack([self._head(layer)(outputs[layer], references[layer]) for layer in layers])
+        predictions = Predictions.stack([self._head(layer)(outputs[layer], references[layer]) for layer in layers])
+        preliminary = self._head(0).preliminary(outputs[0], references[0]) if self.training else None
+        return (
+            predictions if preliminary is None else replace(predictions, preliminary=Predictions.stack([preliminary]))
+        )
 
     def _head(self, layer: int) -> Head:
         return cast(Head, self.heads[layer if len(self.heads) > 1 else 0])
@@ -159,6 +166,14 @@ class DETR(nn.Module):
             # Where anchors are refined, only the first of them have no size yet.
             self._head(index).start_at_anchors(self.queries.start_size if index == 0 or not self.refine else 0.0)
 
+    def _check_head(self, head: Head) -> None:
+        """Raises UserError where heads do not give what the decoder refines."""
+        if head.refines != self.decoder.refines:
+            raise UserError(
+                f"DETR: {type(self.decoder).__name__} needs heads that refine {self.decoder.refines}, got "
+                f"{type(head).__name__}. Set model/decoder=fine with model.head as in model=d_fine_l, or neither."
+            )
+
     def _check_parts(self) -> None:
         """Raises UserError where the parts do not fit together."""
         dims = self.queries.anchor_dims
@@ -175,6 +190,7 @@ class DETR(nn.Module):
                 f"{kind} needs queries with boxes as anchors",
                 boxes,
             ),
+            (decoder.refines != "boxes", self.refine, f"{kind} needs refinement", "model.refine=true"),
             (self.refine, dims >= 2, "refine needs queries with anchors", points),
             (
                 self.denoising is not None,

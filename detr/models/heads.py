@@ -1,7 +1,7 @@
 """What turns queries, and tokens, into classes and boxes."""
 
 import math
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from detr.boxes import inverse_sigmoid
 from detr.models.layers.mlp import MLP
+from detr.models.values import Refinement
 
 _PRIOR = 0.01  # probability of each class at the start (Lin et al., ICCV 2017)
+_PEAKS, _QUALITY = 4, 64  # bins of an edge that the quality of location is told from, and its hidden features
 
 
 class Head(nn.Module):
@@ -21,13 +23,25 @@ class Head(nn.Module):
     background: one more output, the last, for no object, as the softmax loss needs; without it each class starts
         improbable, as sigmoid losses need.
     eps: as in `inverse_sigmoid`, of the references that boxes are offsets from.
+    activation: of the perceptron of boxes.
+    refines: what `refine` gives the decoder, boxes or changes of `distributions` (FineDecoder).
     """
 
-    def __init__(self, *, d_model: int, num_classes: int, background: bool, eps: float = 1e-5) -> None:
+    refines: Literal["boxes", "distributions"] = "boxes"
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_classes: int,
+        background: bool,
+        eps: float = 1e-5,
+        activation: Literal["relu", "silu"] = "relu",
+    ) -> None:
         super().__init__()
         self.background, self.eps = background, eps
         self.class_head = nn.Linear(d_model, num_classes + background)
-        self.box_head = MLP(d_model, d_model, 4, layers=3)
+        self.box_head = MLP(d_model, d_model, 4, layers=3, activation=activation)
         if not background:
             nn.init.constant_(self.class_head.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
@@ -38,14 +52,21 @@ class Head(nn.Module):
         with torch.no_grad():
             last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
 
-    def forward(
-        self, x: Float[Tensor, "batch queries d_model"], reference: Float[Tensor, "batch queries dims"] | None
-    ) -> dict[str, Tensor]:
+    def forward(self, x: Float[Tensor, "batch queries d_model"], reference: Any) -> dict[str, Tensor]:
         """The tensors of one decoder layer by the fields of Predictions.
 
-        x: the layer's output. reference: the anchors, (B, Q, 2 or 4), that boxes are offsets from.
+        x: the layer's output. reference: the anchors, (B, Q, 2 or 4), that boxes are offsets from, or None; a head that
+        refines something else gets what its decoder made of it.
         """
         return {"logits": self.class_head(x), "boxes": self.boxes(x, reference)}
+
+    def refine(self, x: Tensor, reference: Tensor | None) -> Tensor:
+        """What the decoder goes on with: the boxes. x, reference: as in `forward`."""
+        return self.boxes(x, reference)
+
+    def preliminary(self, x: Tensor, reference: Any) -> dict[str, Tensor] | None:
+        """What the first layer predicts beside `forward`, with the same arguments; None: nothing."""
+        return None
 
     def boxes(
         self, x: Float[Tensor, "batch queries d_model"], reference: Float[Tensor, "batch queries dims"] | None
@@ -62,3 +83,59 @@ class Head(nn.Module):
     def scores(self, logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
         """How sure it is of any object, to compare."""
         return logits.softmax(-1)[..., :-1].amax(-1) if self.background else logits.amax(-1)
+
+
+class FineHead(Head):
+    """The head of FineDecoder: distributions of edges, and classes whose logits rise where these are sharp (D-FINE).
+
+    reg_max: the last of a distribution's bins, as in `detr.edges`.
+    activation: of the perceptrons of distributions and of the quality of location.
+    The other options are those of Head.
+    """
+
+    refines = "distributions"
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_classes: int,
+        background: bool,
+        eps: float = 1e-5,
+        reg_max: int = 32,
+        activation: Literal["relu", "silu"] = "relu",
+    ) -> None:
+        super().__init__(
+            d_model=d_model, num_classes=num_classes, background=background, eps=eps, activation=activation
+        )
+        self.box_head = MLP(d_model, d_model, 4 * (reg_max + 1), layers=3, activation=activation)
+        self.quality = MLP(4 * (_PEAKS + 1), _QUALITY, 1, layers=2, activation=activation)
+        self.quality.zero()
+
+    def start_at_anchors(self, size: float) -> None:
+        """All edges start where the decoder puts them first."""
+        self.box_head.zero()
+
+    def forward(self, x: Float[Tensor, "batch queries d_model"], reference: Refinement) -> dict[str, Tensor]:
+        """reference: what the decoder made of this layer's boxes."""
+        distributions = reference.distributions
+        return {
+            "logits": self.class_head(x) + self.location_quality(distributions),
+            "boxes": reference.boxes,
+            "distributions": distributions,
+        }
+
+    def refine(self, x: Tensor, reference: Tensor | None) -> Float[Tensor, "batch queries 4 bins"]:
+        """What a layer adds to the logits of distributions."""
+        return self.box_head(x).unflatten(-1, (4, -1))
+
+    def location_quality(
+        self, distributions: Float[Tensor, "batch queries 4 bins"]
+    ) -> Float[Tensor, "batch queries 1"]:
+        """What the highest probabilities of each edge's bins, and their mean, say of the place of a box."""
+        peaks = distributions.softmax(-1).topk(_PEAKS, dim=-1).values
+        return self.quality(torch.cat((peaks, peaks.mean(-1, keepdim=True)), dim=-1).flatten(-2))
+
+    def preliminary(self, x: Float[Tensor, "batch queries d_model"], reference: Refinement) -> dict[str, Tensor]:
+        """What the first layer predicts before its edges move."""
+        return {"logits": self.class_head(x), "boxes": reference.start}

@@ -145,9 +145,9 @@ class BoxPosition(nn.Module):
         al., CVPR 2025).
     """
 
-    def __init__(self, *, d_model: int, layers: int) -> None:
+    def __init__(self, *, d_model: int, layers: int, activation: Literal["relu", "silu"] = "relu") -> None:
         super().__init__()
-        self.mlp = MLP(4, 2 * d_model if layers == 2 else d_model, d_model, layers=layers)
+        self.mlp = MLP(4, 2 * d_model if layers == 2 else d_model, d_model, layers=layers, activation=activation)
         self.mlp.apply(_xavier)
 
     def forward(self, anchors: Float[Tensor, "batch queries 4"]) -> Float[Tensor, "batch queries d_model"]:
@@ -166,7 +166,7 @@ class TwoStageQueries(ObjectQueries):
     ranking: what is compared: `best`, the score of a token's best class; `agnostic`, that of any object, for which the
         proposals have one class; `pairs`, all scores of all tokens, so that a token of several classes may be selected
         several times (RT-DETRv2: Lv et al., 2024, which names them default, agnostic and one2many).
-    position_layers: of the perceptron that makes positions of boxes, of `tokens` only.
+    position_layers, position_activation: of the perceptron that makes positions of boxes, of `tokens` only.
     published_padding: cells that propose nothing can be selected too, as the box (1, 1, 1, 1), and positions are
         embedded from anchors as shares of the padded image, as published DINO does. An image's results then depend on
         what it is batched with.
@@ -183,6 +183,7 @@ class TwoStageQueries(ObjectQueries):
         selection: Literal["mixed", "pure", "tokens"] = "mixed",
         ranking: Literal["best", "agnostic", "pairs"] = "best",
         position_layers: int = 2,
+        position_activation: Literal["relu", "silu"] = "relu",
         published_padding: bool = False,
     ) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
@@ -201,7 +202,7 @@ class TwoStageQueries(ObjectQueries):
             self.content = nn.Embedding(num_queries * num_groups, d_model)
             self.position: nn.Module = AnchorPosition(d_model=d_model)
         else:
-            self.position = BoxPosition(d_model=d_model, layers=position_layers)
+            self.position = BoxPosition(d_model=d_model, layers=position_layers, activation=position_activation)
         self.apply(_xavier)
 
     def forward(self, memory: Memory, head: Head | None) -> tuple[Queries, Predictions]:

@@ -105,6 +105,20 @@ class QueryPositions:
     spatial: Float[Tensor, "batch queries d_model"] | None = None
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """What a decoder layer knows of the edges of boxes (D-FINE: Peng et al., ICLR 2025).
+
+    start: (B, Q, 4) the boxes (cxcywh) whose edges move.
+    distributions: (B, Q, 4, N + 1) logits of how far, of the left, top, right and bottom edge; as in `detr.edges`.
+    boxes: (B, Q, 4) with the edges where they are expected.
+    """
+
+    start: Float[Tensor, "batch queries 4"]
+    distributions: Float[Tensor, "batch queries 4 bins"]
+    boxes: Float[Tensor, "batch queries 4"]
+
+
 def _centers(height: int, width: int, valid: Tensor) -> Tensor:
     y, x = torch.meshgrid(
         torch.arange(height, device=valid.device) + 0.5, torch.arange(width, device=valid.device) + 0.5, indexing="ij"

@@ -127,7 +127,7 @@ def test_every_stage_of_evaluation(published: dict[str, Any], model: DETR) -> No
     close(proposals.logits[0], expected["proposal_logits"], LOGITS, "proposals")
     close(proposals.boxes[0], expected["proposal_boxes"], BOXES, "proposals")
     close(queries.content, expected["content"], LOGITS, "content")
-    outputs, references = model.decoder(queries, memory, model._next_anchors, look_forward_twice=True)
+    outputs, references = model.decoder(queries, memory, model._refine, look_forward_twice=True)
     close(outputs, expected["hs"], LOGITS, "layers")
     for index, reference in enumerate(references):
         close(reference, expected["references"][index], BOXES, f"reference {index}")
@@ -214,16 +214,14 @@ def losses_of(
     criterion: SetCriterion, predictions: Predictions, case: dict[str, Any], second: bool
 ) -> tuple[dict[str, Tensor], dict[str, Matched]]:
     """Losses by their published names, and what was matched."""
-    main = criterion._matched(predictions, as_targets(case), None)
+    matched = criterion.matched(predictions, as_targets(case))
     layers = len(predictions.boxes)
-    assert predictions.proposals is not None
-    matched = {"": main, "proposals": criterion._matched_proposals(main, predictions.proposals)}
-    values = {"": criterion._losses(main), **dict(criterion._further_losses(main))}
+    values = {name: criterion._losses(part) for name, part in matched.items()}
     found = {}
     for theirs, ours in OURS.items():
         for layer in range(layers):
             suffix = "" if layer == layers - 1 else f"_aux_{layer}"
-            found[f"loss_{theirs}{suffix}"] = values[""][ours][layer]
+            found[f"loss_{theirs}{suffix}"] = values["main"][ours][layer]
             found[f"loss_{theirs}_dn_{layer}"] = values["denoising"][ours][layer]
         found[f"loss_{theirs}_{'enc_0' if second else f'aux_{layers - 1}'}"] = values["proposals"][ours][0]
     return found, matched
@@ -254,7 +252,7 @@ def check_training(model: DETR, images: Tensor, case: dict[str, Any], *, second:
         torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
     for name, (of_layer, layer) in {
         "proposals": (matched["proposals"], 0),
-        **{f"layer{layer}": (matched[""], layer) for layer in range(len(predictions.boxes))},
+        **{f"layer{layer}": (matched["main"], layer) for layer in range(len(predictions.boxes))},
     }.items():
         pairs = {
             (image, query, target)

@@ -1,16 +1,20 @@
 """What every decoder is."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.values import Memory, Queries, QueryPositions
+from detr.models.values import Memory, Queries, QueryPositions, Refinement
 
-# From a layer's index, output and anchors to the next layer's anchors.
+# From a layer's index, output and anchors to what `Head.refine` makes of them: the next layer's anchors, or else.
 Refine = Callable[[int, Tensor, Tensor | None], Tensor]
+# What a head predicts from beside a layer's output: anchors, or what the decoder made of the boxes itself.
+Reference = Tensor | Refinement | None
+Refines = Literal["boxes", "distributions"]
 
 
 class Decoder(nn.Module):
@@ -22,7 +26,10 @@ class Decoder(nn.Module):
     norm: the final norm, which serves the outputs of all layers.
     anchor_dims: dimensions of anchors that the queries need at least: 0 none, 2 points, 4 boxes.
     eval_layers: how many layers are used in evaluation, the first ones; all unless given.
+    refines: what heads have to give to refine, as in Head.
     """
+
+    refines: Refines = "boxes"
 
     def __init__(
         self,
@@ -52,7 +59,7 @@ class Decoder(nn.Module):
 
     def forward(
         self, queries: Queries, memory: Memory, refine: Refine | None = None, *, look_forward_twice: bool = False
-    ) -> tuple[Float[Tensor, "layers batch queries d_model"], list[Tensor | None]]:
+    ) -> tuple[Float[Tensor, "layers batch queries d_model"], list[Reference]]:
         """The layers' outputs, and for each layer the anchors (B, Q, 2 or 4) that its boxes are offsets from.
 
         refine: makes the next layer's anchors; None leaves them as they are.
@@ -61,7 +68,7 @@ class Decoder(nn.Module):
         x, anchors = queries.content, queries.anchors
         reference = anchors
         outputs: list[Tensor] = []
-        references: list[Tensor | None] = []
+        references: list[Reference] = []
         for index, layer in enumerate(self.used):
             x = layer(x, self.positions(index, x, queries, anchors), memory, queries.keep)
             outputs.append(self.norm(x))

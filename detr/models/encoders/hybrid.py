@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detr.errors import UserError
 from detr.models.encoders.base import Encoder
-from detr.models.layers.convolutions import ConvNorm, CSPRepLayer, without_padding
+from detr.models.layers.convolutions import ConvNorm, CSPRepLayer, Down, ELANLayer, SeparableDown
 from detr.models.layers.transformer import Activation, EncoderLayer, EncoderSelfAttention, initialize
 from detr.models.values import Memory
 
@@ -24,7 +24,7 @@ class HybridEncoder(Encoder):
     The memory has no positions: its tokens know theirs, and deformable cross-attention needs none. Padding is zero for
     every convolution that looks beyond a cell, as if the map ended there, and attention leaves it out.
 
-    An encoder with other convolutions overrides `lateral`, `fusion` and `down`.
+    An encoder with other convolutions overrides `lateral`, `fusion`, `down` and `projection`.
 
     position: padding mask (B, h, w), True = padding, to positional encodings (B, channels, h, w).
     d_model: features of the memory's tokens.
@@ -74,7 +74,7 @@ class HybridEncoder(Encoder):
         self.top_down = nn.ModuleList(self.fusion(channels) for _ in range(num_levels - 1))
         self.downs = nn.ModuleList(self.down(channels) for _ in range(num_levels - 1))
         self.bottom_up = nn.ModuleList(self.fusion(channels) for _ in range(num_levels - 1))
-        self.proj = nn.ModuleList(ConvNorm(channels, d_model, activation=False) for _ in range(num_levels))
+        self.proj = nn.ModuleList(self.projection(channels, d_model) for _ in range(num_levels))
 
     @property
     def in_channels(self) -> int:
@@ -90,8 +90,12 @@ class HybridEncoder(Encoder):
         return CSPRepLayer(2 * channels, channels, hidden=hidden, depth=round(_BLOCKS * self.depth))
 
     def down(self, channels: int) -> nn.Module:
-        """Halves a map, rounding up."""
-        return ConvNorm(channels, channels, kernel_size=3, stride=2)
+        """Halves a map, rounding up; called with its padding mask too."""
+        return Down(channels)
+
+    def projection(self, channels: int, d_model: int) -> nn.Module:
+        """From a fused map to the memory."""
+        return ConvNorm(channels, d_model, activation=False)
 
     def forward(
         self,
@@ -129,9 +133,29 @@ class HybridEncoder(Encoder):
             enlarged = F.interpolate(coarse, scale_factor=2)[..., : fine.shape[2], : fine.shape[3]]
             fused[level] = self.top_down[step](_side_by_side(enlarged, fine), padding[level])
         for level in levels[1:]:
-            halved = self.downs[level - 1](without_padding(fused[level - 1], padding[level - 1]))
+            halved = self.downs[level - 1](fused[level - 1], padding[level - 1])
             fused[level] = self.bottom_up[level - 1](_side_by_side(halved, fused[level]), padding[level])
         return fused
+
+
+class FineHybridEncoder(HybridEncoder):
+    """D-FINE's encoder (Peng et al., ICLR 2025): fusions of two halves, separable down-sampling, laterals without SiLU.
+
+    Options are those of HybridEncoder; `expansion` is of half the channels.
+    """
+
+    def lateral(self, channels: int) -> nn.Module:
+        return ConvNorm(channels, channels, activation=False)
+
+    def fusion(self, channels: int) -> nn.Module:
+        hidden = round(channels * self.expansion // 2)
+        return ELANLayer(2 * channels, channels, hidden=hidden, depth=round(_BLOCKS * self.depth))
+
+    def down(self, channels: int) -> nn.Module:
+        return SeparableDown(channels)
+
+    def projection(self, channels: int, d_model: int) -> nn.Module:
+        return nn.Identity() if channels == d_model else super().projection(channels, d_model)
 
 
 def _side_by_side(x: Tensor, other: Tensor) -> Float[Tensor, "batch channels height width"]:

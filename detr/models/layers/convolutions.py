@@ -11,15 +11,28 @@ from torch import Tensor, nn
 class ConvNorm(nn.Module):
     """A convolution that keeps the size of the map, or divides it by its stride, batch norm, and SiLU.
 
-    activation: false leaves SiLU out.
+    groups: of channels that do not mix. activation: false leaves SiLU out.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, kernel_size: int = 1, stride: int = 1, activation: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: bool = True,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride=stride, padding=(kernel_size - 1) // 2, bias=False
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=(kernel_size - 1) // 2,
+            groups=groups,
+            bias=False,
         )
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = nn.SiLU() if activation else nn.Identity()
@@ -78,6 +91,61 @@ class CSPRepLayer(nn.Module):
         for block in self.blocks:
             main = block(without_padding(main, mask))
         return self.out(main + self.skip(x))
+
+
+class ELANLayer(nn.Module):
+    """A projection of a map, and what two CSP layers in a row make of one half of it, side by side (D-FINE's neck).
+
+    It is GELAN's block (YOLOv9: Wang et al., ECCV 2024) with RepVGG blocks inside.
+
+    hidden: channels of the CSP layers. depth: RepVGG blocks in each.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, hidden: int, depth: int) -> None:
+        super().__init__()
+        self.expand = ConvNorm(in_channels, 2 * out_channels)
+        self.csp = nn.ModuleList(
+            CSPRepLayer(channels, hidden, hidden=hidden, depth=depth) for channels in (out_channels, hidden)
+        )
+        self.convs = nn.ModuleList(ConvNorm(hidden, hidden, kernel_size=3) for _ in range(2))
+        self.out = ConvNorm(2 * out_channels + 2 * hidden, out_channels)
+
+    def forward(
+        self, x: Float[Tensor, "batch _ height width"], mask: Bool[Tensor, "batch height width"] | None = None
+    ) -> Float[Tensor, "batch _ height width"]:
+        """mask: as in CSPRepLayer."""
+        parts = [*self.expand(x).chunk(2, dim=1)]
+        for csp, conv in zip(self.csp, self.convs, strict=True):
+            parts.append(conv(without_padding(csp(parts[-1], mask), mask)))
+        return self.out(torch.cat(parts, dim=1))
+
+
+class Down(ConvNorm):
+    """Halves a map, rounding up, by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, stride=2)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels _ _"], mask: Bool[Tensor, "batch _ _"] | None = None
+    ) -> Float[Tensor, "batch channels _ _"]:
+        """mask: as in CSPRepLayer."""
+        return super().forward(without_padding(x, mask))
+
+
+class SeparableDown(nn.Module):
+    """Halves a map, rounding up: channels are mixed, then each is halved by itself (YOLOv10: Wang et al., 2024)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = ConvNorm(channels, channels, activation=False)
+        self.halve = ConvNorm(channels, channels, kernel_size=3, stride=2, groups=channels, activation=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels _ _"], mask: Bool[Tensor, "batch _ _"] | None = None
+    ) -> Float[Tensor, "batch channels _ _"]:
+        """mask: as in CSPRepLayer."""
+        return self.halve(without_padding(self.mix(x), mask))
 
 
 def without_padding(x: Tensor, mask: Tensor | None) -> Float[Tensor, "batch channels height width"]:

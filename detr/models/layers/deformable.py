@@ -25,6 +25,8 @@ class DeformableAttention(nn.Module):
         beyond the map (RT-DETRv2, for devices that cannot interpolate). Then the offsets have no gradient and stay as
         they are. `discrete_square` takes the last row for the last column too, as published, which is wrong for maps
         that are not square.
+    projections: of the tokens before and of the samples after; without them each head samples its share of the tokens'
+        features (D-FINE: Peng et al., ICLR 2025).
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class DeformableAttention(nn.Module):
         num_levels: int,
         num_points: int | Sequence[int],
         sampling: Sampling = "bilinear",
+        projections: bool = True,
     ) -> None:
         super().__init__()
         check_heads(self, d_model, nhead)
@@ -48,8 +51,8 @@ class DeformableAttention(nn.Module):
         total = sum(points)
         self.sampling_offsets = nn.Linear(d_model, nhead * total * 2)
         self.attention_weights = nn.Linear(d_model, nhead * total)
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        self.value_proj = nn.Linear(d_model, d_model) if projections else nn.Identity()
+        self.output_proj = nn.Linear(d_model, d_model) if projections else nn.Identity()
         if sampling != "bilinear":
             self.sampling_offsets.requires_grad_(False)
         self.reset_parameters()
@@ -66,8 +69,9 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            if isinstance(projection, nn.Linear):
+                nn.init.xavier_uniform_(projection.weight)
+                nn.init.zeros_(projection.bias)
 
     def attend(
         self,

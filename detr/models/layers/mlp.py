@@ -1,6 +1,7 @@
 """The perceptron that heads and embeddings share."""
 
 import itertools
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,16 +9,25 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Linear layers with an activation between them."""
 
-    def __init__(self, d_in: int, d_hidden: int, d_out: int, *, layers: int) -> None:
+    def __init__(
+        self, d_in: int, d_hidden: int, d_out: int, *, layers: int, activation: Literal["relu", "silu"] = "relu"
+    ) -> None:
         super().__init__()
         self.d_out = d_out
+        self.activation = F.silu if activation == "silu" else F.relu
         sizes = [d_in, *[d_hidden] * (layers - 1), d_out]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         *hidden, last = self.layers
         for layer in hidden:
-            x = F.relu(layer(x))
+            x = self.activation(layer(x))
         return last(x)
+
+    def zero(self) -> None:
+        """From now on it gives 0 for everything."""
+        last = cast(nn.Linear, self.layers[-1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -115,6 +116,7 @@ class DecoderLayer(nn.Module):
 
     self_attn: called with the queries, their positions and the mask of who sees whom. cross_attn: called with the
     queries, their positions and the memory.
+    gate: joins what cross-attention found with the queries, in place of a sum and a norm, where norms come after.
     """
 
     def __init__(
@@ -127,11 +129,16 @@ class DecoderLayer(nn.Module):
         dropout: float,
         activation: Activation,
         norm_first: bool,
+        gate: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.norm_first, self.self_attn, self.cross_attn = norm_first, self_attn, cross_attn
         self.ffn = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, activation=activation)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d_model), nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm1 = nn.LayerNorm(d_model)
+        if gate is None:
+            self.norm2 = nn.LayerNorm(d_model)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.gate = gate
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -153,8 +160,26 @@ class DecoderLayer(nn.Module):
             x = x + look(self.norm2(x))
             return x + feed(self.norm3(x))
         x = self.norm1(x + attend(x))
-        x = self.norm2(x + look(x))
+        x = self.norm2(x + look(x)) if self.gate is None else self.gate(x, look(x))
         return self.norm3(x + feed(x))
+
+
+class Gate(nn.Module):
+    """Weighs what there was and what is new against each other, feature by feature, and normalizes their sum.
+
+    The target gating layer of D-FINE (Peng et al., ICLR 2025).
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(2 * d_model, 2 * d_model)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(
+        self, x: Float[Tensor, "batch queries d_model"], found: Float[Tensor, "batch queries d_model"]
+    ) -> Float[Tensor, "batch queries d_model"]:
+        old, new = self.weigh(torch.cat((x, found), dim=-1)).sigmoid().chunk(2, dim=-1)
+        return self.norm(old * x + new * found)
 
 
 def initialize(part: nn.Module) -> None:

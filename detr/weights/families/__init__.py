@@ -15,6 +15,7 @@ from torch import Tensor
 from detr.errors import UserError
 from detr.renaming import Renaming
 from detr.weights.families.conditional_detr import CONDITIONAL_DETR
+from detr.weights.families.d_fine import D_FINE
 from detr.weights.families.dab_detr import DAB_DETR, DN_DETR
 from detr.weights.families.deformable_detr import (
     DEFORMABLE_DETR,
@@ -28,6 +29,7 @@ from detr.weights.families.rt_detr import RT_DETR, RT_DETRV2
 
 # The first whose marks are all there is the one.
 FAMILIES = (
+    D_FINE,
     RT_DETRV2,
     RT_DETR,
     DINO,
@@ -114,7 +116,7 @@ def convert(state: Mapping[str, Tensor], family: Family | None = None) -> Conver
         elif new not in ours:
             ours[new] = tensor
         elif torch.equal(ours[new], tensor):
-            dropped[name] = "copies of shared heads"
+            dropped[name] = "copies of other tensors"
         else:
             raise UserError(f"{name} is not the copy that it is in {family.name}. Use another file.")
     pack_attention(ours)

@@ -1,6 +1,7 @@
 """RT-DETR (Zhao et al., CVPR 2024) and RT-DETRv2 (Lv et al., 2024): lyuwenyu/RT-DETR."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -92,31 +93,34 @@ def _name(state: State) -> str:
     return "r50_m" if name == "r50" and halved else name
 
 
-def _without_filler(state: State) -> State:
+def without_filler(state: State) -> State:
     """Their embedding of disturbed labels has a row more, of zeros, for filled-up places."""
     labels = state.get("denoising.labels.weight")
     return state if labels is None else state | {"denoising.labels.weight": labels[:-1]}
 
 
-def _with_filler(state: State) -> State:
+def with_filler(state: State) -> State:
     labels = state.get("denoising.labels.weight")
     if labels is None:
         return state
     return state | {"denoising.labels.weight": torch.cat((labels, torch.zeros_like(labels[:1])))}
 
 
-def _with_constants(state: State) -> State:
-    """Theirs keeps what it computes for images of 640 x 640."""
-    state = _with_filler(state)
+def proposal_anchors(strides: Sequence[int]) -> State:
+    """What theirs keeps of what it computes for images of 640 x 640, of maps with these strides."""
     anchors = []
-    for level, stride in enumerate(_STRIDES):
+    for level, stride in enumerate(strides):
         cells = _SIZE // stride
         y, x = torch.meshgrid(*[(torch.arange(cells) + 0.5) / cells] * 2, indexing="ij")
         side = torch.full_like(x, 0.05 * 2**level)
         anchors.append(torch.stack((x, y, side, side), dim=-1).flatten(0, 1))
     boxes = torch.cat(anchors)[None]
     valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
-    state |= {"decoder.anchors": (boxes / (1 - boxes)).log().where(valid, torch.inf), "decoder.valid_mask": valid}
+    return {"decoder.anchors": (boxes / (1 - boxes)).log().where(valid, torch.inf), "decoder.valid_mask": valid}
+
+
+def _with_constants(state: State) -> State:
+    state = with_filler(state) | proposal_anchors(_STRIDES)
     for layer in range(decoder_layers(state)):
         attention = f"decoder.layers.{layer}.cross_attn"
         points = len(state[f"{attention}.attention_weights.weight"]) // _HEADS
@@ -131,8 +135,8 @@ RT_DETR = Family(
     our_marks=(r"^queries\.position\.mlp\.", r"^encoder\.top_down\.", r"\.cross_attn\.value_proj\."),
     authors=_AUTHORS,
     transformers=_TRANSFORMERS,
-    adopt=_without_filler,
-    release=_with_filler,
+    adopt=without_filler,
+    release=with_filler,
     variant=_name,
     square=_SIZE,
 )
@@ -143,7 +147,7 @@ RT_DETRV2 = Family(
     our_marks=(r"(?!)",),  # the tensors are those of RT-DETR, whose names they get unless this family is asked for
     authors=_AUTHORS_2,
     transformers=_TRANSFORMERS,
-    adopt=_without_filler,
+    adopt=without_filler,
     release=_with_constants,
     variant=_name,
     square=_SIZE,
