@@ -410,6 +410,7 @@ def test_transformers_on_square_images(published: dict[str, Any]) -> None:
     encoder, decoder = config["HybridEncoder"], config["DFINETransformer"]
     strides = decoder["feat_strides"]
     backbone = transformers.HGNetV2Config(
+        hidden_sizes=[64, 256, 512, 1024],
         stem_channels=[3, 16, 16],
         stage_in_channels=[16, 64, 256, 512],
         stage_mid_channels=[16, 32, 64, 128],

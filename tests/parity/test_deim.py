@@ -103,7 +103,7 @@ def test_criterion(published: dict[str, Any], name: str, option: str) -> None:
             continue
         value = found[loss.replace("_mal", "_vfl")]
         torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6, msg=lambda text, loss=loss: f"{loss}: {text}")
-    if name != "duplicates":  # of which any may be matched
+    if name not in ("duplicates", "no_overlap"):  # of equal costs any may be matched
         for output, (part, layer) in parts.items():
             assert pairs_of(part, layer) == published_pairs(expected["indices"][output]), output
         if criterion.union:
