@@ -33,8 +33,7 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     logger.info("Device: %s; threads of the CPU: %d. Reading the data.", device, torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
-    if config.weights is not None:
-        fetch(config.weights)
+    weights = None if config.weights is None else fetch(config.weights)
 
     augmentation = build_augmentation(config.data)
     train_set, val_set = data_sets(config, options, augmentation)
@@ -49,9 +48,9 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     loader = train_loader(config, options, train_set, augmentation)
     categories, num_classes = train_set.categories, len(train_set.categories)
 
-    model = build_model(config.model, num_classes=num_classes, pretrained=config.weights is None)
-    if config.weights is not None:
-        load_weights(model, config.weights, categories)
+    model = build_model(config.model, num_classes=num_classes, pretrained=weights is None)
+    if weights is not None:
+        load_weights(model, weights, categories)
     model = accelerated(model.to(device), options)
     if config.optimizer.get("backbone_lr") == 0:
         cast(Any, model).backbone.freeze()
@@ -89,12 +88,12 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     trainer.fit()
 
 
-def fetch(weights: str) -> None:
-    """What a training starts from is there, or refused, before any other work."""
+def fetch(weights: str) -> Path:
+    """The file that a training starts from: there, or refused, before any other work."""
     if weights in PUBLISHED:
         logger.info("weights=%s brings %s.", weights, PUBLISHED[weights].options)
     with distributed.first_on_machine():
-        weights_file(weights)
+        return weights_file(weights)
 
 
 def data_sets(

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models.backbones.base import read_state_dict
+from detr.models.backbones.base import is_file, read_state_dict
 from detr.models.backbones.resnet import STAGES, ResNet, Stage, downloaded
 from detr.renaming import Renaming, Rows
 
@@ -85,7 +84,7 @@ class ResNetVD(ResNet):
             address = f"{_ADDRESS}/{_FILES[name]}"
             load = partial(torch.hub.load_state_dict_from_url, address, map_location="cpu", weights_only=True)
             state = downloaded(address, load)
-        elif weights.endswith((".pth", ".pt")) or Path(weights).exists():
+        elif is_file(weights):
             state = read_state_dict(weights, "ResNet")
         else:
             raise UserError(f"ResNetVD: wanted weights as PADDLE or a path, got '{weights}'. Correct weights.")

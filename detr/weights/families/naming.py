@@ -12,7 +12,7 @@ from detr.renaming import Renaming, Rows
 State = dict[str, Tensor]
 
 # By the number of residual blocks in layer3, and whether these are bottlenecks; ResNet-50 needs no option.
-_RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (23, True): "resnet101"}
+_RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
 
 
 def reversed_names(rows: Rows, layers: int) -> list[Renaming]:
@@ -36,11 +36,16 @@ def _unchanged(state: State) -> State:
     return state
 
 
+def resnet_name(state: State) -> str:
+    """Which ResNet a backbone is, by the blocks of its third stage; resnet50 where it is none."""
+    blocks = sum(bool(re.fullmatch(r"backbone\.body\.layer3\.\d+\.conv1\.weight", name)) for name in state)
+    return _RESNETS.get((blocks, "backbone.body.layer3.0.conv3.weight" in state), "resnet50")
+
+
 def resnet_of(state: State) -> str:
     """The option of a backbone that is another ResNet than ResNet-50."""
-    blocks = sum(bool(re.fullmatch(r"backbone\.body\.layer3\.\d+\.conv1\.weight", name)) for name in state)
-    resnet = _RESNETS.get((blocks, "backbone.body.layer3.0.conv3.weight" in state))
-    return f" model/backbone={resnet}" if resnet else ""
+    name = resnet_name(state)
+    return "" if name == "resnet50" else f" model/backbone={name}"
 
 
 @dataclass(frozen=True)

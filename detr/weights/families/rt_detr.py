@@ -1,19 +1,12 @@
 """RT-DETR (Zhao et al., CVPR 2024) and RT-DETRv2 (Lv et al., 2024): lyuwenyu/RT-DETR."""
 
-import re
 from collections.abc import Sequence
 
 import torch
 
 from detr.models.backbones.resnet_vd import PUBLISHED
-from detr.weights.families.naming import AUTHORS, TRANSFORMERS, Family, Rows, State, decoder_layers
+from detr.weights.families.naming import AUTHORS, TRANSFORMERS, Family, Rows, State, decoder_layers, resnet_name
 
-_NAMES = {
-    (2, False): "r18",
-    (6, False): "r34",
-    (6, True): "r50",
-    (23, True): "r101",
-}  # by blocks of layer3, bottlenecks
 _SIZE, _STRIDES, _HEADS = 640, (8, 16, 32), 8  # of all published models
 
 _FUSIONS: Rows = [
@@ -86,8 +79,7 @@ _TRANSFORMERS: Rows = (
 
 def _name(state: State) -> str:
     """Of the configuration, after model=rt_detr_ or rt_detrv2_."""
-    blocks = sum(bool(re.fullmatch(r"backbone\.body\.layer3\.\d+\.conv1\.weight", name)) for name in state)
-    name = _NAMES.get((blocks, "backbone.body.layer3.0.conv3.weight" in state), "r50")
+    name = resnet_name(state).replace("resnet", "r")
     fusion = state.get("encoder.top_down.0.main.conv.weight")
     halved = fusion is not None and len(fusion) * 4 == fusion.shape[1]
     return "r50_m" if name == "r50" and halved else name
