@@ -103,7 +103,7 @@ def test_evaluation(parts: tuple[dict[str, Any], DETR, SetCriterion]) -> None:
     if proposals is not None:
         close(proposals.logits[0], expected["proposal_logits"], 1e-4, "logits of proposals")
         close(proposals.boxes[0], expected["proposal_boxes"], 1e-5, "boxes of proposals")
-    outputs, references = model.decoder(queries, memory, model._next_anchors, look_forward_twice=True)
+    outputs, references = model.decoder(queries, memory, model._refine, look_forward_twice=True)
     close(outputs, expected["hs"], 1e-4, "decoder")
     close(torch.stack(references), expected["references"][: len(references)], 1e-5, "references")
     embedded = torch.stack([queries.position(reference) for reference in references])
@@ -260,7 +260,7 @@ def test_every_published_key_converts_both_ways(shared: Path, file: str, options
     assert (
         found.options == options
         and found.num_classes == 91
-        and set(found.dropped.values()) <= {"copies of shared heads"}
+        and set(found.dropped.values()) <= {"copies of other tensors"}
     )
     assert len(found.dropped) == sum(len(names) - 1 for names in published["copies"])
     with torch.device("meta"):
