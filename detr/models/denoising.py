@@ -78,7 +78,8 @@ class DenoisingQueries(nn.Module):
         They are seen by the others of their copy and, with contrast, trained to find nothing. None leaves the places
         out, so that the result does not depend on how many targets the other images of a batch have.
     eps: coordinates of boxes are at least about this far from 0 and 1, as in `inverse_sigmoid`.
-    extra_label: embed one more label than there are classes, the last, as published weights do. No query has it.
+    extra_label: embed one more label than there are classes, the last, as published weights do. It is zeros, like the
+        content of empty places, and no query has it.
     without_objects: where no image of a batch has an object, each gets a copy of a box in its middle, with sides of a
         tenth, that is to find nothing (RT-DETRv2); without it there are no denoising queries then. Needs `filling`.
     """
@@ -105,7 +106,7 @@ class DenoisingQueries(nn.Module):
         self.label_noise, self.box_noise, self.contrastive = label_noise, box_noise, contrastive
         self.swap_sides, self.filling, self.eps = swap_sides, filling, eps
         self.without_objects = without_objects
-        self.labels = nn.Embedding(num_classes + extra_label, d_model)
+        self.labels = nn.Embedding(num_classes + extra_label, d_model, padding_idx=num_classes if extra_label else None)
 
     @torch.compiler.disable  # the numbers of targets decide its shapes
     def forward(self, queries: Queries, targets: Sequence[Target], num_groups: int) -> tuple[Queries, DenoisingLayout]:

@@ -422,10 +422,9 @@ def test_state_dicts_of_full_size(shared: Path, name: str) -> None:
     assert {key: tensor.shape for key, tensor in model.state_dict().items()} == {
         key: tensor.shape for key, tensor in converted.state.items()
     }
-    filler = 256  # their row for filled-up places of denoising
     parameters = [*model.parameters()]
-    assert sum(p.numel() for p in parameters) == content["parameters"] - filler
-    assert sum(p.numel() for p in parameters if p.requires_grad) == content["trained"] - filler
+    assert sum(p.numel() for p in parameters) == content["parameters"]
+    assert sum(p.numel() for p in parameters if p.requires_grad) == content["trained"]
     back = to_published(converted.state, family)
     assert {key: [*tensor.shape] for key, tensor in back.items()} == content["keys"]
 

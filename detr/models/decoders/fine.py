@@ -34,8 +34,6 @@ class FineDecoder(Decoder):
     """
 
     refines = "distributions"
-    up: Float[Tensor, "1"]
-    reg_scale: Float[Tensor, "1"]
 
     def __init__(
         self,
@@ -78,9 +76,9 @@ class FineDecoder(Decoder):
             eval_layers=eval_layers,
         )
         self.reg_max, self.eps = reg_max, eps
-        # Beside the weights, which fit no other bins.
-        self.register_buffer("up", torch.tensor([up]))
-        self.register_buffer("reg_scale", torch.tensor([reg_scale]))
+        # Beside the weights, which fit no other bins, and counted with them, as published.
+        self.up = nn.Parameter(torch.tensor([up]), requires_grad=False)
+        self.reg_scale = nn.Parameter(torch.tensor([reg_scale]), requires_grad=False)
         self.start_head = MLP(d_model, d_model, 4, layers=3, activation=activation)
         initialize(self.layers)
         for module in self.modules():

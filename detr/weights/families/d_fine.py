@@ -3,7 +3,7 @@
 import torch
 
 from detr.weights.families.naming import AUTHORS, TRANSFORMERS, Family, Rows, State, decoder_layers
-from detr.weights.families.rt_detr import proposal_anchors, with_filler, without_filler
+from detr.weights.families.rt_detr import proposal_anchors
 
 _STEMS = {16: "s", 32: "m", 48: "l", 64: "x"}  # by channels that the stem of HGNetV2 gives
 _POINTS = {2: (6, 6), 3: (3, 6, 3)}  # of cross-attention, by the number of maps
@@ -106,7 +106,7 @@ def _name(state: State) -> str:
 
 def _adopt(state: State) -> State:
     """Their images are not normalized."""
-    return without_filler(state) | {"backbone.mean": torch.zeros(3), "backbone.std": torch.ones(3)}
+    return state | {"backbone.mean": torch.zeros(3), "backbone.std": torch.ones(3)}
 
 
 def _release(state: State) -> State:
@@ -115,7 +115,7 @@ def _release(state: State) -> State:
     scale = torch.cat([torch.full((count,), 1 / count) for count in points])
     for layer in range(decoder_layers(state)):
         state[f"decoder.layers.{layer}.cross_attn.num_points_scale"] = scale
-    return with_filler(state) | proposal_anchors(_STRIDES[-len(points) :])
+    return state | proposal_anchors(_STRIDES[-len(points) :])
 
 
 D_FINE = Family(

@@ -85,19 +85,6 @@ def _name(state: State) -> str:
     return "r50_m" if name == "r50" and halved else name
 
 
-def without_filler(state: State) -> State:
-    """Their embedding of disturbed labels has a row more, of zeros, for filled-up places."""
-    labels = state.get("denoising.labels.weight")
-    return state if labels is None else state | {"denoising.labels.weight": labels[:-1]}
-
-
-def with_filler(state: State) -> State:
-    labels = state.get("denoising.labels.weight")
-    if labels is None:
-        return state
-    return state | {"denoising.labels.weight": torch.cat((labels, torch.zeros_like(labels[:1])))}
-
-
 def proposal_anchors(strides: Sequence[int]) -> State:
     """What theirs keeps of what it computes for images of 640 x 640, of maps with these strides."""
     anchors = []
@@ -112,7 +99,7 @@ def proposal_anchors(strides: Sequence[int]) -> State:
 
 
 def _with_constants(state: State) -> State:
-    state = with_filler(state) | proposal_anchors(_STRIDES)
+    state = state | proposal_anchors(_STRIDES)
     for layer in range(decoder_layers(state)):
         attention = f"decoder.layers.{layer}.cross_attn"
         points = len(state[f"{attention}.attention_weights.weight"]) // _HEADS
@@ -127,8 +114,6 @@ RT_DETR = Family(
     our_marks=(r"^queries\.position\.mlp\.", r"^encoder\.top_down\.", r"\.cross_attn\.value_proj\."),
     authors=_AUTHORS,
     transformers=_TRANSFORMERS,
-    adopt=without_filler,
-    release=with_filler,
     variant=_name,
     square=_SIZE,
 )
@@ -139,7 +124,6 @@ RT_DETRV2 = Family(
     our_marks=(r"(?!)",),  # the tensors are those of RT-DETR, whose names they get unless this family is asked for
     authors=_AUTHORS_2,
     transformers=_TRANSFORMERS,
-    adopt=without_filler,
     release=_with_constants,
     variant=_name,
     square=_SIZE,
