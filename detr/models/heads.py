@@ -64,6 +64,10 @@ class Head(nn.Module):
         """What the decoder goes on with: the boxes. x, reference: as in `forward`."""
         return self.boxes(x, reference)
 
+    def only_refine(self) -> None:
+        """Drop what `refine` does not need, for a model that predicts from its last layer alone."""
+        del self.class_head
+
     def preliminary(self, x: Tensor, reference: Any) -> dict[str, Tensor] | None:
         """What the first layer predicts beside `forward`, with the same arguments; None: nothing."""
         return None
@@ -128,6 +132,10 @@ class FineHead(Head):
     def refine(self, x: Tensor, reference: Tensor | None) -> Float[Tensor, "batch queries 4 bins"]:
         """What a layer adds to the logits of distributions."""
         return self.box_head(x).unflatten(-1, (4, -1))
+
+    def only_refine(self) -> None:
+        super().only_refine()
+        del self.quality
 
     def location_quality(
         self, distributions: Float[Tensor, "batch queries 4 bins"]

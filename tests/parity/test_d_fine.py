@@ -14,8 +14,9 @@ from detr.boxes import cxcywh_to_xyxy
 from detr.config import build_criterion, build_model, compose
 from detr.edges import between_bins, bin_distances, edge_distances
 from detr.losses import Matched, SetCriterion
+from detr.models.deployment import deployed
 from detr.models.detr import DETR
-from detr.models.layers.convolutions import RepVGGBlock, deployed
+from detr.models.layers.convolutions import RepVGGBlock
 from detr.postprocess import postprocess
 from detr.types import Category, ImageBatch, Predictions, Target
 from detr.weights import load_weights, to_published
@@ -155,9 +156,10 @@ def test_deployed(published: dict[str, Any], model: DETR) -> None:
     expected, plain = published["eval"]["deploy"], deployed(model)
     assert expected["same_selection"]
     assert not any(isinstance(module, RepVGGBlock) for module in plain.modules())
+    assert sum(parameter.numel() for parameter in plain.parameters()) == expected["parameters"]
     found = plain(batch_of(published["images"]))
-    close(found.logits[-1], expected["logits"], LOGITS, "logits")
-    close(found.boxes[-1], expected["boxes"], BOXES, "boxes")
+    close(found.logits[0], expected["logits"], LOGITS, "logits")
+    close(found.boxes[0], expected["boxes"], BOXES, "boxes")
 
 
 # Training
@@ -366,8 +368,8 @@ def test_state_dicts_of_full_size(shared: Path, kind: str, size: str) -> None:
     }
     parameters = [*model.parameters()]
     assert sum(p.numel() for p in parameters if p.requires_grad) == content["trained"]
-    if content["parameters"] == content["trained"] + 2:  # else norms are frozen, whose weights are no parameters there
-        assert sum(p.numel() for p in parameters) == content["parameters"]
+    assert sum(p.numel() for p in parameters) == content["parameters"]
+    assert sum(p.numel() for p in deployed(model).parameters()) == content["deploy_parameters"]
     back = to_published(converted.state)
     assert {key: [*tensor.shape] for key, tensor in back.items()} == content["keys"]
 

@@ -101,7 +101,8 @@ class Timm(Backbone):
         if norm == "frozen":
             for module in self.net.modules():
                 if isinstance(module, _BatchNorm):
-                    self._frozen.append(module.requires_grad_(False))
+                    _freeze(module)
+                    self._frozen.append(module)
         self.freeze(freeze)
 
     @property
@@ -187,6 +188,13 @@ class Timm(Backbone):
         x = output[:, first:].transpose(1, 2).unflatten(2, (height, width))
         x = blocks(x, *masks_for(self._mask, [x]))
         return torch.cat((output[:, :first], x.flatten(2).transpose(1, 2)), dim=1)
+
+
+def _freeze(norm: _BatchNorm) -> None:
+    """Make buffers of its parameters, as FrozenBatchNorm2d has them, in place."""
+    for name, parameter in [*norm.named_parameters(recurse=False)]:
+        delattr(norm, name)
+        norm.register_buffer(name, parameter.detach())
 
 
 class Pyramid(Added):

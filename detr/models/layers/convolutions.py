@@ -1,11 +1,12 @@
-"""Convolutional blocks of encoders, and their plain form for deployment."""
+"""Convolutional blocks of encoders, and their plain form for inference."""
 
-import copy
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class ConvNorm(nn.Module):
@@ -34,18 +35,19 @@ class ConvNorm(nn.Module):
             groups=groups,
             bias=False,
         )
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
         self.activation = nn.SiLU() if activation else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
         return self.activation(self.norm(self.conv(x)))
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Kernel and bias of the one convolution that convolution and norm are together in evaluation."""
-        norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        return self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    def fold(self) -> None:
+        """Make one convolution of convolution and norm, which they are in evaluation, in place."""
+        self.conv, self.norm = self.folded(), nn.Identity()
+
+    def folded(self) -> nn.Conv2d:
+        """The one convolution that convolution and norm are in evaluation."""
+        return fuse_conv_bn_eval(self.conv, cast(nn.BatchNorm2d, self.norm))
 
 
 class RepVGGBlock(nn.Module):
@@ -61,13 +63,12 @@ class RepVGGBlock(nn.Module):
 
     def deployed(self) -> nn.Module:
         """The one convolution that the two are in evaluation, and SiLU."""
-        (kernel, bias), (point, more) = self.square.folded(), self.point.folded()
-        convolution = nn.Conv2d(len(kernel), len(kernel), kernel_size=3, padding=1).to(kernel)
+        square, point = self.square.folded(), self.point.folded()
+        assert square.bias is not None and point.bias is not None
         with torch.no_grad():
-            convolution.weight.copy_(kernel + F.pad(point, (1, 1, 1, 1)))
-            assert convolution.bias is not None
-            convolution.bias.copy_(bias + more)
-        return nn.Sequential(convolution, nn.SiLU())
+            square.weight += F.pad(point.weight, (1, 1, 1, 1))
+            square.bias += point.bias
+        return nn.Sequential(square, nn.SiLU())
 
 
 class CSPRepLayer(nn.Module):
@@ -151,16 +152,3 @@ class SeparableDown(nn.Module):
 def without_padding(x: Tensor, mask: Tensor | None) -> Float[Tensor, "batch channels height width"]:
     """A map with zeros where there is padding."""
     return x if mask is None else x.masked_fill(mask[:, None], 0.0)
-
-
-def deployed(model: nn.Module) -> nn.Module:
-    """A copy of a model for evaluation alone, whose re-parameterized blocks are plain convolutions: faster, as exact.
-
-    Its state dict has other names there.
-    """
-    model = copy.deepcopy(model).eval()
-    for parent in [*model.modules()]:
-        for name, block in [*parent.named_children()]:
-            if isinstance(block, RepVGGBlock):
-                parent.add_module(name, block.deployed())
-    return model
