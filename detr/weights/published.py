@@ -33,6 +33,7 @@ _DETR = "https://dl.fbaipublicfiles.com/detr"
 _CONDITIONAL = "https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0"
 _HUB = "https://huggingface.co"
 _RT_DETR = "https://github.com/lyuwenyu/storage/releases/download"
+_D_FINE = "https://github.com/Peterande/storage/releases/download/dfinev1.0"
 _DEFORMABLE = "model=deformable_detr"
 _SINGLE_SCALE = f"{_DEFORMABLE} model.backbone.features=[layer4] model.neck.num_levels=1"
 _REFINED = f"{_DEFORMABLE} model.refine=true model.shared_heads=false"
@@ -194,6 +195,51 @@ PUBLISHED: dict[str, PublishedCheckpoint] = {
         options="model=rt_detrv2_r101",
         ap=54.3,
         url=f"{_RT_DETR}/v0.1/rtdetrv2_r101vd_6x_coco_from_paddle.pth",
+    ),
+    "d_fine_n": PublishedCheckpoint(
+        options="model=d_fine_n",
+        ap=42.8,
+        url=f"{_D_FINE}/dfine_n_coco.pth",
+    ),
+    "d_fine_s": PublishedCheckpoint(
+        options="model=d_fine_s",
+        ap=48.5,
+        url=f"{_D_FINE}/dfine_s_coco.pth",
+    ),
+    "d_fine_m": PublishedCheckpoint(
+        options="model=d_fine_m",
+        ap=52.3,
+        url=f"{_D_FINE}/dfine_m_coco.pth",
+    ),
+    "d_fine_l": PublishedCheckpoint(
+        options="model=d_fine_l",
+        ap=54.0,
+        url=f"{_D_FINE}/dfine_l_coco.pth",
+    ),
+    "d_fine_x": PublishedCheckpoint(
+        options="model=d_fine_x",
+        ap=55.8,
+        url=f"{_D_FINE}/dfine_x_coco.pth",
+    ),
+    "d_fine_s_objects365": PublishedCheckpoint(
+        options="model=d_fine_s",
+        ap=50.7,
+        url=f"{_D_FINE}/dfine_s_obj2coco.pth",
+    ),
+    "d_fine_m_objects365": PublishedCheckpoint(
+        options="model=d_fine_m",
+        ap=55.1,
+        url=f"{_D_FINE}/dfine_m_obj2coco.pth",
+    ),
+    "d_fine_l_objects365": PublishedCheckpoint(
+        options="model=d_fine_l",
+        ap=57.3,
+        url=f"{_D_FINE}/dfine_l_obj2coco_e25.pth",
+    ),
+    "d_fine_x_objects365": PublishedCheckpoint(
+        options="model=d_fine_x",
+        ap=59.3,
+        url=f"{_D_FINE}/dfine_x_obj2coco.pth",
     ),
 }
 

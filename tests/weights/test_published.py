@@ -40,9 +40,18 @@ RT_DETR = {  # depths of the backbone, layers of the decoder, expansion and chan
 }
 
 
+D_FINE = {  # stem, channels within blocks and between them, blocks, layers of a block; channels, expansion, depth, decoder
+    "n": ((16, 16), (16, 32, 64, 128), (64, 256, 512, 1024), (1, 1, 2, 1), 3, 128, 0.34, 0.5, 3),
+    "s": ((16, 16), (16, 32, 64, 128), (64, 256, 512, 1024), (1, 1, 2, 1), 3, 256, 0.5, 0.34, 3),
+    "m": ((24, 32), (32, 64, 128, 256), (96, 384, 768, 1536), (1, 1, 3, 1), 4, 256, 1.0, 0.67, 4),
+    "l": ((32, 48), (48, 96, 192, 384), (128, 512, 1024, 2048), (1, 1, 3, 1), 6, 256, 1.0, 1.0, 6),
+    "x": ((32, 64), (64, 128, 256, 512), (128, 512, 1024, 2048), (1, 2, 5, 2), 6, 384, 1.0, 1.0, 6),
+}
+
+
 def classes_of(name: str) -> int:
     """COCO's classes, or its 91 ids."""
-    return 80 if name.startswith("rt_detr") else 91
+    return 80 if name.startswith(("rt_detr", "d_fine")) else 91
 
 
 def sketch(name: str) -> Any:
@@ -84,6 +93,8 @@ def theirs(name: str) -> nn.Module:
     transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
     if name.startswith("rt_detr"):
         return their_rt_detr(transformers, name)
+    if name.startswith("d_fine"):
+        return their_d_fine(transformers, name.removeprefix("d_fine_")[0])
     several = name in DEFORMABLE and "single" not in name
     resnet = transformers.ResNetConfig(
         depths=[3, 4, 23 if "r101" in name else 6, 3],
@@ -121,6 +132,41 @@ def their_rt_detr(transformers: Any, name: str) -> nn.Module:
     )
     with torch.device("meta"):
         return getattr(transformers, "RTDetrV2ForObjectDetection" if second else "RTDetrForObjectDetection")(config)
+
+
+def their_d_fine(transformers: Any, size: str) -> nn.Module:
+    stem, inner, outer, blocks, layers, channels, expansion, depth, decoder_layers = D_FINE[size]
+    maps, d_model = (2, 128) if size == "n" else (3, 256)
+    backbone = transformers.HGNetV2Config(
+        stem_channels=[3, *stem],
+        stage_in_channels=[stem[-1], *outer[:-1]],
+        stage_mid_channels=inner,
+        stage_out_channels=outer,
+        hidden_sizes=outer,
+        stage_num_blocks=blocks,
+        stage_numb_of_layers=[layers] * 4,
+        use_learnable_affine_block=size in "nsm",
+        out_features=[f"stage{index}" for index in range(5 - maps, 5)],
+    )
+    config = transformers.DFineConfig(
+        backbone_config=backbone,
+        encoder_in_channels=outer[-maps:],
+        encoder_hidden_dim=channels,
+        encoder_ffn_dim={"n": 512, "x": 2048}.get(size, 1024),
+        encode_proj_layers=[maps - 1],
+        feat_strides=[8, 16, 32][-maps:],
+        hidden_expansion=expansion,
+        depth_mult=depth,
+        d_model=d_model,
+        num_feature_levels=maps,
+        decoder_in_channels=[channels] * maps,
+        decoder_ffn_dim=512 if size == "n" else 1024,
+        decoder_layers=decoder_layers,
+        decoder_n_points=[6, 6] if size == "n" else [3, 6, 3],
+        num_labels=80,
+    )
+    with torch.device("meta"):
+        return transformers.DFineForObjectDetection(config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -3,7 +3,7 @@
 import torch
 
 from detr.weights.families.naming import AUTHORS, TRANSFORMERS, Family, Rows, State, decoder_layers
-from detr.weights.families.rt_detr import proposal_anchors
+from detr.weights.families.rt_detr import SIZE, proposal_anchors
 
 _STEMS = {16: "s", 32: "m", 48: "l", 64: "x"}  # by channels that the stem of HGNetV2 gives
 _POINTS = {2: (6, 6), 3: (3, 6, 3)}  # of cross-attention, by the number of maps
@@ -128,5 +128,6 @@ D_FINE = Family(
     adopt=_adopt,
     release=_release,
     variant=_name,
+    square=SIZE,
     computed=(r"^decoder\.(anchors|valid_mask)$", r"\.num_points_scale$"),
 )

@@ -7,7 +7,8 @@ import torch
 from detr.models.backbones.resnet_vd import PUBLISHED
 from detr.weights.families.naming import AUTHORS, TRANSFORMERS, Family, Rows, State, decoder_layers, resnet_name
 
-_SIZE, _STRIDES, _HEADS = 640, (8, 16, 32), 8  # of all published models
+SIZE = 640  # of the images of all published models
+_STRIDES, _HEADS = (8, 16, 32), 8
 
 _FUSIONS: Rows = [
     (f"{there}.#{of_block}", f"{here}.#{block}")
@@ -89,7 +90,7 @@ def proposal_anchors(strides: Sequence[int]) -> State:
     """What theirs keeps of what it computes for images of 640 x 640, of maps with these strides."""
     anchors = []
     for level, stride in enumerate(strides):
-        cells = _SIZE // stride
+        cells = SIZE // stride
         y, x = torch.meshgrid(*[(torch.arange(cells) + 0.5) / cells] * 2, indexing="ij")
         side = torch.full_like(x, 0.05 * 2**level)
         anchors.append(torch.stack((x, y, side, side), dim=-1).flatten(0, 1))
@@ -115,7 +116,7 @@ RT_DETR = Family(
     authors=_AUTHORS,
     transformers=_TRANSFORMERS,
     variant=_name,
-    square=_SIZE,
+    square=SIZE,
 )
 RT_DETRV2 = Family(
     name="RT-DETRv2",
@@ -126,6 +127,6 @@ RT_DETRV2 = Family(
     transformers=_TRANSFORMERS,
     release=_with_constants,
     variant=_name,
-    square=_SIZE,
+    square=SIZE,
     computed=(r"^decoder\.(anchors|valid_mask)$", r"\.n(um)?_points_scale$"),
 )
