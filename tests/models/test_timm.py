@@ -218,6 +218,11 @@ def test_norms() -> None:
     group(torch.randn(2, 3, 64, 64))[0].sum().backward()
 
 
+@torch.no_grad()
+def test_it_can_be_built_without_gradients() -> None:
+    assert made("test_efficientnet").channels
+
+
 def test_synchronized_norms_keep_their_activation_and_frozen_ones_stay() -> None:
     backbone = made("test_efficientnet", norm="batch", freeze=["stem", "stage1"]).eval()
     images, names = torch.randn(2, 3, 64, 64), list(backbone.state_dict())

@@ -326,20 +326,20 @@ def test_training(published: dict[str, Any], model: DETR, case: str) -> None:
     check_training(model, "d_fine_s", published["images"], published[case])
 
 
+@pytest.mark.parametrize("stages", ["[backbone]", "[neck]"])
 @pytest.mark.parametrize(
-    "options",
-    [["model/attention=criss_cross"], ["model/attention=self_attention", "model.attention.self_attention.stages=[neck]"],
-     ["model/attention=criss_cross", "model.attention.criss_cross.stages=[stage4]"]],
-)  # fmt: skip
-def test_attention_blocks_start_as_the_identity(
-    published: dict[str, Any], state: dict[str, Tensor], model: DETR, options: list[str]
+    "block", ["se", "non_local", "criss_cross", "dual", "residual", "spatial_transformer", "hard", "self_attention"]
+)
+@torch.no_grad()
+def test_attention_blocks_change_nothing_at_the_start(
+    published: dict[str, Any], model: DETR, block: str, stages: str
 ) -> None:
-    config = compose([*options_of(published["config"]), *options]).model
-    extended = build_model(config, num_classes=published["config"]["num_classes"], pretrained=False).eval()
+    placement = [f"model/attention={block}", f"model.attention.{block}.stages={stages}"]
+    config = compose([*options_of(published["config"]), *placement, f"model.attention.{block}.where=after"])
+    extended = build_model(config.model, num_classes=model.num_classes, pretrained=False).eval()
     left = extended.load_state_dict(model.state_dict(), strict=False)
     assert left.missing_keys and not left.unexpected_keys
-    with torch.no_grad():
-        expected, found = (one(batch_of(published["images"])) for one in (model, extended))
+    expected, found = (one(batch_of(published["images"])) for one in (model, extended))
     close(found.logits, expected.logits, 1e-5, "logits")
     close(found.boxes, expected.boxes, 1e-5, "boxes")
 

@@ -32,6 +32,7 @@ class Probe:
     places: dict[str, Place] = field(default_factory=dict)
 
 
+@torch.enable_grad()  # also where a model is built for inference alone
 def probe(network: nn.Module, infos: Sequence[Info], chosen: Sequence[str], source: Source) -> Probe:
     """Run a network without data, at sizes that are multiples of ever more pixels, until it takes them."""
     strides = [info.stride for info in infos]
