@@ -49,7 +49,7 @@ ATTENTION = ("se", "non_local", "criss_cross", "dual", "residual", "spatial_tran
 SIGMOID_LOSSES = ("focal", "focal_dab", "iou_aware", "matchability_aware", "position_supervised", "varifocal")
 CASES: dict[str, tuple[str, ...]] = {
     **{name: (f"model={name}", *TINY_MODEL) for name in
-       ("detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr", "dino", "rt_detr_r18", "rt_detrv2_r18")},
+       ("detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr", "dino", "rt_detr_r18", "rt_detrv2_r18", "d_fine_n", "d_fine_s", "deim_s")},
     "small": ("model=small", *SMALL),
     "refined two-stage deformable_detr": ("model=deformable_detr", *TINY_MODEL, "model.refine=true",
         "model.shared_heads=false", "model/queries=two_stage", "model.queries.selection=pure"),
