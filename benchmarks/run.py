@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` is used from the checkout
 
-from benchmarks import attention, criterion, evaluation, loading, padding, recipes, step, transforms
+from benchmarks import attention, criterion, evaluation, latency, loading, padding, recipes, step, transforms
 from benchmarks.measure import Row, table
 
 
@@ -21,9 +21,9 @@ def main() -> None:
     parser.add_argument(
         "--only",
         metavar="NAME[,NAME]",
-        help="some of criterion, transforms, loading, evaluation, step, recipes, attention, padding",
+        help="some of criterion, transforms, loading, evaluation, step, recipes, latency, attention, padding",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step and recipes")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step, recipes and latency")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7, help="measurements of which the median is taken")
     parser.add_argument("--judge", action="store_true", help="also run pycocotools, for a minute")
@@ -61,6 +61,7 @@ def main() -> None:
             **common,
         ),
         "recipes": partial(recipes.run, device=options.device, threads=options.threads, repeats=options.repeats),
+        "latency": partial(latency.run, device=options.device, threads=options.threads, repeats=options.repeats),
         "attention": partial(attention.run, repeats=options.repeats),
         "padding": partial(padding.run, folder=options.images, annotations=options.annotations),
     }
