@@ -17,8 +17,8 @@ _STATE = record(restarts=whole(), due=flag, best=number(most=sys.float_info.max)
 
 
 class Restart(Callback):
-    """Returns to the best checkpoint for the last epochs, and again whenever these lead no further (D-FINE: Peng et al.,
-    ICLR 2025).
+    """Returns to the best checkpoint for the last epochs, and again whenever these lead no further (D-FINE: Peng et
+    al., ICLR 2025).
 
     Before the first of these epochs weights, moving average, optimizer and loss scale become those of best.pt, of which
     restart.pt is a copy from then on, since best.pt may change. An evaluation later on that is no new best leads back
