@@ -157,9 +157,9 @@ class Mixup:
     probability: of the blend. weight: the least and the greatest weight of this image where both are; the other has
     the rest.
     whole: as in DEIM (Huang et al., CVPR 2025), blend what the transforms have made of both images, all over. DEIM
-    draws once for a batch, and blends each image with the one before it. Here each sample draws for itself whether, with
-    which image, and a weight, so that it is the same in any batch. A sample is distributed as there; only how many of a
-    batch are blended differs.
+    draws once for a batch, and blends each image with the one before it. Here each sample draws for itself whether,
+    with which image, and a weight, so that it is the same in any batch. A sample is distributed as there; only how many
+    of a batch are blended differs.
     """
 
     images = 2
