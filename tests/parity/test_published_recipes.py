@@ -4,6 +4,7 @@ The numbers are those of D-FINE (Peterande/D-FINE), DEIM (ShihuaHuang95/DEIM) an
 """
 
 import functools
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from omegaconf import DictConfig
 
 from detr.config import build, build_model, compose, plain
 from detr.engine import TrainerConfig
-from detr.weights import families, to_published
+from detr.weights import families, read_checkpoint, to_published
+from tests.helpers.commands import run
 from train import build_augmentation
 
 EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiment"
@@ -328,6 +330,37 @@ def check_losses(config: DictConfig, *further: str, deim: bool) -> None:
     assert criterion.union == bool(further)
     matcher = criterion.matcher
     assert (matcher.class_cost, matcher.box_cost, matcher.giou_cost) == (2.0, 5.0, 2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["d_fine_n", "deim_n", "deim_rt_detrv2_r18"])
+def test_a_recipe_trains_changes_its_augmentation_and_returns(name: str, shapes_root: Path, tmp_path: Path) -> None:
+    """Two steps an epoch of small images in COCO's folders; the return where the plain epochs begin."""
+    pytest.importorskip("timm")
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / f"{split}2017").symlink_to(shapes_root / split)
+        annotations = shapes_root / f"instances_{split}.json"
+        (tmp_path / "annotations" / f"instances_{split}2017.json").symlink_to(annotations)
+    small = ("data.size=64", "data.batch_sizes=[64,96]", "data.batch_size=4", "data.workers=0", "model.num_queries=20")
+    on_cpu = ("device=cpu", "trainer.precision=fp32", "trainer.sync_batch_norm=false", "model.backbone.weights=null")
+    short = ("trainer.epochs=5", "trainer.limit_epoch_steps=2", "data.plain_after=0.6", "scheduler.warmup_steps=2")
+    if RECIPES[name].mixed:
+        short += ("data.plain_before=0.2", "data.mixing_until=0.4")
+    run_dir = tmp_path / "run"
+    done = run(
+        "train.py", f"experiment={name}_coco", f"data.root={tmp_path}", f"run_dir={run_dir}", *small, *on_cpu, *short
+    )
+    assert done.code == 0, done.output
+    assert "from epoch 3 plain transforms of one size" in done.output
+    assert ("from epoch 1 mixing and transforms; from epoch 2 transforms" in done.output) == bool(RECIPES[name].mixed)
+    assert re.search(
+        r"Restart 1, at step 6, from \S+best\.pt; the moving average has a decay of 0\.9999\.", done.output
+    )
+    training = read_checkpoint(run_dir / "checkpoints" / "last.pt").training
+    assert training["step"] == 10 and training["callbacks"]["restart"]["restarts"] >= 1
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["group"] == "val"] == [2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize("name", RECIPES)
