@@ -171,11 +171,9 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         phase = next(phase for phase in reversed(self._phases) if phase.epoch <= epoch)
         transforms = phase.recipe.of(*drawn or [None])
         with _seeded(self.seed, epoch, index):
-            if phase.mixing is not None:
-                mixed, objects = phase.mixing(image, objects, self._draw)
-                image, objects = mixed, {**objects, "mixed": True} if mixed is not image else objects
-            if transforms is not None:
-                image, objects = transforms(image, objects)
+            image, objects = self._made((image, objects), phase.mixing, transforms)
+            if (finish := getattr(phase.mixing, "finish", None)) is not None:
+                image, objects = finish(image, objects, lambda: self._made(self._draw(), phase.mixing, transforms))
         boxes, labels = objects["boxes"].as_subclass(Tensor), objects["labels"]
 
         height, width = image.shape[1:]
@@ -194,6 +192,14 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
             text = "%d images in %s could not be read and were skipped: %s. Replace them, or remove them from %s."
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             logger.warning(text, len(names), self.folder, shown, self.source)
+
+    def _made(self, sample: Sample, mixing: Mixing | None, transforms: Transforms | None) -> Sample:
+        """What mixing and transforms make of a sample."""
+        image, objects = sample
+        if mixing is not None:
+            mixed, objects = mixing(image, objects, self._draw)
+            image, objects = mixed, {**objects, "mixed": True} if mixed is not image else objects
+        return (image, objects) if transforms is None else transforms(image, objects)
 
     def _draw(self) -> Sample:
         return self._sample(int(torch.randint(len(self), ())))[1]

@@ -11,11 +11,13 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from datasets.transforms import resized
+from detr.images import short_side_size
 from detr.ranges import checked
 
 # An image and what is in it: {"boxes": tv_tensors.BoundingBoxes in pixels, "labels": int64 (n,)}.
 Sample = tuple[tv_tensors.Image, dict[str, Any]]
 Draw = Callable[[], Sample]
+_LONGEST = 16  # times the short side is the long side of a tile, at most: a line of pixels would fill the memory
 
 
 class Mixing(Protocol):
@@ -25,6 +27,7 @@ class Mixing(Protocol):
     which draws from it too. The k-th sample of an epoch is then the same for any number of workers.
 
     An attribute `images` may say of how many images it makes a sample at most; a check before training reads it.
+    A method `finish`, called in the same way, may change samples after the transforms; its `draw` returns such samples.
     """
 
     def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
@@ -37,6 +40,8 @@ class Mixing(Protocol):
 
 class Chain:
     """Several, by name, one after another. What one of them draws has gone through those before it.
+
+    Those that change finished samples, after the transforms, do so in the same order.
 
     parts: None in place of one leaves it out.
     """
@@ -53,6 +58,14 @@ class Chain:
             draw = _through(part, draw)
         return image, objects
 
+    def finish(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
+        for part in self.parts:
+            finish = getattr(part, "finish", None)
+            if finish is not None:
+                image, objects = finish(image, objects, draw)
+                draw = _through(finish, draw)
+        return image, objects
+
 
 class Mosaic:
     """Four images around one point, rotated, scaled and moved together (YOLOv4, Bochkovskiy et al., 2020).
@@ -64,6 +77,9 @@ class Mosaic:
     rotation: the most degrees, in either direction. translation: the most, as a fraction of the mosaic's side, in any
     direction. scaling: the least and the greatest factor.
     fill: gray level of what no image covers, 0 to 255.
+    short_side: as in DEIM (Huang et al., CVPR 2025): the short side of each image is resized to `size`, the long one to
+    at most 16 times that, a tile is as large as the largest of the four, and each image lies at the top left of its
+    own. With `data.square` it is squeezed afterwards.
 
     Boxes are cut off at the border. Those with less than a pixel left, in width or height, are dropped.
     """
@@ -79,7 +95,9 @@ class Mosaic:
         translation: float = 0.1,
         scaling: Sequence[float] = (0.5, 1.5),
         fill: int = 0,
+        short_side: bool = False,
     ) -> None:
+        self.short_side = short_side
         self.size = checked(size, "size", "at least 1", lambda value: value >= 1)
         self.probability = _fraction(probability, "probability")
         self.rotation = checked(rotation, "rotation", "degrees from 0 to 180", lambda value: 0 <= value <= 180)
@@ -95,24 +113,32 @@ class Mosaic:
     def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
         if torch.rand(()) >= self.probability:
             return image, objects
-        side = 2 * self.size
-        canvas = torch.full((3, side, side), self.fill, dtype=torch.uint8)
+        # One at a time: photographs may be large.
+        tiles = [self._tile(*(draw() if number > 0 else (image, objects))) for number in range(self.images)]
+        sizes = [part.shape[1:] for part, _ in tiles] if self.short_side else [(self.size, self.size)]
+        height, width = (max(extents) for extents in zip(*sizes, strict=True))
+        canvas = torch.full((3, 2 * height, 2 * width), self.fill, dtype=torch.uint8)
         boxes, labels = [], []
-        for number in range(self.images):  # one at a time: photographs may be large
-            part, found = _fitted(*(draw() if number > 0 else (image, objects)), (self.size, self.size))
-            height, width = part.shape[1:]
-            left = self.size if number % 2 else self.size - width
-            top = self.size if number >= 2 else self.size - height
-            canvas[:, top : top + height, left : left + width] = part
+        for number, (part, found) in enumerate(tiles):
+            own_height, own_width = part.shape[1:]
+            left = width if number % 2 else 0 if self.short_side else width - own_width
+            top = height if number >= 2 else 0 if self.short_side else height - own_height
+            canvas[:, top : top + own_height, left : left + own_width] = part
             boxes.append(found["boxes"] + torch.tensor([left, top, left, top]))
             labels.append(found["labels"])
-        return self._moved(tv_tensors.Image(canvas), _objects(boxes, labels, (side, side)))
+        return self._moved(tv_tensors.Image(canvas), _objects(boxes, labels, canvas.shape[1:]))
+
+    def _tile(self, image: tv_tensors.Image, objects: dict[str, Any]) -> Sample:
+        if not self.short_side:
+            return _fitted(image, objects, (self.size, self.size))
+        height, width = image.shape[1:]
+        return resized(image, objects, short_side_size(height, width, self.size, _LONGEST * self.size))
 
     def _moved(self, image: tv_tensors.Image, objects: dict[str, Any]) -> Sample:
-        side = 2 * self.size
+        height, width = image.shape[1:]
         affine: dict[str, Any] = {
             "angle": _between(-self.rotation, self.rotation),
-            "translate": [side * _between(-self.translation, self.translation) for _ in range(2)],
+            "translate": [side * _between(-self.translation, self.translation) for side in (width, height)],
             "scale": _between(*self.scaling),
             "shear": [0.0, 0.0],
         }
@@ -120,7 +146,7 @@ class Mosaic:
         moved = F.affine(image, **affine, interpolation=InterpolationMode.BILINEAR, fill=fill)
         boxes = F.affine(objects["boxes"], **affine)
         kept = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-        return moved, _objects([boxes[kept]], [objects["labels"][kept]], (side, side))
+        return moved, _objects([boxes[kept]], [objects["labels"][kept]], (height, width))
 
 
 class Mixup:
@@ -130,17 +156,31 @@ class Mixup:
 
     probability: of the blend. weight: the least and the greatest weight of this image where both are; the other has
     the rest.
+    whole: as in DEIM (Huang et al., CVPR 2025), blend what the transforms have made of both images, all over. DEIM
+    draws once for a batch, and blends each image with the one before it. Here each sample draws for itself whether,
+    with which image, and a weight, so that it is the same in any batch. A sample is distributed as there; only how many
+    of a batch are blended differs.
     """
 
     images = 2
 
-    def __init__(self, *, probability: float = 0.5, weight: Sequence[float] = (0.45, 0.55)) -> None:
+    def __init__(
+        self, *, probability: float = 0.5, weight: Sequence[float] = (0.45, 0.55), whole: bool = False
+    ) -> None:
         self.probability, self.weight = _fraction(probability, "probability"), _weights(weight)
+        self.whole = whole
 
     def __call__(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
+        return (image, objects) if self.whole else self._blended(image, objects, draw)
+
+    def finish(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
+        return self._blended(image, objects, draw) if self.whole else (image, objects)
+
+    def _blended(self, image: tv_tensors.Image, objects: dict[str, Any], draw: Draw) -> Sample:
         if torch.rand(()) >= self.probability:
             return image, objects
-        other, more = _fitted(*draw(), image.shape[1:])
+        size = (image.shape[1], image.shape[2])
+        other, more = resized(*draw(), size) if self.whole else _fitted(*draw(), size)
         mixed = image.clone()
         left, top = _blend(mixed, other, 1 - _between(*self.weight))
         boxes = [objects["boxes"], more["boxes"] + torch.tensor([left, top, left, top])]
@@ -202,7 +242,7 @@ class CopyBlend:
         return patch, _objects([box[None] - torch.tensor([left, top, left, top])], [label[None]], patch.shape[1:])
 
 
-def _through(part: Mixing, draw: Draw) -> Draw:
+def _through(part: Callable[..., Sample], draw: Draw) -> Draw:
     """Draws samples that go through this part."""
     return lambda: part(*draw(), draw)
 

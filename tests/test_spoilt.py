@@ -14,7 +14,7 @@ from torch import nn
 from detr import Detector
 from detr.config import build_model, compose, plain
 from detr.engine import failures
-from detr.engine.callbacks import MovingAverage, Validation
+from detr.engine.callbacks import MovingAverage, Restart, Validation
 from detr.engine.optim import adamw
 from detr.engine.state import TrainingState
 from detr.errors import UserError
@@ -44,13 +44,15 @@ def state_of(folder: Path) -> TrainingState:
     config, model = small()
     average = MovingAverage(model=model, decay=0.9)
     evaluator = CocoEvaluator.__new__(CocoEvaluator)  # which is not called
+    validation = Validation(evaluator=evaluator, monitor="AP")
     state = TrainingState(
         model=model,
         optimizer=adamw(model, lr_factors={"bias": 0.1}),
         scaler=torch.amp.GradScaler("cpu"),
         callbacks={
             "moving_average": average,
-            "validation": Validation(evaluator=evaluator, monitor="AP"),
+            "restart": Restart(validation=validation, average=average, decay=None, fall=0.1),
+            "validation": validation,
         },
         run_dir=folder,
         images=2,
@@ -169,6 +171,9 @@ SPOILT: dict[str, tuple[tuple[str, ...], Spoil]] = {
     "evaluated step is a tensor": (RESUME, at(*CALLBACKS, "validation", "evaluated_step", value=torch.ones(2))),
     "count of averages is text": (RESUME, at(*CALLBACKS, "moving_average", "averaged", value="x")),
     "count of averages is negative": (RESUME, at(*CALLBACKS, "moving_average", "averaged", value=torch.tensor(-1))),
+    "number of restarts is negative": (RESUME, at(*CALLBACKS, "restart", "restarts", value=-1)),
+    "restart is due by a number": (RESUME, at(*CALLBACKS, "restart", "due", value=1)),
+    "best since the restart is NaN": (RESUME, at(*CALLBACKS, "restart", "best", value=math.nan)),
     "scale is text": (RESUME, at("training", "scaler", "scale", value="x")),
     "scale is NaN": (RESUME, at("training", "scaler", "scale", value=math.nan)),
     "no growth of the scale": (RESUME, at("training", "scaler", "growth_interval")),

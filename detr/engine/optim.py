@@ -240,21 +240,55 @@ class Cosine:
         return factor * self.warmup(step, total_steps)
 
 
-class Warmup:
-    """A linear rise from 0 to 1 at the start of the training.
+class FlatCosine:
+    """Constant, then half a cosine down to `final`, then constant again (RTMDet: Lyu et al., 2022; DEIM: Huang et al.,
+    CVPR 2025).
 
-    fraction: of the training, in [0, 1). steps: its length in steps instead, at least 1.
+    flat, until: fractions of the training at which the cosine begins and ends, flat at least 0 and at most until, until
+        at most 1; with flat=1 the rate never falls.
+    final: at least 0. warmup, warmup_steps: as in StepDecay.
+    warmup_power: of that rise, above 0; 1 is linear, 2 quadratic.
     """
 
-    def __init__(self, fraction: float, steps: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        flat: float,
+        until: float = 1.0,
+        final: float = 0.0,
+        warmup: float = 0.0,
+        warmup_steps: int | None = None,
+        warmup_power: float = 1.0,
+    ) -> None:
+        self.until = checked(until, "until", "at least 0 and at most 1", lambda value: 0 <= value <= 1)
+        self.flat = checked(flat, "flat", f"at least 0 and at most until={until}", lambda value: 0 <= value <= until)
+        self.final = checked(final, "final", "at least 0", non_negative)
+        self.warmup = Warmup(warmup, warmup_steps, warmup_power)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        begin, end = round(self.flat * total_steps), round(self.until * total_steps)
+        progress = min(max(step - begin, 0) / max(end - begin, 1), 1.0)
+        factor = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+        return factor * self.warmup(step, total_steps)
+
+
+class Warmup:
+    """A rise from 0 to 1 at the start of the training.
+
+    fraction: of the training, in [0, 1). steps: its length in steps instead, at least 1.
+    power: above 0; 1 is a linear rise, 2 a quadratic one.
+    """
+
+    def __init__(self, fraction: float, steps: int | None, power: float = 1.0) -> None:
         if not 0 <= fraction < 1:
             raise UserError(f"Schedule: wanted warmup as a fraction of the training in [0, 1), got {fraction}.")
         if steps is not None:
             checked(steps, "warmup_steps", "at least 1", lambda value: value >= 1)
         self.fraction, self.steps = fraction, steps
+        self.power = checked(power, "warmup_power", "a number above 0", lambda value: 0 < value < math.inf)
 
     def length(self, total_steps: int) -> int:
         return round(self.fraction * total_steps) if self.steps is None else self.steps
 
     def __call__(self, step: int, total_steps: int) -> float:
-        return min((step + 1) / max(self.length(total_steps), 1), 1.0)
+        return min((step + 1) / max(self.length(total_steps), 1), 1.0) ** self.power

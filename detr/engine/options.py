@@ -25,6 +25,9 @@ class TrainerConfig:
     clip_norm: float = at_least(0, default=0.1)
     ema: float = at_least(0, below=1, default=0.0)
     ema_warmup: int | None = at_least(1, default=None)
+    restart_after: float | None = at_least(0, most=1, default=None)
+    restart_decay: float | None = at_least(0, below=1, default=None)
+    restart_fall: float = at_least(0, most=1, default=0.0001)
     freeze: Any = None  # not an empty dict, into which the command line could not put new names
     sync_batch_norm: bool = False
     deterministic: bool = False
@@ -70,6 +73,16 @@ class TrainerConfig:
     def total_epochs(self, batches: int) -> int:
         """Epochs of the training; the last one may be cut short and counts too."""
         return -(-self.total_steps(batches) // self.epoch_steps(batches))
+
+    def restart_epoch(self, batches: int) -> int:
+        """The epoch before which the training returns to its best checkpoint; the number of epochs where it does not.
+
+        With restart_after below 1 that is the last of several epochs at the latest, as for data.plain_after.
+        """
+        epochs = self.total_epochs(batches)
+        if self.restart_after is None or self.restart_after == 1:
+            return epochs
+        return min(round(self.restart_after * epochs), max(epochs - 1, 1))
 
     def evaluation_epochs(self, batches: int) -> int:
         """Epochs between two evaluations."""

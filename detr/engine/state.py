@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -110,12 +110,7 @@ class TrainingState:
         if checkpoint is None:
             return None
         path, training = checkpoint.path, self._checked(checkpoint)
-        load_state(self.model, training.get("model", checkpoint.state), checkpoint)
-        if self.averaged is not None:
-            load_state(self.averaged, checkpoint.state, checkpoint)
-        load_optimizer_state(self.optimizer, self.model, training["optimizer"], f"Checkpoint {path}")
-        if training["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(training["scaler"])
+        self._restore(checkpoint, training)
         self.step, self.skipped = training["step"], training["skipped"]
         for name, state in training["callbacks"].items():
             self._restore_callback(name, state, path)
@@ -125,6 +120,32 @@ class TrainingState:
         if others := [name for name, value in self.data.items() if before.get(name) != value]:
             logger.warning("From here on other data are used than before the checkpoint: %s differ.", ", ".join(others))
         return path
+
+    def return_to(self, path: Path, callbacks: Sequence[str], *, step: int | None = None) -> None:
+        """Take weights, optimizer and loss scale from an earlier checkpoint of this training, and the state of some
+        callbacks; the number of steps goes on.
+
+        step: the one that the checkpoint is to be of. Raises UserError where it is of another one.
+        """
+        checkpoint = distributed.by_first(lambda: read_checkpoint(path))
+        training = self._checked(checkpoint)
+        if step not in (None, training["step"]):
+            raise UserError(
+                f"Checkpoint {path} is of step {training['step']}, wanted that of step {step}, to which the training "
+                "returns. Put that one in its place, or go on without a return: trainer.restart_after=null."
+            )
+        self._restore(checkpoint, training)
+        for name in training["callbacks"].keys() & set(callbacks):
+            self._restore_callback(name, training["callbacks"][name], path)
+
+    def _restore(self, checkpoint: Checkpoint, training: Mapping[str, Any]) -> None:
+        """Weights, their average, the optimizer's state and the loss scale."""
+        load_state(self.model, training.get("model", checkpoint.state), checkpoint)
+        if self.averaged is not None:
+            load_state(self.averaged, checkpoint.state, checkpoint)
+        load_optimizer_state(self.optimizer, self.model, training["optimizer"], f"Checkpoint {checkpoint.path}")
+        if training["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(training["scaler"])
 
     def _training(self) -> dict[str, Any]:
         model = {} if self.averaged is None else {"model": self.model.state_dict()}

@@ -124,6 +124,7 @@ def test_an_unreadable_image_is_not_drawn(
 ALL: dict[str, Mixing] = {
     "mosaic": Mosaic(size=64, probability=1.0),
     "turned mosaic": Mosaic(size=47, probability=1.0, rotation=180.0, translation=0.3, scaling=[0.4, 2.5]),
+    "mosaic of short sides": Mosaic(size=31, probability=1.0, short_side=True),
     "mixup": Mixup(probability=1.0),
     "copy-blend": CopyBlend(probability=1.0, min_area=30.0),
     "covering": CopyBlend(probability=1.0, number=5, weight=[1.0, 1.0], expand=[0.0, 0.3]),
@@ -169,6 +170,8 @@ def test_a_box_is_where_its_object_is(name: str) -> None:
     compared = 0
     for seed in range(8):
         samples = sources(seed)
+        if name == "mosaic of short sides":  # which would enlarge those of a pixel's width, and blur them
+            samples = [sample for sample in samples if min(sample[0].shape[1:]) > 50]
         _, objects = mixed(ALL[name], samples, seed)
         everything = {int(label) for _, one in samples for label in one["labels"]}
         assert set(objects["labels"].tolist()) <= everything
@@ -217,6 +220,66 @@ def test_a_mosaic_that_is_not_moved_is_its_tiles() -> None:
                 expected[:, top + y, left + x] = part[:, y, x]
         assert objects["labels"][n] == n and objects["boxes"][n].tolist() == [left + 3, top + 5, left + 11, top + 23]
     assert torch.equal(image, expected)
+
+
+def test_tiles_of_a_mosaic_of_short_sides_are_as_large_as_the_largest_image() -> None:
+    generator = torch.Generator().manual_seed(3)
+    samples = []
+    for n, (height, width) in enumerate(((30, 41), (77, 30), (30, 30), (30, 53))):  # short sides as they are to be
+        pixels = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        samples.append((tv_tensors.Image(pixels), painted(height, width, [(3, 5, 11, 23)], labels=[n])[1]))
+    still = Mosaic(size=30, probability=1.0, rotation=0.0, translation=0.0, scaling=[1.0, 1.0], short_side=True)
+    rest = iter(samples[1:])
+    image, objects = still(*samples[0], lambda: next(rest))
+    expected = torch.zeros(3, 2 * 77, 2 * 53, dtype=torch.uint8)
+    for n, (left, top) in enumerate(((0, 0), (53, 0), (0, 77), (53, 77))):
+        height, width = samples[n][0].shape[1:]
+        expected[:, top : top + height, left : left + width] = samples[n][0]
+        assert objects["labels"][n] == n and objects["boxes"][n].tolist() == [left + 3, top + 5, left + 11, top + 23]
+    assert torch.equal(image, expected) and objects["boxes"].canvas_size == (154, 106)
+    thin = painted(1, 1000, [])
+    assert still(*thin, lambda: thin)[0].shape == (3, 2, 2 * 16 * 30), "no line of pixels fills the memory"
+
+
+def test_a_whole_mixup_blends_finished_samples(shapes_root: Path) -> None:
+    """Each with its own transforms, as if it were alone; no sample counts as mixed in these."""
+    seen = []
+    resize = transforms.evaluation(size=31, max_size=99, square=True)
+
+    def finish(image: Any, objects: Any) -> Sample:
+        seen.append("mixed" in objects)
+        return resize(image, objects)
+
+    plain = shapes_set(shapes_root, transforms=resize, seed=5)
+    whole = Mixup(probability=0.5, weight=[0.25, 0.25], whole=True)
+    blended = shapes_set(shapes_root, transforms=finish, mixing=Chain(parts={"none": None, "mixup": whole}), seed=5)
+    alone, partners = [plain[index] for index in range(len(plain))], []
+    for epoch in range(3):
+        for index, (own, target) in enumerate(alone):
+            image, objects = blended[(epoch, index)]
+            assert objects.image_id == target.image_id
+            if torch.equal(image, own) and torch.equal(objects.boxes, target.boxes):
+                continue
+            sums = [(0.25 * own.double() + 0.75 * other.double()).round().byte() for other, _ in alone]
+            [partner] = [n for n, expected in enumerate(sums) if (image.int() - expected.int()).abs().max() <= 1]
+            torch.testing.assert_close(objects.boxes, torch.cat((target.boxes, alone[partner][1].boxes)))
+            assert objects.labels.tolist() == [*target.labels, *alone[partner][1].labels]
+            partners.append(partner)
+    assert 20 < len(partners) < 52 and len(set(partners)) > 12, "half of 72, with partners from the whole set"
+    assert len(seen) == 72 + len(partners) and not any(seen)
+
+
+def test_what_finishes_draws_what_was_finished_before() -> None:
+    class Brighter:
+        def __call__(self, image: Any, objects: Any, draw: Callable[[], Sample]) -> Sample:
+            return image, objects
+
+        def finish(self, image: Any, objects: Any, draw: Callable[[], Sample]) -> Sample:
+            return tv_tensors.Image(image + draw()[0] + 1), objects
+
+    chain = Chain(parts={"first": Brighter(), "second": Mosaic(size=5), "third": Brighter()})
+    image, _ = chain.finish(*painted(1, 1, []), lambda: painted(1, 1, []))
+    assert image.flatten().tolist() == [3] * 3
 
 
 def test_mixup_is_the_weighted_sum_where_both_are() -> None:
@@ -273,8 +336,9 @@ OTHER_VALUES = {
         "translation": 0.5,
         "scaling": [2.0, 2.0],
         "fill": 200,
+        "short_side": True,
     },
-    Mixup: {"probability": 0.0, "weight": [0.9, 1.0]},
+    Mixup: {"probability": 0.0, "weight": [0.9, 1.0], "whole": True},
     CopyBlend: {
         "probability": 0.0,
         "number": 1,
@@ -310,6 +374,8 @@ def test_every_argument_has_an_effect_and_a_range(kind: Any, name: str) -> None:
     after = mixed(kind(**{**base, name: OTHER_VALUES[kind][name]}), samples, 5, shown=4)
     same = before[0].shape == after[0].shape and torch.equal(before[0], after[0])
     assert not (same and before[1]["boxes"].tolist() == after[1]["boxes"].tolist())
+    if name in ("short_side", "whole"):
+        return  # true or false
     with pytest.raises(UserError, match=f"^{name}: wanted .*got"):
         kind(**{**base, name: WRONG_VALUES[name]})
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from detr.engine.optim import Cosine, StepDecay, adamw
+from detr.engine.optim import Cosine, FlatCosine, StepDecay, adamw
 from detr.errors import UserError
 from detr.models.attention import Placement, SqueezeExcitation
 from detr.models.backbones.base import Backbone
@@ -63,6 +63,49 @@ def test_warmup_in_steps() -> None:
         assert Cosine(warmup_steps=4)(4, total) == 1
     with pytest.raises(UserError, match="warmup_steps: wanted at least 1, got 0"):
         Cosine(warmup_steps=0)
+
+
+@pytest.mark.parametrize("epochs, flat, plain", [(132, 64, 12), (102, 49, 12), (58, 29, 8), (120, 64, 3), (60, 34, 2)])
+def test_flat_cosine_is_the_published_schedule(epochs: int, flat: int, plain: int) -> None:
+    """DEIM's, in epochs: a quadratic rise over 2000 steps; then 1; from `flat` to the last `plain` ones down to 0.5."""
+    fractions = {"flat": round(flat / epochs, 11), "until": round((epochs - plain) / epochs, 11)}
+    schedule = FlatCosine(**fractions, final=0.5, warmup_steps=2000, warmup_power=2.0)
+    for length in (924, 3697, 7393):  # steps of an epoch: COCO's in batches of 128, 32 and 16
+        total = epochs * length
+
+        def at(epoch: float, total: int = total, length: int = length) -> float:
+            return schedule(round(epoch * length), total)
+
+        assert [schedule(step, total) for step in (0, 499, 999, 1999)] == pytest.approx([0.25e-6, 1 / 16, 1 / 4, 1])
+        assert at(3) == at(flat) == schedule(2000, total) == 1 and at(flat + 1) < 1
+        middle, third = (flat + epochs - plain) / 2, flat + (epochs - plain - flat) / 3
+        assert at(middle) == pytest.approx(0.75, abs=1e-4)
+        assert at(third) == pytest.approx(0.5 + 0.5 * 0.75, abs=1e-4)  # cos(60 degrees) is a half
+        assert schedule((epochs - plain) * length - 1, total) > 0.5
+        assert at(epochs - plain) == at(epochs - 1) == schedule(total - 1, total) == 0.5
+
+
+def test_flat_to_the_end_never_falls() -> None:
+    schedule = FlatCosine(flat=1.0, final=0.1, warmup=0.1, warmup_power=2.0)
+    assert [schedule(step, 100) for step in (0, 4, 9, 10, 50, 99)] == pytest.approx([0.01, 0.25, 1, 1, 1, 1])
+    assert FlatCosine(flat=0.0)(50, 100) == pytest.approx(0.5), "linear, and all of the training is the cosine"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"flat": 0.9, "until": 0.8}, r"flat: wanted at least 0 and at most until=0\.8, got 0\.9"),
+        ({"flat": 64.0}, r"flat: wanted at least 0 and at most until=1\.0, got 64\.0"),
+        ({"flat": 0.5, "until": 1.1}, r"until: wanted at least 0 and at most 1, got 1\.1"),
+        ({"flat": 0.5, "final": -0.1}, r"final: wanted at least 0, got -0\.1"),
+        ({"flat": 0.5, "warmup_power": 0.0}, r"warmup_power: wanted a number above 0, got 0\.0"),
+        ({"flat": math.nan}, r"flat: wanted at least 0"),
+        ({"flat": 0.5, "warmup_power": math.nan}, r"warmup_power: wanted a number above 0"),
+    ],
+)
+def test_ranges_of_flat_cosine(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FlatCosine(**options)
 
 
 def test_null_leaves_out_a_rate_by_name(tiny_detr: Callable[..., DETR]) -> None:

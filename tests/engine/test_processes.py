@@ -24,7 +24,7 @@ from detr.models.decoders.transformer import TransformerDecoder
 from detr.models.detr import DETR
 from detr.models.encoders.transformer import TransformerEncoder
 from detr.models.layers.positions import SinePosition
-from detr.weights import newest
+from detr.weights import newest, read_checkpoint
 from tests.helpers import TinyBackbone, make_batch, random_targets, torchrun
 from tests.helpers.commands import REPOSITORY, checksum
 
@@ -145,6 +145,24 @@ def test_torchrun_trains_evaluates_and_writes_once(tiny_options: list[str], tmp_
     ]
     assert (folder / "train.log").read_text().count("Everything goes to") == 1
     assert json.loads((folder / "evaluation" / "metrics.json").read_text())["bbox"].keys() >= {"AP"}
+
+
+@pytest.mark.slow
+def test_processes_return_to_the_best_checkpoint_alike(tiny_options: list[str], tmp_path: Path) -> None:
+    """As one process with as large batches does."""
+    options = [*tiny_options, "model.backbone.norm=group", "model.encoder.dropout=0.0", "trainer.limit_epoch_steps=2"]
+    options += ["trainer.epochs=3", "trainer.ema=0.9", "trainer.restart_after=0.5", "trainer.restart_decay=0.8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    weights = []
+    for processes in (1, 2):
+        own = [*options, f"data.batch_size={4 // processes}", f"run_dir={tmp_path / str(processes)}"]
+        command = [sys.executable, "train.py", *own] if processes == 1 else torchrun(own)
+        subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
+        log = (tmp_path / str(processes) / "train.log").read_text()
+        assert log.count("Restart 1, at step 4") == 1, log
+        weights.append(read_checkpoint(tmp_path / str(processes) / "checkpoints" / "last.pt").training["model"])
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow

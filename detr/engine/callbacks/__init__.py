@@ -11,6 +11,7 @@ from detr.engine.callbacks.early_stopping import EarlyStopping
 from detr.engine.callbacks.freezing import Freezing
 from detr.engine.callbacks.moving_average import MovingAverage
 from detr.engine.callbacks.profiling import Profiling
+from detr.engine.callbacks.restart import Restart
 from detr.engine.callbacks.validation import Validation
 from detr.engine.options import TrainerConfig
 from detr.engine.trainer import Callback
@@ -23,6 +24,7 @@ __all__ = [
     "Freezing",
     "MovingAverage",
     "Profiling",
+    "Restart",
     "Validation",
     "standard_callbacks",
 ]
@@ -47,8 +49,10 @@ def standard_callbacks(
     )
     # Each sees what those before it did: the average the weights that are saved, a checkpoint the state of all.
     average = MovingAverage(model=model, decay=config.ema, warmup=config.ema_warmup) if config.ema else None
+    restart = Restart(validation=validation, average=average, decay=config.restart_decay, fall=config.restart_fall)
     before: dict[str, Callback | None] = {
         "moving_average": average,
+        "restart": None if config.restart_after is None else restart,
         "freezing": Freezing(model=model, parts=config.freeze) if config.freeze else None,
     }
     after: dict[str, Callback | None] = {

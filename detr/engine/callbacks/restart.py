@@ -1,0 +1,78 @@
+"""The return to the best checkpoint at the end of a training."""
+
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from detr import distributed
+from detr.contents import flag, number, record, whole
+from detr.engine.callbacks.moving_average import MovingAverage
+from detr.engine.callbacks.validation import Validation
+from detr.engine.trainer import Callback, Trainer
+
+logger = logging.getLogger(__name__)
+_STATE = record(restarts=whole(), due=flag, best=number(most=sys.float_info.max))
+
+
+class Restart(Callback):
+    """Returns to the best checkpoint for the last epochs, and again whenever these lead no further (D-FINE: Peng et
+    al., ICLR 2025).
+
+    Before the first of these epochs weights, moving average, optimizer and loss scale become those of best.pt, of which
+    restart.pt is a copy from then on, since best.pt may change. An evaluation later on that is no new best leads back
+    to restart.pt, unless the training is at its end. After that only evaluations since then are compared, so that one
+    epoch at least follows each return. Steps, learning rates and randomness go on as if nothing had happened.
+
+    average: what has another decay from then on: `decay`, or its own with None, less `fall` for each return but the
+        first.
+    """
+
+    def __init__(
+        self, *, validation: Validation, average: MovingAverage | None, decay: float | None, fall: float
+    ) -> None:
+        self.validation, self.average, self.fall = validation, average, fall
+        self.decay = average.decay if average and decay is None else decay
+        self.restarts, self.due, self.best = 0, False, -math.inf
+
+    def setup(self, trainer: Trainer) -> None:
+        self.epoch = trainer.config.restart_epoch(len(trainer.loader))
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        if self.due or (self.restarts == 0 and trainer.epoch >= self.epoch):
+            self._return(trainer)
+
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        value = metrics[self.validation.monitor]
+        self.due = self.restarts > 0 and value <= self.best
+        self.best = -math.inf if self.due else max(value, self.best)
+
+    def _return(self, trainer: Trainer) -> None:
+        first = self.restarts == 0
+        self.restarts, self.due = self.restarts + 1, False
+        self._set_decay()
+        source = trainer.state.path("best.pt" if first else "restart.pt")
+        there = math.isfinite(self.validation.best) if first else distributed.from_first(source.exists())
+        if not there:
+            logger.warning("There is no %s to return to, so the training goes on as it is.", source)
+            return
+        step = self.validation.best_step if first else None
+        trainer.state.return_to(source, ["moving_average"] if self.average else [], step=step)
+        if first:
+            trainer.state.save("restart.pt")
+        decay = f"; the moving average has a decay of {self.average.decay:.6g}" if self.average else ""
+        logger.info("Restart %d, at step %d, from %s%s.", self.restarts, trainer.state.step, source, decay)
+
+    def _set_decay(self) -> None:
+        if self.average and self.decay is not None:
+            self.average.decay = max(self.decay - self.fall * (self.restarts - 1), 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"restarts": self.restarts, "due": self.due, "best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        _STATE(state, "")
+        self.restarts, self.due, self.best = state["restarts"], state["due"], state["best"]
+        if self.restarts:
+            self._set_decay()
