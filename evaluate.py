@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from datasets import DetectionDataset, evaluation_loader, transforms
+from datasets import DetectionDataset, evaluation_loader, hold_out, transforms
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml, build, evaluation_data
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evaluation/detections.json"
 
 
-@command("evaluate", unread=("data", "train"))
+@command("evaluate", unread=lambda data: "train" if OmegaConf.missing_keys(data.train or {}) else None)
 def main(config: DictConfig) -> None:
     device = pick_device(config.device)
     with distributed.process_group(device), run_directory(config) as run_dir:
@@ -43,7 +43,10 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     detector.resize_to(config.data.size, config.data.max_size, config.data.square)
     resized = transforms.evaluation(size=detector.size, max_size=detector.max_size, square=detector.square)
     # The node may be the checkpoint's, which is not to be trusted with more.
-    annotations = build(data["val"], path="data.val", allow=("datasets.formats", *config.allow_targets))
+    part = "val" if data["split"] is None else "train"
+    annotations = build(data[part], path=f"data.{part}", allow=("datasets.formats", *config.allow_targets))
+    if data["split"] is not None:
+        _, annotations = hold_out(annotations, data["split"], data["split_seed"])
     dataset = DetectionDataset(annotations, resized, categories=detector.categories)
     if distributed.world_size() > 1:
         weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]

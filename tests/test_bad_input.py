@@ -474,7 +474,7 @@ CASES = [
         "YOLO labels",
         TRAIN,
         ("data.train.annotations={tmp}/labels.txt",),
-        ("labels.txt", "YOLO", "no reader here", "COCO format", "as_coco"),
+        ("labels.txt", "no JSON file in COCO format", "looks like YOLO's format", "data=yolo data.root={tmp}"),
         write("labels.txt", b"0 0.5 0.5 0.2 0.2\n"),
     ),
     Case(

@@ -79,11 +79,15 @@ def written_by_us(path: Path) -> bool:
 def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[str, Any]:
     """The `data` options of an evaluation: those given, and for the rest those that the checkpoint was trained with.
 
+    Where these hold out a part of `train`, and no `val` is given, that part is meant; else `split` is None.
     trained: the checkpoint's configuration, None for published weights.
     """
     given = {key: value for key, value in plain(config.data).items() if value is not None}
     known = trained["data"] if trained else {}
-    return {**known, **given, "val": _split(given.get("val", {}), known.get("val") or {})}
+    split = known.get("split") if not any(value is not None for value in given.get("val", {}).values()) else None
+    part = "val" if split is None else "train"
+    held_out = {"split": split, "split_seed": known.get("split_seed", 0)}
+    return {**known, **given, **held_out, part: _split(given.get(part, {}), known.get(part) or {})}
 
 
 def _split(given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
