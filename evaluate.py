@@ -21,7 +21,14 @@ logger = logging.getLogger(__name__)
 CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evaluation/detections.json"
 
 
-@command("evaluate", unread=lambda data: "train" if OmegaConf.missing_keys(data.train or {}) else None)
+def unread(data: DictConfig) -> str | None:
+    """The split that is not needed, or what it lacks would be missing."""
+    if data.split is not None:
+        return "val"
+    return "train" if OmegaConf.missing_keys(data.train or {}) else None
+
+
+@command("evaluate", unread=unread)
 def main(config: DictConfig) -> None:
     device = pick_device(config.device)
     with distributed.process_group(device), run_directory(config) as run_dir:

@@ -120,8 +120,8 @@ def _stratified(counts: Int64[np.ndarray, "groups columns"], fraction: float, se
         present = np.flatnonzero(remaining[:-1])
         column = present[remaining[present].argmin()] if len(present) else -1
         group = left[counts[left, column].argmax()]
-        # What lacks most of it relative to its share; then what lacks most images.
-        side = int(tuple(wanted[1, [column, -1]] / fraction) > tuple(wanted[0, [column, -1]] / (1 - fraction)))
+        # The part that lacks more of the class, then more of the images; so the only one of a class is trained on.
+        side = int(tuple(wanted[1, [column, -1]]) > tuple(wanted[0, [column, -1]]))
         sides[group] = bool(side)
         wanted[side] -= counts[group]
         left = left[left != group]

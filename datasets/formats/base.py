@@ -122,7 +122,7 @@ class Annotations:
             others = f" Not here, but there: {brief(missing)}." if missing else ""
             raise UserError(
                 f"{self.source}: the classes {brief(unknown)} are not among the {len(names)} that the model is trained "
-                f"on.{others} Use the same names for training and evaluation."
+                f"on, so that they can never be found.{others} Use the same names for training and evaluation."
             )
         rank_of = np.array([names.index(name) for name in own], dtype=np.int64)
         records = [replace(record, labels=rank_of[record.labels]) for record in self.records]

@@ -100,14 +100,14 @@ def _files(root: Path, part: Part) -> tuple[list[Path], Path]:
     """The XML files of a part, and what lists them."""
     folder = part_of(root, part)
     inner = _inner(folder or root, ("annotations",))
-    lists = root / "ImageSets" / "Main"
-    if folder is None and inner is not None and lists.is_dir():
-        if not (source := lists / f"{part}.txt").is_file():
-            raise no_part(root, part, f"file {source}")
-        files = list(_listed(source, inner))
+    listed = root / "ImageSets" / "Main" / f"{part}.txt"
+    if folder is None and inner is not None and listed.parent.is_dir():
+        if not listed.is_file():
+            raise no_part(root, part, f"file {listed}")
+        source, files = listed, list(_listed(listed, inner))
     else:
-        if folder is None and part != "train" and (inner or any(root.glob("*.xml"))):
-            raise no_part(root, part, f"{lists / part}.txt, and no folder of that name")
+        if folder is None and part != "train" and any(root.rglob("*.xml")):
+            raise no_part(root, part, f"folder of that name, and no {listed.relative_to(root)}")
         source = inner or folder or root
         files = sorted(source.glob("*.xml"))
     if not files:

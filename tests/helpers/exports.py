@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
+from PIL import Image
+
 Coco = Mapping[str, Any]
 PARTS = ("train", "val")
 
@@ -132,3 +134,14 @@ def write(name: str, coco_root: Path, root: Path, images: str = "images/{}") -> 
     for part in PARTS:
         coco = json.loads((coco_root / f"instances_{part}.json").read_text())
         WRITERS[name](coco, coco_root / images.format(part), root, part)
+
+
+def put(root: Path, files: Mapping[str, str | bytes | tuple[int, int]]) -> None:
+    """Write files by name: text, bytes, or an image of a size (width, height)."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, tuple):
+            Image.new("RGB", content, "white").save(path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
