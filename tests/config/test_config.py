@@ -77,6 +77,12 @@ def test_a_model_brings_what_fits_it() -> None:
     assert compose(["data=custom", *FILLED_IN]).trainer.epochs == 300
 
 
+@pytest.mark.parametrize("data", ["roboflow", "yolo", "voc"])
+def test_a_recipe_takes_data_of_any_format(data: str) -> None:
+    config = compose(["experiment=finetune", f"data={data}", "data.root=x"]).data
+    assert (config.train.root, config.train.part, config.val.part, config.size) == ("x", "train", "val", 384)
+
+
 def test_experiments_open_with_command_and_hardware() -> None:
     for path in (CONFIGS / "experiment").glob("*.yaml"):
         head = path.read_text().split("defaults:")[0]
