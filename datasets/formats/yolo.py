@@ -7,7 +7,7 @@ A line is `class center_x center_y width height`, relative to the sides of the i
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -57,19 +57,22 @@ def read_yolo(*, root: str | Path, part: Part = "train") -> Annotations:
     Raises UserError where files are missing or no such ones.
     """
     found = _description(Path(root).expanduser())
-    images = _images(found, part)
+    bases = _bases(found)
+    places = _places(found, part, bases)
+    source = places[0] if len(places) == 1 else found.source
+    images = sorted({path for place in places for path in _images(place, bases)})
     if not images:
-        raise UserError(f"{found.source}: the part '{part}' has no images. Correct its folder.")
+        raise UserError(f"{source}: there are no images of the part '{part}'. Put them there, or correct data.yaml.")
     folder = Path(os.path.commonpath([path.parent for path in images]))
     rank_of = {number: rank for rank, number in enumerate(found.names)}
-    labels = _label_files(images, found.source)
+    labels = _label_files(images, source)
     records = [
         ImageRecord.of(path.relative_to(folder).as_posix(), *_objects(labels.get(path), rank_of, found.keypoints))
         for path in images
     ]
-    records = [_in_pixels(record) for record in completed(records, folder, found.source)]
+    records = [_in_pixels(record) for record in completed(records, folder, source)]
     categories = numbered(list(found.names.values()), found.source)
-    return Annotations(source=found.source, images=folder, categories=categories, records=records, named=True)
+    return Annotations(source=source, images=folder, categories=categories, records=records, named=True)
 
 
 def _in_pixels(record: ImageRecord) -> ImageRecord:
@@ -119,22 +122,27 @@ def _read_yaml(path: Path) -> _Description:
     return _Description(path, content, {int(key): names[key] for key in sorted(names, key=int)}, keypoints)
 
 
-def _images(found: _Description, part: Part) -> list[Path]:
-    """The image files of a part, as absolute paths."""
+def _bases(found: _Description) -> list[Path]:
+    """The folders that paths are relative to, as absolute paths."""
     home = Path(os.path.abspath(found.source.parent))  # noqa: PTH100 - resolve() would follow links
     home = home.parent if home.name == "labels" else home
+    path = found.content.get("path")
+    place = _place(path, [home], found.source) if path else None
+    return [home] if place is None else [place, home]
+
+
+def _places(found: _Description, part: Part, bases: Sequence[Path]) -> list[Path]:
+    """Folders of the images of a part, or files that list them."""
     entries = next((found.content[name] for name in PARTS[part] if found.content.get(name)), None)
     if entries is None:
+        home = bases[-1]
         folder = part_of(home / "images", part) or part_of(home, part)
         if folder is None and part == "train":
             folder = home / "images" if (home / "images").is_dir() else home
         if folder is None:
             raise no_part(found.source, part, f"'{part}:' in it, and no folder of that name")
-        return _below(folder)
-    bases = [home]
-    if path := found.content.get("path"):
-        bases = [base for base in (_place(path, [home], found.source),) if base is not None] + bases
-    images: list[Path] = []
+        return [folder]
+    places = []
     for entry in entries if isinstance(entries, list) else [entries]:
         place = _place(entry, bases, found.source) if isinstance(entry, str) else None
         if place is None:
@@ -142,8 +150,12 @@ def _images(found: _Description, part: Part) -> list[Path]:
                 f"{found.source}: '{part}' names {brief(entry)}, which is not in {' or '.join(map(str, bases))}. Write "
                 "where the images are, relative to this file."
             )
-        images += _below(place) if place.is_dir() else _listed_in(place, bases)
-    return sorted(set(images))
+        places.append(place)
+    return places
+
+
+def _images(place: Path, bases: Sequence[Path]) -> Iterable[Path]:
+    return _below(place) if place.is_dir() else _listed_in(place, bases)
 
 
 def _below(folder: Path) -> list[Path]:

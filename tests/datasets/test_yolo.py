@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from datasets import DetectionDataset, before_training
 from datasets.formats import Annotations
 from datasets.formats.yolo import read_yolo
 from detr.errors import UserError
@@ -128,7 +129,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data.yaml": f"train: https://x.org/a.zip\n{NAMES}"}, "'train' names 'https://x.org/a.zip', which is not in"),
     ({"data.yaml": f"train: list.txt\n{NAMES}", "list.txt": "images/train/a b.jpg\nimages/train/none.jpg\n"}, "list.txt, line 2: the image 'images/train/none.jpg' does not exist"),
     ({"data.yaml": f"train: data.yaml\n{NAMES}"}, "data.yaml is no folder of images and no .txt file"),
-    ({"data.yaml": f"train: labels/train\n{NAMES}"}, "the part 'train' has no images"),
+    ({"data.yaml": f"train: labels/train\n{NAMES}"}, "labels/train: there are no images of the part 'train'. Put them there"),
     ({"data.yaml": None}, "is no data set of YOLO: there is neither data.yaml nor classes.txt. Set data.root"),
     ({"images/train/ä.png": b"no image"}, "ä.png cannot be read: it is empty or no image. Replace it"),
 ]  # fmt: skip
@@ -147,6 +148,13 @@ def test_a_part_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> No
         read(tmp_path, changes, "val")
     with pytest.raises(UserError, match=r"does not exist. Set data\.root to the folder that holds data\.yaml"):
         read_yolo(root=tmp_path / "nowhere")
+
+
+def test_images_of_both_parts_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lists = {"train.txt": "images/train/a b.jpg\nimages/train/ä.png", "val.txt": "images/train/a b.jpg\n"}
+    changes = {"data.yaml": f"train: train.txt\nval: val.txt\n{NAMES}", **lists}
+    before_training(*(DetectionDataset(read(tmp_path, changes, part)) for part in ("train", "val")))
+    assert "val.txt: 1 of 1 images are trained on too, such as 'a b.jpg'" in caplog.text
 
 
 def test_labels_without_images_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
