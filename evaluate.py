@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from datasets import DetectionDataset, evaluation_loader, hold_out, transforms
 from detr import distributed
@@ -22,10 +22,10 @@ CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evalu
 
 
 def unread(data: DictConfig) -> str | None:
-    """The split that is not needed, or what it lacks would be missing."""
+    """The split that is not needed: that of training, unless it overrides what the checkpoint held out a part of."""
     if data.split is not None:
         return "val"
-    return "train" if OmegaConf.missing_keys(data.train or {}) else None
+    return "train" if "_target_" in (data.train or {}) else None
 
 
 @command("evaluate", unread=unread)

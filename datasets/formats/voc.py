@@ -90,7 +90,11 @@ def read_voc(*, root: str | Path, part: Part = "train", first_pixel: Literal[0, 
 def _report(source: Path, records: Sequence[ImageRecord], annotated: set[str], there: Mapping[str, list[str]]) -> None:
     used = {record.file_name for record in records}
     left = [name for key, names in there.items() if key not in annotated for name in names if name not in used]
-    warn(source, left, "{} images have no XML file, such as {}, and are left out. One without objects would do.")
+    warn(
+        source,
+        left,
+        "{} images have no XML file, such as {}, and are left out. Add XML files without objects where there are none.",
+    )
     if difficult := sum(int(record.crowds.sum()) for record in records):
         text = "%s: %d objects are difficult: training leaves them out, and evaluation ignores detections in them."
         logger.info(text, source, difficult)
