@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from datasets import DetectionDataset, evaluation_loader, transforms
+from datasets import DetectionDataset, evaluation_loader, hold_out, transforms
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml, build, evaluation_data
@@ -21,7 +21,14 @@ logger = logging.getLogger(__name__)
 CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evaluation/detections.json"
 
 
-@command("evaluate", unread=("data", "train"))
+def unread(data: DictConfig) -> str | None:
+    """The split that is not needed: that of training, unless it overrides what the checkpoint held out a part of."""
+    if data.split is not None:
+        return "val"
+    return "train" if "_target_" in (data.train or {}) else None
+
+
+@command("evaluate", unread=unread)
 def main(config: DictConfig) -> None:
     device = pick_device(config.device)
     with distributed.process_group(device), run_directory(config) as run_dir:
@@ -43,7 +50,10 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     detector.resize_to(config.data.size, config.data.max_size, config.data.square)
     resized = transforms.evaluation(size=detector.size, max_size=detector.max_size, square=detector.square)
     # The node may be the checkpoint's, which is not to be trusted with more.
-    annotations = build(data["val"], path="data.val", allow=("datasets.formats", *config.allow_targets))
+    part = "val" if data["split"] is None else "train"
+    annotations = build(data[part], path=f"data.{part}", allow=("datasets.formats", *config.allow_targets))
+    if data["split"] is not None:
+        _, annotations = hold_out(annotations, data["split"], data["split_seed"])
     dataset = DetectionDataset(annotations, resized, categories=detector.categories)
     if distributed.world_size() > 1:
         weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]

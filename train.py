@@ -8,7 +8,17 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig
 
-from datasets import Augmentation, DetectionDataset, Recipe, TrainLoader, before_training, evaluation_loader, transforms
+from datasets import (
+    Augmentation,
+    DetectionDataset,
+    Recipe,
+    TrainLoader,
+    before_training,
+    evaluation_loader,
+    hold_out,
+    transforms,
+)
+from datasets.formats import Annotations
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import build, build_criterion, build_model, plain
@@ -22,7 +32,7 @@ logger = logging.getLogger(__name__)
 BATCHES = ("batch_size", "workers", "pad_to")  # options of both loaders
 
 
-@command("train")
+@command("train", unread=lambda data: None if data.split is None else "val")
 def main(config: DictConfig) -> None:
     device, options = pick_device(config.device), TrainerConfig(**plain(config.trainer))
     with distributed.process_group(device, options.timeout), run_directory(config) as run_dir:
@@ -100,16 +110,14 @@ def data_sets(
     config: DictConfig, options: TrainerConfig, augmentation: Augmentation
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """For training, and for validation with the same categories."""
-    data, few = config.data, options.overfit_batches
-    with distributed.first_on_machine():
-        build(data.prepare, path="data.prepare")
-    annotations = build(data.train, path="data.train")
-    if few:
-        annotations = annotations.first(few * data.batch_size * distributed.world_size())
-    train_set = DetectionDataset(annotations, seed=config.seed, unreadable=data.unreadable)
+    data = config.data
+    few = (options.overfit_batches or 0) * data.batch_size * distributed.world_size()
+    train, val = read_annotations(data, few)
+    if val is None:
+        raise UserError("data.val: wanted a reader, got null. Or set data.split=0.2 to hold out images of data.train.")
+    train_set = DetectionDataset(train, seed=config.seed, unreadable=data.unreadable)
     resized = transforms.evaluation(size=data.size, max_size=data.max_size, square=data.square)
-    annotations = annotations if few else build(data.val, path="data.val")
-    val_set = DetectionDataset(annotations, resized, categories=train_set.categories)
+    val_set = DetectionDataset(val, resized, categories=train_set.categories)
     before_training(
         train_set,
         val_set,
@@ -118,6 +126,18 @@ def data_sets(
         images=data.check,
     )
     return train_set, val_set
+
+
+def read_annotations(data: DictConfig, few: int = 0) -> tuple[Annotations, Annotations | None]:
+    """Those to train on, and those to validate on, None where `data.val` is null. few: both are so many images."""
+    with distributed.first_on_machine():
+        build(data.prepare, path="data.prepare")
+    train = build(data.train, path="data.train")
+    if few:
+        return train.first(few), train.first(few)
+    if data.split is not None:
+        return hold_out(train, data.split, data.split_seed)
+    return train, build(data.val, path="data.val")
 
 
 def build_augmentation(data: DictConfig) -> Augmentation:

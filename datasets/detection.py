@@ -64,6 +64,8 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
     ) -> None:
         if unreadable not in UNREADABLE:
             raise UserError(f"data.unreadable: wanted {' or '.join(UNREADABLE)}, got '{unreadable}'.")
+        if annotations.named and categories is not None:
+            annotations = annotations.classified(categories)
         self.source, self.folder = annotations.source, annotations.images
         self.seed, self.unreadable = seed, unreadable
         self._phases = [Phase(0, Recipe(transforms), mixing)]

@@ -81,6 +81,25 @@ def check_image(path: str | Path, size: tuple[int, int] | None = None) -> None:
             _orientation_for(file, size, path)
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image file turned upright, as annotation tools show it, from its header alone.
+
+    Raises the UserErrors of `read_image` that the header shows.
+    """
+    with _opened(path) as file:
+        return (file.width, file.height) if _orientation(file) in (5, 6, 7, 8) else (file.height, file.width)
+
+
+def read_gray(path: str | Path, least: int) -> Image.Image:
+    """An image in shades of gray, as stored: a JPEG scaled down, which is quick, to sides of at least so many pixels.
+
+    Raises the UserErrors of `read_image`.
+    """
+    with _opened(path) as file:
+        file.draft("L", (least, least))
+        return file.convert("L")
+
+
 def upright_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """A Pillow image as `read_image` reads a file: 8-bit RGB, turned upright as its EXIF data say."""
     name = getattr(image, "filename", "") or "An image"
@@ -185,7 +204,9 @@ def find_images(source: str) -> tuple[Path, list[Path]]:
         fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         folder, pattern = Path(*fixed), str(Path(*path.parts[len(fixed) :]))
     found = _matching(folder, pattern, source) if glob.has_magic(pattern) else ()
-    images = sorted(path.relative_to(folder) for path in found if path.suffix.lower() in _endings() and path.is_file())
+    images = sorted(
+        path.relative_to(folder) for path in found if path.suffix.lower() in image_endings() and path.is_file()
+    )
     if not images:
         raise UserError(f"source={printable(source)} names no image{_hint(path)}. {_WANTED}")
     return folder, images
@@ -204,14 +225,15 @@ def _matching(folder: Path, pattern: str, source: str) -> Iterator[Path]:
 
 
 @cache
-def _endings() -> set[str]:
+def image_endings() -> set[str]:
+    """Of the names of raster images, such as .jpg, in small letters."""
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 def _hint(path: Path) -> str:
     """Why a source may name none."""
     if path.is_dir():
-        deeper = any(file.suffix.lower() in _endings() for file in path.rglob("*"))
+        deeper = any(file.suffix.lower() in image_endings() for file in path.rglob("*"))
         return f"; the folders in it do: write '{path / '**' / '*'}'" if deeper else ": the folder holds none"
     return "" if glob.has_magic(str(path)) else ": there is no such file or folder"
 

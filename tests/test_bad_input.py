@@ -28,6 +28,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from datasets.shapes import generate  # noqa: E402
 from tests.helpers.commands import Outcome, run, run_process  # noqa: E402
+from tests.helpers.exports import put  # noqa: E402
 
 SIZE = 48
 TRAIN, EVALUATE, PREDICT = "train.py", "evaluate.py", "predict.py"
@@ -474,8 +475,89 @@ CASES = [
         "YOLO labels",
         TRAIN,
         ("data.train.annotations={tmp}/labels.txt",),
-        ("labels.txt", "YOLO", "no reader here", "COCO format", "as_coco"),
+        ("labels.txt", "no JSON file in COCO format", "looks like YOLO's format", "data=yolo data.root={tmp}"),
         write("labels.txt", b"0 0.5 0.5 0.2 0.2\n"),
+    ),
+    Case(
+        "YOLO chosen for Roboflow's export",
+        TRAIN,
+        ("data=yolo", "data.root={tmp}/set"),
+        ("neither data.yaml nor classes.txt", "Roboflow's COCO export", "set data=roboflow data.root={tmp}/set"),
+        lambda tmp: put(tmp, {"set/train/_annotations.coco.json": "{}"}),
+        without=("data",),
+    ),
+    Case(
+        "Roboflow's export chosen for YOLO",
+        TRAIN,
+        ("data=roboflow", "data.root={tmp}/set"),
+        ("_annotations.coco.json does not exist", "YOLO's format", "set data=yolo data.root={tmp}/set"),
+        lambda tmp: put(tmp, {"set/data.yaml": "names: [a]"}),
+        without=("data",),
+    ),
+    Case(
+        "COCO chosen for Roboflow's export",
+        TRAIN,
+        ("data=coco", "data.root={tmp}/set"),
+        ("instances_train2017.json does not exist", "set data=roboflow data.root={tmp}/set"),
+        lambda tmp: put(tmp, {"set/train/_annotations.coco.json": "{}"}),
+        without=("data",),
+    ),
+    Case(
+        "YOLO label in pixels",
+        TRAIN,
+        ("data=yolo", "data.root={tmp}/data"),
+        ("data/labels/000000.txt, line 2", "17 is outside of [0, 1]", "divide pixels"),
+        lambda tmp: put(
+            tmp / "data",
+            {
+                "data.yaml": "train: images\nnames: [a]",
+                "images/000000.jpg": (48, 48),
+                "labels/000000.txt": "0 0.5 0.5 0.1 0.1\n0 17 5 9 9\n",
+            },
+        ),
+        without=("data",),
+    ),
+    Case(
+        "broken XML",
+        TRAIN,
+        ("data=voc", "data.root={tmp}/data"),
+        ("data/train/000000.xml, line 1", "no valid XML"),
+        write("data/train/000000.xml", b"<annotation><object>"),
+        without=("data",),
+    ),
+    Case(
+        "CVAT's format for video",
+        TRAIN,
+        ("data=cvat", "data.train.annotations={tmp}/a.xml"),
+        ("a.xml, line 2", "tracks of a video", "CVAT for images 1.1"),
+        write("a.xml", b"<annotations>\n<track id='0'/></annotations>"),
+    ),
+    Case(
+        "box turned round in a table",
+        TRAIN,
+        ("data=csv", "data.train.annotations={tmp}/a.csv"),
+        ("a.csv, line 2", "wanted left below right"),
+        write("a.csv", b"file,class,x1,y1,x2,y2\n000000.jpg,a,9,9,3,12\n"),
+    ),
+    Case(
+        "validation has a class that training does not have",
+        TRAIN,
+        ("data=csv", "data.train.annotations={tmp}/a.csv", "data.val.annotations={tmp}/b.csv"),
+        ("b.csv", "the classes ['b'] are not among the 1", "Not here, but there: ['a']"),
+        lambda tmp: put(
+            tmp,
+            {
+                "a.csv": "file,class,x1,y1,x2,y2\n000000.jpg,a,3,3,9,9\n000001.jpg,a,3,3,9,9\n",
+                "b.csv": "file,class,x1,y1,x2,y2\n000000.jpg,b,3,3,9,9\n",
+            },
+        ),
+    ),
+    Case(
+        "one table without data.split",
+        TRAIN,
+        ("data=csv", "data.train.images={tmp}/data/train", "data.train.annotations={tmp}/a.csv"),
+        ("data.val.images has no value",),
+        without=("data",),
     ),
     Case(
         "boxes as corners are reported",

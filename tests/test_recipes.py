@@ -1,15 +1,14 @@
 """The recipes of CONTRIBUTING.md: their own lines, in a folder outside the packages."""
 
-import csv
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
 from tests.helpers.commands import REPOSITORY, run
 
@@ -36,7 +35,7 @@ SIGNS = {
     "A detector variant": "GridQueries",
     "An attention block": "Depthwise",
     "A loss term": "loss_shape",
-    "A data format": "read_csv",
+    "A data format": "read_labelme",
     "An augmentation over several images": "Blend",
     "A callback": "The slowest step took",
 }
@@ -71,15 +70,15 @@ def test_the_lines_of_a_recipe_train(
     assert SIGNS[name] in written + outcome.output
 
 
-def test_a_table_without_one_of_the_classes_keeps_the_ids(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (13, 11)).save(tmp_path / "images" / "a.png")
-    (tmp_path / "val.csv").write_text("file,class,left,top,right,bottom\na.png,triangle,1,2,4,7\n")
+def test_the_recipe_of_a_format_reads_shapes(tmp_path: Path) -> None:
+    shape = {"label": "triangle", "points": [[4, 2], [1, 7], [3, 5]]}
+    content = {"imagePath": "a.png", "imageHeight": 11, "imageWidth": 13, "shapes": [shape]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
     code, options = re.findall(r"^```(?:python|yaml)\n(.*?)^```", RECIPES["A data format"], re.M | re.S)
     recipe: dict[str, Any] = {}
     exec(code, recipe)
     classes = yaml.safe_load(options)["val"]["classes"]
-    found = recipe["read_csv"](images=str(tmp_path / "images"), table=str(tmp_path / "val.csv"), classes=classes)
+    found = recipe["read_labelme"](folder=str(tmp_path), classes=classes)
     assert [(category.id, category.name) for category in found.categories] == [*enumerate(classes)]
     [record] = found.records
     assert record.labels.tolist() == [2] and record.boxes.tolist() == [[1, 2, 3, 5]]
@@ -92,13 +91,16 @@ def data(name: str, shapes_root: Path, tmp_path: Path) -> list[str]:
         return [*transforms, f"data.root={shapes_root}", "data.prepare=null"]
     for split in ("train", "val"):
         content = json.loads((shapes_root / f"instances_{split}.json").read_text())
-        files = {image["id"]: image["file_name"] for image in content["images"]}
         names = {category["id"]: category["name"] for category in content["categories"]}
-        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "class", "left", "top", "right", "bottom"])
-            for row in content["annotations"]:
-                x, y, width, height = row["bbox"]
-                writer.writerow([files[row["image_id"]], names[row["category_id"]], x, y, x + width, y + height])
-        (tmp_path / split).symlink_to(shapes_root / split)
+        shutil.copytree(shapes_root / split, tmp_path / split)
+        for image in content["images"]:
+            own = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+            shapes = [
+                {"label": names[row["category_id"]], "points": [[x, y], [x + width, y + height]]}
+                for row in own
+                for x, y, width, height in [row["bbox"]]
+            ]
+            sizes = {"imageHeight": image["height"], "imageWidth": image["width"]}
+            file = (tmp_path / split / image["file_name"]).with_suffix(".json")
+            file.write_text(json.dumps({"imagePath": image["file_name"], **sizes, "shapes": shapes}))
     return [*transforms, f"data.root={tmp_path}"]

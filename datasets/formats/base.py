@@ -18,6 +18,7 @@ from detr.errors import UserError, brief
 from detr.types import Category
 
 MOST_CATEGORIES = 20_000
+UNKNOWN = (0, 0)  # size of an image that is yet to be read from its file
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,30 @@ class ImageRecord:
     crowds: Bool[np.ndarray, " n"]
     areas: Float64[np.ndarray, " n"]
 
+    @classmethod
+    def of(
+        cls,
+        file_name: str,
+        corners: Sequence[Sequence[float]],
+        labels: Sequence[int],
+        *,
+        id: int = 0,
+        size: tuple[int, int] = UNKNOWN,
+        crowds: Sequence[bool] | None = None,
+    ) -> "ImageRecord":
+        """From corners (left, top, right, bottom) in pixels, with the areas of the boxes."""
+        edges = np.array(corners, dtype=np.float64).reshape(-1, 4)
+        boxes = np.concatenate((edges[:, :2], edges[:, 2:] - edges[:, :2]), axis=1)
+        return cls(
+            id=id,
+            file_name=file_name,
+            size=size,
+            boxes=boxes,
+            labels=np.array(labels, dtype=np.int64),
+            crowds=np.array([False] * len(boxes) if crowds is None else crowds, dtype=bool),
+            areas=boxes[:, 2:].prod(1),
+        )
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by the names of their fields."""
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
@@ -52,6 +77,16 @@ class ImageRecord:
         return replace(self, **{name: values[chosen] for name, values in self.arrays().items()})
 
 
+def numbered(names: Sequence[str], source: Path) -> list[Category]:
+    """Categories of these names, in this order, with the ids 1, 2, ... Raises UserError where a name occurs twice."""
+    for name, count in Counter(names).most_common(1):
+        if count > 1:
+            raise UserError(
+                f"{source}: {count} classes have the name {brief(name)}. Give each class a name of its own."
+            )
+    return [Category(id=number, name=name) for number, name in enumerate(names, start=1)]
+
+
 @dataclass(frozen=True)
 class Annotations:
     """The images of a data set and what is in them.
@@ -59,6 +94,7 @@ class Annotations:
     source: the file or folder that was read, for messages.
     images: the folder of the image files.
     categories: the classes, sorted by id; ids may be any integers.
+    named: the files know the classes by their names alone, so that the ids may be replaced.
 
     Raises UserError where ids repeat, categories are not sorted, or a record does not fit them or itself.
     """
@@ -67,12 +103,30 @@ class Annotations:
     images: Path
     categories: Sequence[Category]
     records: Sequence[ImageRecord]
+    named: bool = False
 
     def __post_init__(self) -> None:
         self._check_ids()
         for record in self.records:
             self._check_shapes(record)
         self._check_labels()
+
+    def classified(self, categories: Sequence[Category]) -> "Annotations":
+        """The same with the categories of others, such as those of a model, found by their names.
+
+        Raises UserError where there is a name that these do not have.
+        """
+        names, own = [category.name for category in categories], [category.name for category in self.categories]
+        if unknown := [name for name in own if name not in names]:
+            missing = [name for name in names if name not in own]
+            others = f" Not here, but there: {brief(missing)}." if missing else ""
+            raise UserError(
+                f"{self.source}: the classes {brief(unknown)} are not among the {len(names)} that the model is trained "
+                f"on, so that they can never be found.{others} Use the same names for training and evaluation."
+            )
+        rank_of = np.array([names.index(name) for name in own], dtype=np.int64)
+        records = [replace(record, labels=rank_of[record.labels]) for record in self.records]
+        return replace(self, categories=categories, records=records)
 
     def first(self, count: int) -> "Annotations":
         """The first images that have objects to train on: the same few to train on and to evaluate on."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.formats.base import Annotations, ImageRecord
-from datasets.formats.others import refuse_other_formats, refuse_other_json
+from datasets.formats.recognition import advice, refuse_other_json
 from detr.annotations import AnnotationReader, identity, is_missing
 from detr.errors import UserError, brief
 from detr.files import open_regular
@@ -31,21 +31,31 @@ def read_coco(*, images: str | Path, annotations: str | Path) -> Annotations:
     Raises UserError where the file is missing, damaged, or not in this format.
     """
     path = Path(annotations)
-    content, reader = _read_json(path), AnnotationReader(path)
+    return from_content(read_json(path), path, images)
+
+
+def from_content(content: dict[str, Any], path: Path, images: str | Path) -> Annotations:
+    """Likewise from the content of a file."""
+    reader = AnnotationReader(path)
     categories = _categories(content, reader)
     records = _records(content, categories, reader)
     reader.report()
     return Annotations(source=path, images=Path(images), categories=categories, records=records)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file, with its three lists. Raises UserError as `read_coco` does."""
     try:
-        refuse_other_formats(path)
+        if path.suffix.lower() != ".json" and (hint := advice(path, "custom")):
+            raise UserError(f"Annotation file {path} is no JSON file in COCO format.{hint}")
         with open_regular(path) as file:
             content = json.load(file, object_pairs_hook=_without_repeated_keys)
     except FileNotFoundError:
+        near = next((folder for folder in list(path.parents)[:2] if folder.is_dir()), path)
+        hint = advice(near, "custom", folders_only=True)
         raise UserError(
-            f"Annotation file {path} does not exist. Set data.root, or data.train.annotations and data.val.annotations."
+            f"Annotation file {path} does not exist."
+            f"{hint or ' Set data.root, or data.train.annotations and data.val.annotations.'}"
         ) from None
     except IsADirectoryError:
         raise UserError(f"Annotation file {path} is a folder, wanted a JSON file in COCO format.") from None

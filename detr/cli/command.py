@@ -11,14 +11,14 @@ from detr.engine.signals import interruptible
 
 
 def command(
-    name: str, *, unread: tuple[str, str] | None = None
+    name: str, *, unread: Callable[[Any], str | None] = lambda data: None
 ) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Decorates the main function of a command, which then takes its checked configuration from the command line.
 
     What a user can cause ends the command as `exit_codes` says.
 
     name: of the configuration, configs/NAME.yaml.
-    unread: group and name of an option that the command has no use for, so that it may be left open.
+    unread: names the split of `config.data` that the command has no use for, so that it may be left open.
     """
 
     def decorate(run: Callable[[Any], None]) -> Callable[[], None]:
@@ -27,8 +27,8 @@ def command(
         def job(config: Any) -> None:
             # Here too, because the jobs of a sweep may run in other processes. `Sweep` reports the errors of these.
             with interruptible() if in_sweep() else exit_codes(), explained(name):
-                if unread is not None:
-                    config[unread[0]][unread[1]] = None
+                if "data" in config and (split := unread(config.data)) is not None:
+                    config.data[split] = None
                 check_config(config)
                 run(config)
 

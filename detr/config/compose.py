@@ -79,11 +79,17 @@ def written_by_us(path: Path) -> bool:
 def evaluation_data(config: DictConfig, trained: dict[str, Any] | None) -> dict[str, Any]:
     """The `data` options of an evaluation: those given, and for the rest those that the checkpoint was trained with.
 
+    Where `split` is given, or no `val` while the training held out a part of `train`, that part is meant; else `split`
+    is None.
     trained: the checkpoint's configuration, None for published weights.
     """
     given = {key: value for key, value in plain(config.data).items() if value is not None}
     known = trained["data"] if trained else {}
-    return {**known, **given, "val": _split(given.get("val", {}), known.get("val") or {})}
+    has_val = any(value is not None for value in given.get("val", {}).values())
+    options = given if "split" in given else {} if has_val else known
+    held_out = {"split": options.get("split"), "split_seed": options.get("split_seed", 0)}
+    part = "val" if held_out["split"] is None else "train"
+    return {**known, **given, **held_out, part: _split(given.get(part, {}), known.get(part) or {})}
 
 
 def _split(given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

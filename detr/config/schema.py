@@ -40,6 +40,8 @@ class DataConfig:
     group_by_aspect: bool = False
     pad_to: int = at_least(1, most=_MOST_PIXELS, default=1)
     unreadable: str = one_of("stop", "skip", default="stop")
+    split: float | None = at_least(0.01, most=0.99, default=None)
+    split_seed: int = at_least(0, default=0)
     check: str = one_of("headers", "pixels", "nothing", default="headers")
 
 
@@ -113,6 +115,17 @@ class PredictConfig(RunConfig):
     attention_point: list[float] = field(default_factory=lambda: [0.5, 0.5])
 
 
+@dataclass
+class ConvertDataConfig:
+    """Options of tools/convert_data.py, described in configs/convert_data.yaml."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    output: str = MISSING
+    overwrite: bool = False
+    allow_targets: list[str] = field(default_factory=list)
+    debug: bool = False
+
+
 def register() -> None:
     """Register what configs/ builds on: the schemas, first in the defaults lists, `scaled` and `published_weights`."""
     OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
@@ -121,6 +134,7 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="predict_schema", node=PredictConfig)
+    store.store(name="convert_data_schema", node=ConvertDataConfig)
 
 
 def _scaled(size: int, scale: float | list[float]) -> Any:

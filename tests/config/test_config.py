@@ -29,7 +29,8 @@ def test_every_option_composes_and_binds(option: Path) -> None:
         overrides.append("data.root=x")
     if "_target_: ???" in text:
         overrides.append(f"model.attention.{option.name}.block._target_=detr.models.attention.CrissCrossAttention")
-    check_config(compose([*overrides, *FILLED_IN]))
+    own_paths = option.parts[0] == "data" and "annotations:" not in text and option.name != "custom"
+    check_config(compose([*overrides, *([] if own_paths else FILLED_IN)]))
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
@@ -74,6 +75,12 @@ def test_a_model_brings_what_fits_it() -> None:
     assert compose(["model=small"]).data.size == 96, "the generated images have their own size"
     assert compose(["experiment=bccd", "data.root=x"]).trainer.epochs == 27
     assert compose(["data=custom", *FILLED_IN]).trainer.epochs == 300
+
+
+@pytest.mark.parametrize("data", ["roboflow", "yolo", "voc"])
+def test_a_recipe_takes_data_of_any_format(data: str) -> None:
+    config = compose(["experiment=finetune", f"data={data}", "data.root=x"]).data
+    assert (config.train.root, config.train.part, config.val.part, config.size) == ("x", "train", "val", 384)
 
 
 def test_experiments_open_with_command_and_hardware() -> None:

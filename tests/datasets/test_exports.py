@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -259,14 +260,31 @@ VOC = b"<?xml version='1.0'?>\n<annotation><object><name>cat</name></object></an
 @pytest.mark.parametrize(
     ("files", "given", "message"),
     [
-        ({"labels/0.txt": YOLO}, "labels", "format of YOLO, which has no reader here.*supervision.*from_yolo"),
-        ({"labels/train/0.txt": b"", "labels/train/1.txt": YOLO}, "labels", "format of YOLO"),
-        ({"labels/0.txt": YOLO}, "labels/0.txt", "format of YOLO"),
-        ({"labels/0.txt": b"3 0.1 0.2 0.3 0.4 0.5 0.6\n"}, "labels", "format of YOLO"),
-        ({"data.yaml": b"path: ..\ntrain: images/train\nnames:\n  0: cat\n"}, "data.yaml", "format of YOLO"),
-        ({"a/0.jpg": b"", "a/data.yml": b"nc: 3\n"}, "a", "format of YOLO"),
-        ({"voc/0.xml": VOC}, "voc", "format of Pascal VOC, which has no reader here.*from_pascal_voc"),
-        ({"voc/0.xml": VOC}, "voc/0.xml", "format of Pascal VOC"),
+        ({"labels/0.txt": YOLO}, "labels", "looks like YOLO's format: set data=yolo data.root={tmp}."),
+        ({"labels/train/0.txt": b"", "labels/train/1.txt": YOLO}, "labels", "data=yolo data.root={tmp}."),
+        ({"labels/0.txt": YOLO}, "labels/0.txt", "data=yolo data.root={tmp}."),
+        ({"labels/0.txt": b"3 0.1 0.2 0.3 0.4 0.5 0.6\n"}, "labels", "data=yolo data.root={tmp}."),
+        (
+            {"data.yaml": b"path: ..\ntrain: images/train\nnames:\n  0: cat\n"},
+            "data.yaml",
+            "data=yolo data.root={tmp}.",
+        ),
+        ({"a/0.jpg": b"", "a/data.yml": b"nc: 3\n"}, "a", "data=yolo data.root={tmp}/a."),
+        ({"voc/0.xml": VOC}, "voc", "looks like Pascal VOC's format: set data=voc data.root={tmp}/voc."),
+        ({"set/Annotations/0.xml": VOC}, "set", "data=voc data.root={tmp}/set."),
+        ({"voc/0.xml": VOC}, "voc/0.xml", "data=voc data.root={tmp}/voc."),
+        ({"set/valid/_annotations.coco.json": b"{}"}, "set", "looks like Roboflow's COCO export: set data=roboflow"),
+        ({"set/train/_annotations.coco.json": b"{}"}, "set/a.json", "data=roboflow data.root={tmp}/set."),
+        (
+            {"a.xml": b"<annotations></annotations>"},
+            "a.xml",
+            "data=cvat data.train.images=DIR data.train.annotations={tmp}/a.xml.",
+        ),
+        (
+            {"a.csv": b"f,c,x1,y1,x2,y2\n"},
+            "a.csv",
+            "data=csv data.train.images=DIR data.train.annotations={tmp}/a.csv.",
+        ),
         ({"a/0.jpg": b""}, "a", "is a folder, wanted a JSON file"),
         ({"a.json": b'[{"image_id": 1, "bbox": [], "score": 1}]'}, "a.json", "holds detections, which have scores"),
         ({"a.json": b'{"version": 1, "shapes": []}'}, "a.json", "format of LabelMe, wanted COCO"),
@@ -277,7 +295,7 @@ def test_other_formats_are_recognized(files: dict[str, bytes], given: str, messa
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message.replace("{tmp}", str(tmp_path)))):
         coco_set(tmp_path, tmp_path / given)
 
 
