@@ -33,17 +33,17 @@ def run(*, device: str, threads: int, repeats: int) -> Iterator[Row]:
         seconds, parameters, operations = in_new_process(_measure, name, device, threads, repeats)
         about = f"{parameters / 1e6:.2f} M parameters, {operations / 1e9:.1f} GFLOPs"
         for form in seconds:
-            yield Row(f"one image of {SIDE}x{SIDE}, {form} model={name}: {about}", "ms", 1000 * seconds[form])
+            yield Row(f"one image of {SIDE}x{SIDE}, {form}={name}: {about}", "ms", 1000 * seconds[form])
 
 
 def _measure(name: str, device: str, threads: int, repeats: int) -> tuple[dict[str, float], int, int]:
-    """Seconds of the model as it trains and as it is deployed, parameters, and floating-point operations of products
-    (two for a multiplication and an addition)."""
+    """Seconds of the model as it trains and as it is deployed, its parameters, and the floating-point operations of
+    its products (two for a multiplication and an addition)."""
     torch.set_num_threads(threads)
     model = build_model(compose([f"model={name}", "model.backbone.weights=null"]).model, num_classes=MODELS[name])
     model = model.to(device).eval()
     batch = pad_to_batch([torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8)]).to(device)
-    forms = {"": model, "deployed": deployed(model)}
+    forms = {"model": model, "deployed model": deployed(model)}
     seconds = medians(
         {form: partial(_detect, of_form, batch, MODELS[name]) for form, of_form in forms.items()}, repeats
     )

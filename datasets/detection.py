@@ -199,8 +199,10 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         """What mixing and transforms make of a sample."""
         image, objects = sample
         if mixing is not None:
-            mixed, objects = mixing(image, objects, self._draw)
-            image, objects = mixed, {**objects, "mixed": True} if mixed is not image else objects
+            before = image
+            image, objects = mixing(image, objects, self._draw)
+            if image is not before:
+                objects = {**objects, "mixed": True}
         return (image, objects) if transforms is None else transforms(image, objects)
 
     def _draw(self) -> Sample:

@@ -78,8 +78,8 @@ class Mosaic:
     direction. scaling: the least and the greatest factor.
     fill: gray level of what no image covers, 0 to 255.
     short_side: as in DEIM (Huang et al., CVPR 2025): the short side of each image is resized to `size`, the long one to
-    at most 16 times that, a tile is as large as the largest of the four, and each image lies at the top left of its
-    own. With `data.square` it is squeezed afterwards.
+    at most 16 times that. All tiles are as high and wide as the highest and the widest image, and each image lies at
+    the top left of its own. With `data.square` the mosaic becomes a square afterwards.
 
     Boxes are cut off at the border. Those with less than a pixel left, in width or height, are dropped.
     """
@@ -115,14 +115,17 @@ class Mosaic:
             return image, objects
         # One at a time: photographs may be large.
         tiles = [self._tile(*(draw() if number > 0 else (image, objects))) for number in range(self.images)]
-        sizes = [part.shape[1:] for part, _ in tiles] if self.short_side else [(self.size, self.size)]
-        height, width = (max(extents) for extents in zip(*sizes, strict=True))
+        height, width = self.size, self.size
+        if self.short_side:
+            height, width = (max(part.shape[dim] for part, _ in tiles) for dim in (1, 2))
         canvas = torch.full((3, 2 * height, 2 * width), self.fill, dtype=torch.uint8)
         boxes, labels = [], []
         for number, (part, found) in enumerate(tiles):
             own_height, own_width = part.shape[1:]
-            left = width if number % 2 else 0 if self.short_side else width - own_width
-            top = height if number >= 2 else 0 if self.short_side else height - own_height
+            row, column = divmod(number, 2)
+            left, top = column * width, row * height
+            if not self.short_side:  # all four meet in the middle
+                left, top = left or width - own_width, top or height - own_height
             canvas[:, top : top + own_height, left : left + own_width] = part
             boxes.append(found["boxes"] + torch.tensor([left, top, left, top]))
             labels.append(found["labels"])
@@ -156,10 +159,10 @@ class Mixup:
 
     probability: of the blend. weight: the least and the greatest weight of this image where both are; the other has
     the rest.
-    whole: as in DEIM (Huang et al., CVPR 2025), blend what the transforms have made of both images, all over. DEIM
-    draws once for a batch, and blends each image with the one before it. Here each sample draws for itself whether,
-    with which image, and a weight, so that it is the same in any batch. A sample is distributed as there; only how many
-    of a batch are blended differs.
+    whole: as in DEIM (Huang et al., CVPR 2025), blend what the transforms have made of both images, the other at the
+    size of this one. DEIM draws once for a batch, and blends each image with the one before it. Here each sample draws
+    for itself, so that it is the same in any batch. Its distribution is the same as there; only how many samples of a
+    batch are blended differs.
     """
 
     images = 2

@@ -144,14 +144,14 @@ class Predictions(TensorContainer):
     logits: (L, B, Q, C); for sigmoid losses C = K classes, for the softmax loss C = K + 1 and the last means no object.
     boxes: (L, B, Q, 4) as center x, center y, width, height in [0, 1] of each image without its padding.
 
-    distributions: (L, B, Q, 4, N + 1) logits of how far the left, top, right and bottom edges are moved from where the
-        preliminary boxes have them, from models that have such (D-FINE: Peng et al., ICLR 2025); as in `detr.edges`.
+    distributions: (L, B, Q, 4, N + 1) logits of how far the left, top, right and bottom edges move from those of the
+        preliminary boxes, as in `detr.edges`; from models that have such (D-FINE: Peng et al., ICLR 2025).
 
     Further predictions are there in training only, from models that have such parts. They are no tensors: only
-    `everything` includes them, and all other methods, `to` among them, leave them as they are; but for `preliminary`.
+    `everything` includes them. All other methods, `to` among them, leave them as they are, except for `preliminary`,
+    whose queries are the same: what is done to the other fields is done to it.
 
-    preliminary: what the first layer predicts of the same queries before their edges are moved, as one layer. What is
-        done to the others is done to these.
+    preliminary: what the first layer predicts before the edges of its boxes move, as one layer.
     proposals: what the encoder proposed and the queries started from, as one layer. Where C = 1 < K they only separate
         objects from background.
     groups: further groups of queries, each to be matched on its own: (G * L, B, Q, C), a group's layers in a row.

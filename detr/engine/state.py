@@ -121,15 +121,15 @@ class TrainingState:
             logger.warning("From here on other data are used than before the checkpoint: %s differ.", ", ".join(others))
         return path
 
-    def return_to(self, path: Path, callbacks: Sequence[str], *, step: int | None = None) -> None:
+    def return_to(self, path: Path, callbacks: Sequence[str], *, step: int) -> None:
         """Take weights, optimizer and loss scale from an earlier checkpoint of this training, and the state of some
         callbacks; the number of steps goes on.
 
-        step: the one that the checkpoint is to be of. Raises UserError where it is of another one.
+        step: the step that the checkpoint was saved at. Raises UserError where it is of another one.
         """
         checkpoint = distributed.by_first(lambda: read_checkpoint(path))
         training = self._checked(checkpoint)
-        if step not in (None, training["step"]):
+        if step != training["step"]:
             raise UserError(
                 f"Checkpoint {path} is of step {training['step']}, wanted that of step {step}, to which the training "
                 "returns. Put that one in its place, or go on without a return: trainer.restart_after=null."
@@ -172,7 +172,7 @@ class TrainingState:
 
     def _refuse_folders(self) -> None:
         """What no checkpoint can replace is to be known before any work, too."""
-        for path in (self.path("last.pt"), self.path("best.pt")):
+        for path in map(self.path, ("last.pt", "best.pt", "restart.pt")):
             if path.exists() and not path.is_file():
                 raise UserError(
                     f"{path} is no file, but the training saves a checkpoint there. Move it away, or choose another "

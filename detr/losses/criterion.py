@@ -27,9 +27,9 @@ class SetCriterion(nn.Module):
     classification: the loss of classes, which the matcher takes its cost from; published DETR's unless given.
     terms: the other losses by name; unless given, those of published DETR: L1 as `bbox`, weight 5, and generalized IoU
         as `giou`, weight 2.
-    union: terms other than classification judge the pairs that the matches of all layers, of preliminary boxes and of
-        proposals have together, the same in all of them; of each query its most frequent target (GO-LSD of D-FINE: Peng
-        et al., ICLR 2025). Further groups and denoising keep their own.
+    union: terms other than classification judge the union of the pairs of all layers, of preliminary boxes and of
+        proposals, the same in all of these; each query has its most frequent target (GO-LSD of D-FINE: Peng et al.,
+        ICLR 2025). Further groups and denoising keep their own pairs.
     group_repeats: how often each target is there for a group of queries: once as in Group DETR (Chen et al., ICCV
         2023), or more for the one-to-many matching of H-DETR (Jia et al., CVPR 2023).
     """
@@ -66,8 +66,8 @@ class SetCriterion(nn.Module):
         They are those of the last decoder layer; a suffix `_0`, `_1` ... names an earlier one. Suffixes
         `_preliminary`, `_proposals`, `_groups`, `_denoising`, and `_groups_preliminary`, `_denoising_preliminary` name
         those of further predictions, where there are any, summed over layers and averaged over groups: all further
-        groups together count as much as the first. Only those of denoising, and what `union` and DDF count, depend on
-        which images are together in a batch, as that decides how often a target is copied or paired. Two more are for
+        groups together count as much as the first. Only the losses of denoising, of `union` and DDF depend on which
+        images are together in a batch, as that decides how often a target is copied or paired. Two more are for
         the log only: `class_error`, the percentage of matched queries with a wrong class (100 in a batch without
         targets), and `cardinality_error`, by how many an image's count of objects is off.
 
@@ -139,7 +139,7 @@ class SetCriterion(nn.Module):
 
     def _losses(self, matched: Matched) -> Losses:
         losses = {"loss_ce": self.classification(matched)}
-        judged = matched.pooled or matched
+        judged = matched.union or matched
         losses |= {f"loss_{name}": term(judged) for name, term in cast(Mapping[str, Term], self.terms).items()}
         return {name: values * matched.scale for name, values in losses.items()}
 
@@ -161,7 +161,7 @@ class SetCriterion(nn.Module):
         if predictions.proposals is not None:
             parts["proposals"] = self._matched_proposals(main, predictions.proposals)
         if self.union:
-            parts = _pooled(parts)
+            parts = _with_union(parts)
         if (groups := predictions.groups) is not None:
             parts["groups"] = self._matched_groups(main, groups, len(predictions.boxes))
             if groups.preliminary is not None:
@@ -221,47 +221,39 @@ def _matched_denoising(main: Matched, denoising: DenoisingPredictions) -> Matche
         targets=main.targets,
         matches=denoising.matches,
         num_boxes=main.num_boxes * copies,
-        main=main.pooled or main,
+        main=main.union or main,
     )
 
 
-def _pooled(parts: Mapping[str, Matched]) -> dict[str, Matched]:
-    """Each with the pairs that all of them have together, of each query the most frequent one."""
+def _with_union(parts: Mapping[str, Matched]) -> dict[str, Matched]:
+    """Each with the union of all their pairs, of which each query keeps the most frequent one."""
     main = parts["main"]
-    each = [part.matches for part in parts.values()]
-    images = torch.cat([matches.image.expand_as(matches.query).flatten() for matches in each]).cpu()
-    pairs = torch.stack(
-        [torch.cat([getattr(m, name).flatten() for m in each]) for name in ("query", "target")], 1
-    ).cpu()
+    matches = [part.matches for part in parts.values()]
+    images = torch.cat([m.image.expand_as(m.query).flatten() for m in matches]).cpu()
+    pairs = torch.stack([torch.cat([getattr(m, name).flatten() for m in matches]) for name in ("query", "target")], 1)
+    pairs = pairs.cpu()
     kept = [_most_frequent(pairs[images == index]) for index in range(len(main.targets))]
     query, target = torch.cat(kept).to(main.boxes.device).unbind(1)
     image = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(of_image) for of_image in kept]))
     image = image.to(query.device)
 
-    # Of the whole step it is known for this batch alone how many pairs there are for a target.
+    # The pairs of the step's other batches are not known yet: there may be as many for each target as here.
     own = sum(len(target) for target in main.targets)
-    counted = distributed.gather(main.num_boxes.new_tensor([[len(image), own]])).sum(0)
+    pairs_and_targets = distributed.gather(main.num_boxes.new_tensor([[len(image), own]])).sum(0)
     assert main.counts is not None
-    number = counted[0] / distributed.world_size() * (main.counts.sum() / counted[1].clamp(min=1))
-    return {
-        name: replace(
-            part,
-            pooled=replace(
-                part,
-                matches=Matches(
-                    image=image,
-                    query=query.expand(len(part.predictions.boxes), -1),
-                    target=target.expand(len(part.predictions.boxes), -1),
-                ),
-                num_boxes=number.clamp(min=1),
-            ),
-        )
-        for name, part in parts.items()
-    }
+    of_targets = main.counts.sum() / pairs_and_targets[1].clamp(min=1)
+    num_boxes = (pairs_and_targets[0] / distributed.world_size() * of_targets).clamp(min=1)
+
+    def union(part: Matched) -> Matched:
+        layers = len(part.predictions.boxes)
+        same = Matches(image=image, query=query.expand(layers, -1), target=target.expand(layers, -1))
+        return replace(part, matches=same, num_boxes=num_boxes)
+
+    return {name: replace(part, union=union(part)) for name, part in parts.items()}
 
 
 def _most_frequent(pairs: Int64[Tensor, "pairs 2"]) -> Int64[Tensor, "kept 2"]:
-    """Of each query in pairs of query and target its most frequent target; ties as torch sorts them, as published."""
+    """Of pairs of query and target, each query with its most frequent target; ties as torch sorts, as published."""
     pairs, votes = pairs.unique(dim=0, return_counts=True)
     kept: dict[int, int] = {}
     for query, target in pairs[votes.argsort(descending=True)].tolist():

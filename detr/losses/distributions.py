@@ -8,13 +8,14 @@ from torch import Tensor
 from detr.edges import between_bins, bin_distances, edge_distances
 from detr.losses.terms import Matched, Term, single
 
-_IMAGES = 8  # of a batch that DDF's weights are scaled to
+_IMAGES = 8  # of a batch that the numbers of edges in DDF are scaled to, as published
 
 
 class FGL(Term):
-    """Fine-grained localization: each edge's distribution aims at the two bins beside its distance from the target.
+    """Fine-grained localization loss: each edge's distribution learns how far it is from the target's edge.
 
-    Distances are those from the preliminary boxes. A pair weighs as much as its boxes overlap.
+    The two bins around that distance share it in a cross-entropy (DFL: Li et al., NeurIPS 2020). A pair weighs as much
+    as its boxes overlap.
 
     up, reg_scale: of the model's distributions, as in `detr.edges`.
     """
@@ -41,13 +42,13 @@ class FGL(Term):
 
 
 class DDF(Term):
-    """Decoupled distillation focal loss: the distributions of each layer follow those of the last one.
+    """Decoupled distillation focal loss: the distributions of each layer learn from those of the last one.
 
-    Matched queries weigh as much as their boxes overlap with the targets, others as much as the last layer is sure of
-    any object. Both kinds are averaged by themselves; the roots of their numbers, those of the matched predictions for
-    denoising too, weigh the means. It is the mean of a batch: parts of an accumulated one weigh by their images.
+    Matched queries weigh as much as their boxes overlap with the targets, others as much as the last layer's best class
+    score. The means of both kinds are averaged with the square roots of their numbers, those of the matched queries for
+    denoising too. The loss is a mean over a batch; of several that are accumulated, each weighs by its images.
 
-    temperature: that softens both distributions.
+    temperature: of the softmax of both distributions.
     """
 
     needs = "distributions"
@@ -74,8 +75,9 @@ class DDF(Term):
         means = [
             (distance * chosen).sum((1, 2)) / (4 * chosen.sum((1, 2))).clamp(min=1) for chosen in (positive, ~positive)
         ]
-        share, roots = self._roots(matched.main or matched)
-        return share * (means[0] * roots[0] + means[1] * roots[1]) / roots.sum().clamp(min=1e-12)
+        main = matched.main or matched
+        roots = self._roots(main)
+        return main.share * (means[0] * roots[0] + means[1] * roots[1]) / roots.sum().clamp(min=1e-12)
 
     def _divergence(self, logits: Tensor, teacher: Tensor) -> Float[Tensor, "groups layers batch queries"]:
         """Kullback-Leibler divergence from the teacher, summed over edges."""
@@ -84,9 +86,9 @@ class DDF(Term):
         return heat**2 * (log_teacher.exp() * (log_teacher - log)).sum((-1, -2))
 
     @staticmethod
-    def _roots(main: Matched) -> tuple[float, Float[Tensor, "2"]]:
-        """Which share the images have in the step's, and the roots of the numbers of edges, matched and not."""
+    def _roots(main: Matched) -> Float[Tensor, "2"]:
+        """The square roots of how many edges are those of matched queries, and of others."""
         _, batch, queries, _ = main.predictions.boxes.shape
         pairs = len(main.matches.image)
         numbers = main.num_boxes.new_tensor([pairs, batch * queries - pairs])
-        return main.share, (numbers * (4 * _IMAGES / batch)).sqrt()
+        return (numbers * (4 * _IMAGES / batch)).sqrt()

@@ -27,9 +27,10 @@ class Matched:
         processes, at least 1, times the copies of each.
     counts: the number of objects in each image of the optimizer step, over all processes; without them the step
         consists of these predictions alone.
-    pooled: the same predictions with the pairs that all outputs together have, where boxes learn from these.
+    union: the same predictions with the union of the pairs of all outputs, where other terms than classification judge
+        these.
+    main: of denoising queries, what was matched beside them.
     scale: of all losses, by which they are averaged over groups.
-    main: of denoising queries: the predictions that they are beside.
     """
 
     predictions: Predictions
@@ -37,7 +38,7 @@ class Matched:
     matches: Matches
     num_boxes: Float[Tensor, ""]
     counts: Int64[Tensor, " images"] | None = None
-    pooled: "Matched | None" = None
+    union: "Matched | None" = None
     main: "Matched | None" = None
     scale: float = 1.0
 
@@ -96,7 +97,7 @@ class Matched:
 
     @property
     def share(self) -> float:
-        """Which part of the images of the optimizer step, averaged over processes, these are."""
+        """How many of the optimizer step's images, averaged over processes, these are: a share in (0, 1]."""
         batch = self.predictions.boxes.shape[1]
         return 1.0 if self.counts is None else batch * distributed.world_size() / len(self.counts)
 
@@ -115,7 +116,7 @@ class Term(nn.Module):
     A term of your own is a subclass with `forward`; it is trained with once `criterion.terms` names it.
 
     weight: its factor in the total. Losses are logged without it.
-    needs: a field of `Predictions` that models must have for it.
+    needs: a field of `Predictions` that the model must have for it.
     """
 
     needs: str | None = None

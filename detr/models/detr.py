@@ -145,9 +145,9 @@ class DETR(nn.Module):
         layers = range(len(outputs)) if self.aux_loss else [len(outputs) - 1]
         predictions = Predictions.stack([self._head(layer)(outputs[layer], references[layer]) for layer in layers])
         preliminary = self._head(0).preliminary(outputs[0], references[0]) if self.training else None
-        return (
-            predictions if preliminary is None else replace(predictions, preliminary=Predictions.stack([preliminary]))
-        )
+        if preliminary is None:
+            return predictions
+        return replace(predictions, preliminary=Predictions.stack([preliminary]))
 
     def _head(self, layer: int) -> Head:
         return cast(Head, self.heads[layer if len(self.heads) > 1 else 0])
@@ -184,13 +184,14 @@ class DETR(nn.Module):
         needs = [
             (True, decoder.d_model == width, f"{kind} needs the encoder's d_model", f"model.decoder.d_model={width}"),
             (decoder.anchor_dims == 2, dims >= 2, f"{kind} needs queries with anchors", points),
-            (
-                decoder.anchor_dims == 4,
-                dims == 4,
-                f"{kind} needs queries with boxes as anchors",
-                boxes,
-            ),
+            (decoder.anchor_dims == 4, dims == 4, f"{kind} needs queries with boxes as anchors", boxes),
             (decoder.refines != "boxes", self.refine, f"{kind} needs refinement", "model.refine=true"),
+            (
+                decoder.refines != "boxes",
+                not self.look_forward_twice,
+                f"{kind} has no use for look_forward_twice, since its layers train the layers before them anyway",
+                "model.look_forward_twice=false",
+            ),
             (self.refine, dims >= 2, "refine needs queries with anchors", points),
             (
                 self.denoising is not None,
@@ -204,6 +205,12 @@ class DETR(nn.Module):
                 self.aux_loss or self.look_forward_twice,
                 "refine needs every layer to be trained",
                 "model.aux_loss=true or model.look_forward_twice=true",
+            ),
+            (
+                decoder.eval_layers not in (None, len(decoder.layers)),
+                self.aux_loss,
+                "eval_layers needs every layer to be trained to predict",
+                "model.aux_loss=true",
             ),
         ]
         for wanted, fits, message, remedy in needs:

@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detr.boxes import inverse_sigmoid
-from detr.models.layers.mlp import MLP
+from detr.models.layers.mlp import MLP, MLPActivation
 from detr.models.values import Refinement
 
 _PRIOR = 0.01  # probability of each class at the start (Lin et al., ICCV 2017)
-_PEAKS, _QUALITY = 4, 64  # bins of an edge that the quality of location is told from, and its hidden features
+_PEAKS = 4  # of each edge's distribution, which location quality is estimated from
+_QUALITY_FEATURES = 64
 
 
 class Head(nn.Module):
@@ -24,7 +25,7 @@ class Head(nn.Module):
         improbable, as sigmoid losses need.
     eps: as in `inverse_sigmoid`, of the references that boxes are offsets from.
     activation: of the perceptron of boxes.
-    refines: what `refine` gives the decoder, boxes or changes of `distributions` (FineDecoder).
+    refines: what `refine` gives the decoder: boxes, or changes of `distributions` for FineDecoder.
     """
 
     refines: Literal["boxes", "distributions"] = "boxes"
@@ -36,7 +37,7 @@ class Head(nn.Module):
         num_classes: int,
         background: bool,
         eps: float = 1e-5,
-        activation: Literal["relu", "silu"] = "relu",
+        activation: MLPActivation = "relu",
     ) -> None:
         super().__init__()
         self.background, self.eps = background, eps
@@ -55,21 +56,21 @@ class Head(nn.Module):
     def forward(self, x: Float[Tensor, "batch queries d_model"], reference: Any) -> dict[str, Tensor]:
         """The tensors of one decoder layer by the fields of Predictions.
 
-        x: the layer's output. reference: the anchors, (B, Q, 2 or 4), that boxes are offsets from, or None; a head that
-        refines something else gets what its decoder made of it.
+        x: the layer's output. reference: the anchors, (B, Q, 2 or 4), that boxes are offsets from, or None; of
+        FineDecoder, its Refinement.
         """
         return {"logits": self.class_head(x), "boxes": self.boxes(x, reference)}
 
     def refine(self, x: Tensor, reference: Tensor | None) -> Tensor:
-        """What the decoder goes on with: the boxes. x, reference: as in `forward`."""
+        """What the decoder goes on with: the boxes (B, Q, 4). x, reference: as in `forward`."""
         return self.boxes(x, reference)
 
     def only_refine(self) -> None:
-        """Drop what `refine` does not need, for a model that predicts from its last layer alone."""
+        """Remove, in place, what `refine` does not need: of a model that predicts from its last layer alone."""
         del self.class_head
 
     def preliminary(self, x: Tensor, reference: Any) -> dict[str, Tensor] | None:
-        """What the first layer predicts beside `forward`, with the same arguments; None: nothing."""
+        """What the first layer predicts beside `forward`, from the same arguments and by field too; None: nothing."""
         return None
 
     def boxes(
@@ -90,10 +91,11 @@ class Head(nn.Module):
 
 
 class FineHead(Head):
-    """The head of FineDecoder: distributions of edges, and classes whose logits rise where these are sharp (D-FINE).
+    """The head of FineDecoder: changes of distributions, and class logits to which location quality is added (D-FINE:
+    Peng et al., ICLR 2025).
 
-    reg_max: the last of a distribution's bins, as in `detr.edges`.
-    activation: of the perceptrons of distributions and of the quality of location.
+    reg_max: N, the number of the last bin of a distribution, as in `detr.edges`.
+    activation: of the perceptrons of distributions and of location quality.
     The other options are those of Head.
     """
 
@@ -107,17 +109,17 @@ class FineHead(Head):
         background: bool,
         eps: float = 1e-5,
         reg_max: int = 32,
-        activation: Literal["relu", "silu"] = "relu",
+        activation: MLPActivation = "relu",
     ) -> None:
         super().__init__(
             d_model=d_model, num_classes=num_classes, background=background, eps=eps, activation=activation
         )
         self.box_head = MLP(d_model, d_model, 4 * (reg_max + 1), layers=3, activation=activation)
-        self.quality = MLP(4 * (_PEAKS + 1), _QUALITY, 1, layers=2, activation=activation)
+        self.quality = MLP(4 * (_PEAKS + 1), _QUALITY_FEATURES, 1, layers=2, activation=activation)
         self.quality.zero()
 
     def start_at_anchors(self, size: float) -> None:
-        """All edges start where the decoder puts them first."""
+        """Distributions start even, so that edges do not move. size: not used; the decoder makes the first boxes."""
         self.box_head.zero()
 
     def forward(self, x: Float[Tensor, "batch queries d_model"], reference: Refinement) -> dict[str, Tensor]:
@@ -140,7 +142,10 @@ class FineHead(Head):
     def location_quality(
         self, distributions: Float[Tensor, "batch queries 4 bins"]
     ) -> Float[Tensor, "batch queries 1"]:
-        """What the highest probabilities of each edge's bins, and their mean, say of the place of a box."""
+        """How well a box is located, in logits, by the highest probabilities of each edge's bins and their mean.
+
+        distributions: logits. Sharp ones are more certain (GFLv2: Li et al., CVPR 2021).
+        """
         peaks = distributions.softmax(-1).topk(_PEAKS, dim=-1).values
         return self.quality(torch.cat((peaks, peaks.mean(-1, keepdim=True)), dim=-1).flatten(-2))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detr.errors import UserError
 from detr.models.heads import Head
-from detr.models.layers.mlp import MLP
+from detr.models.layers.mlp import MLP, MLPActivation
 from detr.models.layers.positions import anchor_embedding, sine_embedding
 from detr.models.values import Memory, Queries
 from detr.types import Predictions
@@ -145,7 +145,7 @@ class BoxPosition(nn.Module):
         al., CVPR 2025).
     """
 
-    def __init__(self, *, d_model: int, layers: int, activation: Literal["relu", "silu"] = "relu") -> None:
+    def __init__(self, *, d_model: int, layers: int, activation: MLPActivation = "relu") -> None:
         super().__init__()
         self.mlp = MLP(4, 2 * d_model if layers == 2 else d_model, d_model, layers=layers, activation=activation)
         self.mlp.apply(_xavier)
@@ -183,7 +183,7 @@ class TwoStageQueries(ObjectQueries):
         selection: Literal["mixed", "pure", "tokens"] = "mixed",
         ranking: Literal["best", "agnostic", "pairs"] = "best",
         position_layers: int = 2,
-        position_activation: Literal["relu", "silu"] = "relu",
+        position_activation: MLPActivation = "relu",
         published_padding: bool = False,
     ) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)

@@ -107,11 +107,11 @@ class QueryPositions:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What a decoder layer knows of the edges of boxes (D-FINE: Peng et al., ICLR 2025).
+    """The boxes of one layer of FineDecoder, and how they came about (D-FINE: Peng et al., ICLR 2025).
 
     start: (B, Q, 4) the boxes (cxcywh) whose edges move.
-    distributions: (B, Q, 4, N + 1) logits of how far, of the left, top, right and bottom edge; as in `detr.edges`.
-    boxes: (B, Q, 4) with the edges where they are expected.
+    distributions: (B, Q, 4, N + 1) logits of how far the left, top, right and bottom edges move, as in `detr.edges`.
+    boxes: (B, Q, 4) the boxes with their edges where they are expected.
     """
 
     start: Float[Tensor, "batch queries 4"]

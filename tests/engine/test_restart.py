@@ -141,6 +141,21 @@ def test_another_best_checkpoint_than_that_of_the_training_is_refused(make: Make
         scripted(make(**OPTIONS)).fit()
 
 
+def test_a_checkpoint_that_another_training_left_is_not_returned_to(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = scripted(make(**OPTIONS))
+    trainer.fit()
+    assert trainer.state.path("restart.pt").exists()
+    # In the same folder there is nothing to return to before epoch 4. The result after epoch 10 is worse than that after
+    # epoch 5, so that another return is due.
+    options = OPTIONS | {"epochs": 11, "restart_after": 4 / 11, "evaluate_every": 5, "resume": None}
+    again = scripted(make(**options), [1 - epoch / 20 for epoch in range(11)])
+    again.fit()
+    assert again.callbacks["restart"].restarts == 2
+    assert "restart.pt to return to, so the training goes on as it is." in caplog.text
+
+
 @pytest.mark.parametrize(
     "after, epochs, expected",
     [(120 / 132, 132, 120), (0.925, 160, 148), (0.9, 80, 72), (0.86206896552, 58, 50), (1.0, 9, 9), (0.99, 9, 8),

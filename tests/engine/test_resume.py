@@ -293,7 +293,7 @@ def test_auto_beside_the_best_alone_is_refused(make: Make) -> None:
     assert resumed.state.step == 2
 
 
-@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+@pytest.mark.parametrize("name", ["last.pt", "best.pt", "restart.pt"])
 def test_a_folder_in_the_place_of_a_checkpoint_is_refused_before_any_step(make: Make, name: str) -> None:
     trainer = make("run", resume=None)
     (trainer.run_dir / "checkpoints" / name).mkdir(parents=True)

@@ -4,17 +4,27 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from detr.losses import Matched
 from detr.models.denoising import Noise
-from detr.types import Target
+from detr.models.detr import DETR
+from detr.types import ImageBatch, Predictions, Target
 from tests.helpers import make_target
 
 
 def load_fixture(shared: Path, name: str) -> dict[str, Any]:
     """name: below fixtures, such as dino/base.pt."""
     return torch.load(shared / "fixtures" / name, weights_only=True)
+
+
+def fixture_or_skip(shared: Path, name: str) -> dict[str, Any]:
+    """As `load_fixture`; skips the test where the file is kept elsewhere."""
+    if not (shared / "fixtures" / name).exists():
+        pytest.skip(f"{name} is kept elsewhere")
+    return load_fixture(shared, name)
 
 
 def weights_of(shared: Path, name: str, fixture: dict[str, Any]) -> dict[str, Tensor]:
@@ -39,3 +49,37 @@ def as_noise(drawn: dict[str, Tensor]) -> Noise:
         part = 2 * part - 1
         part, sign = part.abs(), part.sign()
     return Noise(redraw=drawn["p"], label=drawn["label"], part=part, sign=sign)
+
+
+def batch_of(images: Tensor) -> ImageBatch:
+    """Images without padding."""
+    return ImageBatch(images=images, mask=torch.zeros_like(images[:, 0], dtype=torch.bool))
+
+
+def train(model: DETR, images: Tensor, case: dict[str, Any]) -> Predictions:
+    """What the model predicts in training, with denoising queries disturbed by the published draws."""
+    assert model.denoising is not None
+    drawn = as_noise(case["noise"])
+    model.denoising.draw = lambda labels: drawn  # type: ignore[method-assign]
+    return model.train()(batch_of(images), as_targets(case))
+
+
+def pairs_of(matched: Matched, layer: int) -> set[tuple[int, int, int]]:
+    """Image, query and target in the image."""
+    matches = matched.matches
+    start = torch.tensor([0, *[len(target) for target in matched.targets]]).cumsum(0)
+    target = matches.target[layer] - start[matches.image]
+    return set(zip(matches.image.tolist(), matches.query[layer].tolist(), target.tolist(), strict=True))
+
+
+def published_pairs(indices: Any) -> set[tuple[int, int, int]]:
+    """The same, of what was published for each image: indices of queries and of targets."""
+    return {
+        (image, query, target)
+        for image, (queries, targets) in enumerate(indices)
+        for query, target in zip(queries.tolist(), targets.tolist(), strict=True)
+    }
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0, msg=lambda text: f"{name}: {text}")

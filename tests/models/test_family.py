@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from detr import boxes as box_ops
 from detr.config import build_criterion, build_model, compose
 from detr.config.compose import CONFIGS
+from detr.edges import bin_distances
 from detr.errors import UserError
 from detr.models.denoising import DenoisingLayout, DenoisingQueries, self_attention_mask
 from detr.models.detr import DETR
@@ -22,7 +23,7 @@ from detr.types import ImageBatch, Predictions, Target
 from tests.helpers import make_batch, random_targets
 
 # One of those that differ in sizes alone.
-_SIZES = re.compile(r"rt_detr_(r34|r50|r50_m)|rt_detrv2_(?!r18).*|deim_rt_detrv2_r18")
+_SIZES = re.compile(r"rt_detr_(r34|r50|r50_m)|rt_detrv2_(?!r18).*|deim_rt_detrv2_(?!r50$).*")
 RECIPES = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if not _SIZES.fullmatch(path.stem))
 TINY = (
     "model/backbone=resnet18",
@@ -379,12 +380,38 @@ def test_look_forward_twice_trains_the_layer_before() -> None:
         (["model=dab_detr", "model.refine=false"], r"look_forward_twice needs refinement\. Set model\.refine=true"),
         (["model=small", "model.aux_loss=false"], r"every layer to be trained\. Set model\.aux_loss=true"),
         (["model=dino", "model.queries.num_groups=0"], r"num_groups of at least 1"),
+        (
+            ["model=rt_detr_r50_m", "model.aux_loss=false", "model.look_forward_twice=true"],
+            r"eval_layers needs every layer to be trained to predict\. Set model\.aux_loss=true",
+        ),
+        (
+            ["model=d_fine_n", "model.look_forward_twice=true"],
+            r"FineDecoder has no use for look_forward_twice.*Set model\.look_forward_twice=false",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together(options: list[str], message: str) -> None:
     config = compose([*options, "model.backbone.weights=null"])
     with pytest.raises(UserError, match=message):
         build_model(config.model, CLASSES)
+
+
+def test_edges_stay_where_they_are_expected_in_half_precision() -> None:
+    """Rounded as other products are there, distances would be wrong by thousandths of a box."""
+    model, criterion = build("d_fine_n")
+    batch, targets = batch_of((96, 128), (64, 96)), random_targets([3, 1], CLASSES)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.train()(batch, targets)
+    assert {found.boxes.dtype, found.distributions.dtype, found.preliminary.boxes.dtype} == {torch.float32}
+    bins = bin_distances(model.decoder.reg_max, model.decoder.up[0], model.decoder.reg_scale[0]).double()
+    moves = (found.distributions.double().softmax(-1) * bins).sum(-1)
+    start = box_ops.cxcywh_to_xyxy(found.preliminary.boxes.double())
+    unit = found.preliminary.boxes[..., 2:].double().repeat(1, 1, 1, 2) / model.decoder.reg_scale
+    outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    expected = box_ops.xyxy_to_cxcywh(start + outwards * moves * unit)
+    torch.testing.assert_close(found.boxes.double(), expected, atol=1e-6, rtol=0)
+    losses = criterion(found, targets)
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
 
 
 def test_denoising_without_targets_is_refused() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from detr.config import build_criterion, compose
 from detr.losses import SetCriterion
 from detr.types import DenoisingPredictions, Matches, Predictions
-from tests.helpers.published import as_targets, load_fixture, weights_of
-from tests.parity.test_d_fine import TRAININGS, build, check_training, losses_of, pairs_of, published_pairs
+from tests.helpers.d_fine import TRAININGS, build, check_training, losses_of
+from tests.helpers.published import as_targets, fixture_or_skip, pairs_of, published_pairs, weights_of
 
 FILES = ("base", "holdout")
 OPTIONS: dict[str, list[str]] = {
@@ -26,18 +26,12 @@ OPTIONS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module", params=FILES)
 def published(request: pytest.FixtureRequest, shared: Path) -> dict[str, Any]:
-    return fixture(shared, f"deim/{request.param}.pt")
+    return fixture_or_skip(shared, f"deim/{request.param}.pt")
 
 
 @pytest.fixture(scope="module", params=FILES)
 def published_model(request: pytest.FixtureRequest, shared: Path) -> dict[str, Any]:
-    return fixture(shared, f"deim/{request.param}_model.pt")
-
-
-def fixture(shared: Path, name: str) -> dict[str, Any]:
-    if not (shared / "fixtures" / name).exists():
-        pytest.skip(f"{name} is kept elsewhere")
-    return load_fixture(shared, name)
+    return fixture_or_skip(shared, f"deim/{request.param}_model.pt")
 
 
 def criterion_of(published: dict[str, Any], option: str) -> SetCriterion:
@@ -107,8 +101,8 @@ def test_criterion(published: dict[str, Any], name: str, option: str) -> None:
         for output, (part, layer) in parts.items():
             assert pairs_of(part, layer) == published_pairs(expected["indices"][output]), output
         if criterion.union:
-            pooled = parts["pre"][0].pooled
-            assert pooled is not None and pairs_of(pooled, 0) == published_pairs(expected["indices_union"])
+            union = parts["pre"][0].union
+            assert union is not None and pairs_of(union, 0) == published_pairs(expected["indices_union"])
 
     if mixed:
         return

@@ -13,20 +13,20 @@ from detr.engine.callbacks.validation import Validation
 from detr.engine.trainer import Callback, Trainer
 
 logger = logging.getLogger(__name__)
-_STATE = record(restarts=whole(), due=flag, best=number(most=sys.float_info.max))
+_STATE = record(restarts=whole(), kept_step=whole(), due=flag, best=number(most=sys.float_info.max))
 
 
 class Restart(Callback):
     """Returns to the best checkpoint for the last epochs, and again whenever these lead no further (D-FINE: Peng et
     al., ICLR 2025).
 
-    Before the first of these epochs weights, moving average, optimizer and loss scale become those of best.pt, of which
-    restart.pt is a copy from then on, since best.pt may change. An evaluation later on that is no new best leads back
-    to restart.pt, unless the training is at its end. After that only evaluations since then are compared, so that one
-    epoch at least follows each return. Steps, learning rates and randomness go on as if nothing had happened.
+    Before the first of these epochs, weights, moving average, optimizer and loss scale become those of best.pt. They
+    are kept in restart.pt too, since best.pt may change. Each later evaluation that is no new best leads back to
+    restart.pt, unless the training is at its end. It is compared only with evaluations since the last return, so that
+    one epoch at least follows each. Steps, learning rates and randomness go on as if nothing had happened.
 
-    average: what has another decay from then on: `decay`, or its own with None, less `fall` for each return but the
-        first.
+    average: has another decay from the first return on: `decay`, or its own with None, less `fall` for each further
+        return.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Restart(Callback):
         self.validation, self.average, self.fall = validation, average, fall
         self.decay = average.decay if average and decay is None else decay
         self.restarts, self.due, self.best = 0, False, -math.inf
+        self.kept_step = 0  # of restart.pt; 0: there is none of this training
 
     def setup(self, trainer: Trainer) -> None:
         self.epoch = trainer.config.restart_epoch(len(trainer.loader))
@@ -53,13 +54,14 @@ class Restart(Callback):
         self.restarts, self.due = self.restarts + 1, False
         self._set_decay()
         source = trainer.state.path("best.pt" if first else "restart.pt")
-        there = math.isfinite(self.validation.best) if first else distributed.from_first(source.exists())
-        if not there:
+        step = self.validation.best_step if first else self.kept_step
+        known = math.isfinite(self.validation.best) if first else step > 0
+        if not (known and distributed.from_first(source.exists())):
             logger.warning("There is no %s to return to, so the training goes on as it is.", source)
             return
-        step = self.validation.best_step if first else None
         trainer.state.return_to(source, ["moving_average"] if self.average else [], step=step)
         if first:
+            self.kept_step = trainer.state.step
             trainer.state.save("restart.pt")
         decay = f"; the moving average has a decay of {self.average.decay:.6g}" if self.average else ""
         logger.info("Restart %d, at step %d, from %s%s.", self.restarts, trainer.state.step, source, decay)
@@ -69,10 +71,11 @@ class Restart(Callback):
             self.average.decay = max(self.decay - self.fall * (self.restarts - 1), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"restarts": self.restarts, "due": self.due, "best": self.best}
+        return {"restarts": self.restarts, "kept_step": self.kept_step, "due": self.due, "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         _STATE(state, "")
-        self.restarts, self.due, self.best = state["restarts"], state["due"], state["best"]
+        self.restarts, self.kept_step = state["restarts"], state["kept_step"]
+        self.due, self.best = state["due"], state["best"]
         if self.restarts:
             self._set_decay()

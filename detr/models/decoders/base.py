@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from detr.errors import UserError
 from detr.models.values import Memory, Queries, QueryPositions, Refinement
 
-# From a layer's index, output and anchors to what `Head.refine` makes of them: the next layer's anchors, or else.
+# From a layer's index, output and anchors to what `Head.refine` makes of them: the next layer's anchors, or what the
+# decoder makes these of.
 Refine = Callable[[int, Tensor, Tensor | None], Tensor]
-# What a head predicts from beside a layer's output: anchors, or what the decoder made of the boxes itself.
+# What a head predicts from beside a layer's output: the anchors, or a FineDecoder's boxes and distributions.
 Reference = Tensor | Refinement | None
 Refines = Literal["boxes", "distributions"]
 
@@ -26,7 +27,7 @@ class Decoder(nn.Module):
     norm: the final norm, which serves the outputs of all layers.
     anchor_dims: dimensions of anchors that the queries need at least: 0 none, 2 points, 4 boxes.
     eval_layers: how many layers are used in evaluation, the first ones; all unless given.
-    refines: what heads have to give to refine, as in Head.
+    refines: what heads have to refine, as in Head.
     """
 
     refines: Refines = "boxes"
@@ -69,11 +70,12 @@ class Decoder(nn.Module):
         reference = anchors
         outputs: list[Tensor] = []
         references: list[Reference] = []
-        for index, layer in enumerate(self.used):
+        layers = self.used
+        for index, layer in enumerate(layers):
             x = layer(x, self.positions(index, x, queries, anchors), memory, queries.keep)
             outputs.append(self.norm(x))
             references.append(reference)
-            if refine is not None and index + 1 < len(self.used):
+            if refine is not None and index + 1 < len(layers):
                 # As published, from what the layer put out; before normalizing first, that is not normalized at all.
                 with torch.set_grad_enabled(look_forward_twice and torch.is_grad_enabled()):
                     reference = refine(index, outputs[-1] if layer.norm_first else x, anchors)

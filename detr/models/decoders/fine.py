@@ -1,30 +1,29 @@
 """D-FINE's decoder: every layer moves the edges of boxes by distributions of distances (Peng et al., ICLR 2025)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detr.boxes import inverse_sigmoid
-from detr.edges import bin_distances, move_edges
+from detr.edges import bin_distances, expected_distances, move_edges
 from detr.errors import UserError
 from detr.models.decoders.base import Decoder, Reference, Refine
 from detr.models.layers.deformable import DeformableCrossAttention
-from detr.models.layers.mlp import MLP
+from detr.models.layers.mlp import MLP, MLPActivation
 from detr.models.layers.transformer import DecoderLayer, DecoderSelfAttention, Gate, initialize
 from detr.models.values import Memory, Queries, QueryPositions, Refinement
 
-_FAR = 10.0  # that positions of queries go at most
+_MOST = 10.0  # that features of positional embeddings are, in either direction
 
 
 class FineDecoder(Decoder):
     """Deformable cross-attention without projections, joined by a gate; distributions that are refined layer by layer.
 
-    The first layer gives a box for each query by offsets from its anchor, and a distribution of the distance of each
-    edge from that box's. The following layers add to the logits of these distributions; the edges that are expected
-    make the anchors of the next layer.
+    From the first layer's output come a box for each query, by offsets from its anchor, and for each edge of that box a
+    distribution of how far it moves. The following layers add to the logits of these distributions. The box with its
+    edges where they are expected is the next layer's anchor.
 
     reg_max, up, reg_scale: of the distributions, as in `detr.edges`; reg_max is even.
     activation: relu or silu, of the feed-forward networks and of the first box's perceptron.
@@ -43,7 +42,7 @@ class FineDecoder(Decoder):
         num_layers: int = 6,
         dim_feedforward: int = 1024,
         dropout: float = 0.0,
-        activation: Literal["relu", "silu"] = "relu",
+        activation: MLPActivation = "relu",
         num_levels: int = 3,
         num_points: int | Sequence[int] = 4,
         reg_max: int = 32,
@@ -76,23 +75,21 @@ class FineDecoder(Decoder):
             eval_layers=eval_layers,
         )
         self.reg_max, self.eps = reg_max, eps
-        # Beside the weights, which fit no other bins, and counted with them, as published.
+        # Parameters, so that they are saved with the weights, which fit no other bins; published code does so too.
         self.up = nn.Parameter(torch.tensor([up]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([reg_scale]), requires_grad=False)
         self.start_head = MLP(d_model, d_model, 4, layers=3, activation=activation)
         initialize(self.layers)
-        for module in self.modules():
-            if isinstance(module, Gate):
-                nn.init.zeros_(module.weigh.weight)
-                nn.init.zeros_(module.weigh.bias)
         self.start_head.zero()
 
     def forward(
         self, queries: Queries, memory: Memory, refine: Refine | None = None, *, look_forward_twice: bool = False
     ) -> tuple[Float[Tensor, "layers batch queries d_model"], list[Reference]]:
-        """The layers' outputs, and what each made of the boxes.
+        """The layers' outputs, and the boxes of each as a Refinement.
 
-        refine: gives what a layer adds to the logits of distributions, from the sum of its output and the one before.
+        refine: what a layer adds to the logits of distributions, (B, Q, 4, N + 1), from the sum of its output and the
+            one before.
+        look_forward_twice: of no use here, where gradients reach earlier layers through the distributions.
         """
         assert refine is not None and queries.anchors is not None
         x, anchors = queries.content, queries.anchors
@@ -105,23 +102,19 @@ class FineDecoder(Decoder):
             outputs.append(x)
             if index == 0:
                 start = self._start(x, anchors)
-                distributions = _precise(refine(index, x, anchors))
+                distributions = refine(index, x, anchors).float()  # half precision rounds the sums of layers
             else:
-                distributions = distributions + _precise(refine(index, x + before, anchors))
-            expected = distributions.softmax(-1) @ distances
-            boxes = move_edges(start.detach(), expected, self.reg_scale[0])
+                distributions = distributions + refine(index, x + before, anchors).float()
+            moves = expected_distances(distributions, distances)
+            boxes = move_edges(start.detach(), moves, self.reg_scale[0])
             refinements.append(Refinement(start=start, distributions=distributions, boxes=boxes))
             anchors = boxes.detach()
         return torch.stack(outputs), refinements
 
     def positions(self, index: int, x: Tensor, queries: Queries, anchors: Tensor | None) -> QueryPositions:
-        return QueryPositions(position=queries.position(anchors).clamp(-_FAR, _FAR), anchors=anchors)
+        return QueryPositions(position=queries.position(anchors).clamp(-_MOST, _MOST), anchors=anchors)
 
     def _start(self, x: Tensor, anchors: Tensor) -> Float[Tensor, "batch queries 4"]:
-        """The boxes around which the edges move."""
-        return (_precise(self.start_head(x)) + inverse_sigmoid(_precise(anchors), self.eps)).sigmoid()
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least in single precision: half rounds sums of logits, and 1 - eps to 1."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+        """The boxes whose edges move."""
+        # Half precision rounds 1 - eps to 1.
+        return (self.start_head(x).float() + inverse_sigmoid(anchors.float(), self.eps)).sigmoid()

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+MLPActivation = Literal["relu", "silu"]
+
 
 class MLP(nn.Module):
     """Linear layers with an activation between them."""
 
     def __init__(
-        self, d_in: int, d_hidden: int, d_out: int, *, layers: int, activation: Literal["relu", "silu"] = "relu"
+        self, d_in: int, d_hidden: int, d_out: int, *, layers: int, activation: MLPActivation = "relu"
     ) -> None:
         super().__init__()
         self.d_out = d_out
@@ -27,7 +29,7 @@ class MLP(nn.Module):
         return last(x)
 
     def zero(self) -> None:
-        """From now on it gives 0 for everything."""
+        """Zero the last layer, so that every output is 0 at first."""
         last = cast(nn.Linear, self.layers[-1])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

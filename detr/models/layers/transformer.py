@@ -116,7 +116,8 @@ class DecoderLayer(nn.Module):
 
     self_attn: called with the queries, their positions and the mask of who sees whom. cross_attn: called with the
     queries, their positions and the memory.
-    gate: joins what cross-attention found with the queries, in place of a sum and a norm, where norms come after.
+    gate: called with the queries and what cross-attention found; replaces their sum and its norm (D-FINE). Without
+        norm_first only.
     """
 
     def __init__(
@@ -174,6 +175,12 @@ class Gate(nn.Module):
         super().__init__()
         self.weigh = nn.Linear(2 * d_model, 2 * d_model)
         self.norm = nn.LayerNorm(d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """At the start both weigh one half."""
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.zeros_(self.weigh.bias)
 
     def forward(
         self, x: Float[Tensor, "batch queries d_model"], found: Float[Tensor, "batch queries d_model"]
@@ -183,10 +190,10 @@ class Gate(nn.Module):
 
 
 def initialize(part: nn.Module) -> None:
-    """Xavier for every matrix of a stack of layers, as published; deformable attention starts in a way of its own."""
+    """Xavier for every matrix of a stack of layers, as published; deformable attention and gates have their own."""
     for parameter in part.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
     for module in part.modules():
-        if isinstance(module, DeformableAttention):
+        if isinstance(module, DeformableAttention | Gate):
             module.reset_parameters()

@@ -25,11 +25,12 @@ from detr.weights.families.deformable_detr import (
 from detr.weights.families.detr import DETR
 from detr.weights.families.dino import DINO
 from detr.weights.families.naming import Family, decoder_layers, has_marks, pack_attention, reversed_names
-from detr.weights.families.rt_detr import RT_DETR, RT_DETRV2
+from detr.weights.families.rt_detr import DEIM_RT_DETRV2, RT_DETR, RT_DETRV2
 
 # The first whose marks are all there is the one.
 FAMILIES = (
     D_FINE,
+    DEIM_RT_DETRV2,
     RT_DETRV2,
     RT_DETR,
     DINO,

@@ -1,9 +1,12 @@
-"""D-FINE (Peng et al., ICLR 2025): Peterande/D-FINE. DEIM (Huang et al., CVPR 2025) has the same tensors."""
+"""D-FINE (Peng et al., ICLR 2025): Peterande/D-FINE.
+
+DEIM (Huang et al., CVPR 2025) has the same tensors; SiLU in place of ReLU leaves no trace in them.
+"""
 
 import torch
 
-from detr.weights.families.naming import AUTHORS, TRANSFORMERS, Family, Rows, State, decoder_layers
-from detr.weights.families.rt_detr import SIZE, proposal_anchors
+from detr.weights.families.naming import Family, Rows, State, decoder_layers
+from detr.weights.families.rt_detr import AUTHORS_REAL_TIME, SIZE, TRANSFORMERS_REAL_TIME, proposal_anchors
 
 _STEMS = {16: "s", 32: "m", 48: "l", 64: "x"}  # by channels that the stem of HGNetV2 gives
 _POINTS = {2: (6, 6), 3: (3, 6, 3)}  # of cross-attention, by the number of maps
@@ -13,7 +16,7 @@ _CONVOLUTIONS = (("main", "conv1"), ("skip", "conv2"))
 
 
 def _fusions(expand: str, csp: tuple[str, str], convs: tuple[str, str], out: str) -> Rows:
-    """Rows for the parts of a fusion, by their names there."""
+    """Rows for the parts of ELANLayer, by their names there: the two CSP layers and the convolutions after them."""
     return [
         (f"encoder.{there}.#.{part}", f"encoder.{here}.#.{ours}")
         for there, here in (("fpn_blocks", "top_down"), ("pan_blocks", "bottom_up"))
@@ -31,42 +34,26 @@ _BOTTLENECKS: Rows = (("bottlenecks.#.conv1", "blocks.#.square"), ("bottlenecks.
 _AUTHORS: Rows = (
     ("backbone.stages.#", "backbone.net.stages_#"),
     ("backbone", "backbone.net"),
-    ("encoder.input_proj.#.conv", "neck.levels.#.0"),
-    ("encoder.input_proj.#.norm", "neck.levels.#.1"),
-    ("encoder.encoder.0.layers", "encoder.layers"),
     *_fusions("cv1", ("cv2.0", "cv3.0"), ("cv2.1", "cv3.1"), "cv4"),
     *_BOTTLENECKS,
     ("encoder.lateral_convs", "encoder.laterals"),
     ("encoder.downsample_convs.#.0.cv1", "encoder.downs.#.mix"),
     ("encoder.downsample_convs.#.0.cv2", "encoder.downs.#.halve"),
-    ("decoder.input_proj", "encoder.proj"),
     ("decoder.decoder.layers.#.gateway.gate", "decoder.layers.#.gate.weigh"),
     ("decoder.decoder.layers.#.gateway.norm", "decoder.layers.#.gate.norm"),
-    ("decoder.decoder.layers", "decoder.layers"),
     ("decoder.decoder.lqe_layers.#.reg_conf", "heads.#.quality"),
     ("decoder.up", "decoder.up"),
     ("decoder.decoder.up", "decoder.up"),
     ("decoder.reg_scale", "decoder.reg_scale"),
     ("decoder.decoder.reg_scale", "decoder.reg_scale"),
     ("decoder.pre_bbox_head", "decoder.start_head"),
-    ("decoder.denoising_class_embed", "denoising.labels"),
-    ("decoder.query_pos_head", "queries.position.mlp"),
-    ("decoder.enc_output.proj", "queries.proj"),
-    ("decoder.enc_output.norm", "queries.norm"),
-    ("decoder.enc_score_head", "proposal_head.class_head"),
-    ("decoder.enc_bbox_head", "proposal_head.box_head"),
-    ("decoder.dec_score_head.#", "heads.#.class_head"),
-    ("decoder.dec_bbox_head.#", "heads.#.box_head"),
-    *(row for row in AUTHORS if row[0].startswith(("linear", "in_proj"))),
+    *AUTHORS_REAL_TIME,
 )
 _TRANSFORMERS: Rows = (
     ("model.backbone.model.embedder", "backbone.net.stem"),
     ("model.backbone.model.encoder.stages.#", "backbone.net.stages_#"),
     ("convolution", "conv"),
     ("normalization", "bn"),
-    ("model.encoder_input_proj", "neck.levels"),
-    ("model.encoder.aifi.0.layers.#.final_layer_norm", "encoder.layers.#.norm2"),
-    ("model.encoder.aifi.0.layers", "encoder.layers"),
     *(
         (f"model.{there}", here)
         for there, here in _fusions("conv1", ("csp_rep1", "csp_rep2"), ("conv2", "conv3"), "conv4")
@@ -75,25 +62,13 @@ _TRANSFORMERS: Rows = (
     ("model.encoder.lateral_convs", "encoder.laterals"),
     ("model.encoder.downsample_convs.#.conv1", "encoder.downs.#.mix"),
     ("model.encoder.downsample_convs.#.conv2", "encoder.downs.#.halve"),
-    *((f"model.decoder_input_proj.#.{i}", f"encoder.proj.#.{part}") for i, part in enumerate(("conv", "norm"))),
     ("model.decoder.layers.#.gateway.gate", "decoder.layers.#.gate.weigh"),
     ("model.decoder.layers.#.gateway.norm", "decoder.layers.#.gate.norm"),
     ("mlp.layers.0", "ffn.linear1"),
     ("mlp.layers.1", "ffn.linear2"),
     ("model.decoder.lqe_layers.#.reg_conf", "heads.#.quality"),
     ("model.decoder.pre_bbox_head", "decoder.start_head"),
-    ("model.denoising_class_embed", "denoising.labels"),
-    ("model.decoder.query_pos_head", "queries.position.mlp"),
-    ("model.enc_output.0", "queries.proj"),
-    ("model.enc_output.1", "queries.norm"),
-    ("model.enc_score_head", "proposal_head.class_head"),
-    ("model.enc_bbox_head", "proposal_head.box_head"),
-    *(
-        (f"{owner}{there}.#", f"heads.#.{here}_head")
-        for owner in ("model.decoder.", "")
-        for there, here in (("class_embed", "class"), ("bbox_embed", "box"))
-    ),
-    *TRANSFORMERS,
+    *TRANSFORMERS_REAL_TIME,
 )
 
 

@@ -1,6 +1,10 @@
-"""RT-DETR (Zhao et al., CVPR 2024) and RT-DETRv2 (Lv et al., 2024): lyuwenyu/RT-DETR."""
+"""RT-DETR (Zhao et al., CVPR 2024) and RT-DETRv2 (Lv et al., 2024): lyuwenyu/RT-DETR.
+
+DEIM (Huang et al., CVPR 2025) on RT-DETRv2: ShihuaHuang95/DEIM.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -22,46 +26,40 @@ _ENCODER: Rows = (
     ("bottlenecks.#.conv1", "blocks.#.square"),
     ("bottlenecks.#.conv2", "blocks.#.point"),
 )
-_AUTHORS: Rows = (
-    ("backbone", "backbone.body"),
-    *PUBLISHED,
-    ("encoder.input_proj", "neck.levels"),
+# What all real-time models, D-FINE too, have in the files of their authors, and what those since RT-DETRv2 have.
+_AUTHORS_REAL_TIME: Rows = (
     ("encoder.encoder.0.layers", "encoder.layers"),
-    *_ENCODER,
     ("decoder.input_proj", "encoder.proj"),
     ("decoder.decoder.layers", "decoder.layers"),
     ("decoder.denoising_class_embed", "denoising.labels"),
     ("decoder.query_pos_head", "queries.position.mlp"),
-    ("decoder.enc_output.0", "queries.proj"),
-    ("decoder.enc_output.1", "queries.norm"),
     ("decoder.enc_score_head", "proposal_head.class_head"),
     ("decoder.enc_bbox_head", "proposal_head.box_head"),
     ("decoder.dec_score_head.#", "heads.#.class_head"),
     ("decoder.dec_bbox_head.#", "heads.#.box_head"),
     *(row for row in AUTHORS if row[0].startswith(("linear", "in_proj"))),
 )
-_AUTHORS_2: Rows = (
+AUTHORS_REAL_TIME: Rows = (
     ("encoder.input_proj.#.conv", "neck.levels.#.0"),
     ("encoder.input_proj.#.norm", "neck.levels.#.1"),
     ("decoder.enc_output.proj", "queries.proj"),
     ("decoder.enc_output.norm", "queries.norm"),
-    *(row for row in _AUTHORS if not row[0].startswith(("encoder.input_proj", "decoder.enc_output"))),
+    *_AUTHORS_REAL_TIME,
 )
-_TRANSFORMERS: Rows = (
-    *((f"embedder.embedder.{i}.convolution", f"conv1.{3 * i}") for i in range(3)),
-    *((f"embedder.embedder.{i}.normalization", f"conv1.{3 * i + 1}") for i in range(2)),
-    ("embedder.embedder.2.normalization", "bn1"),
-    ("shortcut.convolution", "downsample.1"),
-    ("shortcut.normalization", "downsample.2"),
-    ("shortcut.1.convolution", "downsample.1"),
-    ("shortcut.1.normalization", "downsample.2"),
+_AUTHORS: Rows = (
+    ("backbone", "backbone.body"),
+    *PUBLISHED,
+    ("encoder.input_proj", "neck.levels"),
+    *_ENCODER,
+    ("decoder.enc_output.0", "queries.proj"),
+    ("decoder.enc_output.1", "queries.norm"),
+    *_AUTHORS_REAL_TIME,
+)
+_AUTHORS_2: Rows = (("backbone", "backbone.body"), *PUBLISHED, *_ENCODER, *AUTHORS_REAL_TIME)
+TRANSFORMERS_REAL_TIME: Rows = (
     ("model.encoder_input_proj", "neck.levels"),
     ("model.encoder.aifi.0.layers.#.final_layer_norm", "encoder.layers.#.norm2"),
     ("model.encoder.aifi.0.layers", "encoder.layers"),
-    ("model.encoder.encoder.0.layers.#.final_layer_norm", "encoder.layers.#.norm2"),  # in files of some versions
-    ("model.encoder.encoder.0.layers", "encoder.layers"),
-    *((f"model.{there}", here) for there, here in _ENCODER if there.startswith("encoder")),
-    *_ENCODER,
     *((f"model.decoder_input_proj.#.{i}", f"encoder.proj.#.{part}") for i, part in enumerate(("conv", "norm"))),
     ("model.denoising_class_embed", "denoising.labels"),
     ("model.decoder.query_pos_head", "queries.position.mlp"),
@@ -76,10 +74,24 @@ _TRANSFORMERS: Rows = (
     ),
     *TRANSFORMERS,
 )
+_TRANSFORMERS: Rows = (
+    *((f"embedder.embedder.{i}.convolution", f"conv1.{3 * i}") for i in range(3)),
+    *((f"embedder.embedder.{i}.normalization", f"conv1.{3 * i + 1}") for i in range(2)),
+    ("embedder.embedder.2.normalization", "bn1"),
+    ("shortcut.convolution", "downsample.1"),
+    ("shortcut.normalization", "downsample.2"),
+    ("shortcut.1.convolution", "downsample.1"),
+    ("shortcut.1.normalization", "downsample.2"),
+    ("model.encoder.encoder.0.layers.#.final_layer_norm", "encoder.layers.#.norm2"),  # in files of some versions
+    ("model.encoder.encoder.0.layers", "encoder.layers"),
+    *((f"model.{there}", here) for there, here in _ENCODER if there.startswith("encoder")),
+    *_ENCODER,
+    *TRANSFORMERS_REAL_TIME,
+)
 
 
 def _name(state: State) -> str:
-    """Of the configuration, after model=rt_detr_ or rt_detrv2_."""
+    """Of the configuration, after model=rt_detr_, rt_detrv2_ or deim_rt_detrv2_."""
     name = resnet_name(state).replace("resnet", "r")
     fusion = state.get("encoder.top_down.0.main.conv.weight")
     halved = fusion is not None and len(fusion) * 4 == fusion.shape[1]
@@ -129,4 +141,12 @@ RT_DETRV2 = Family(
     variant=_name,
     square=SIZE,
     computed=(r"^decoder\.(anchors|valid_mask)$", r"\.n(um)?_points_scale$"),
+)
+# A further layer embeds boxes; SiLU in place of ReLU leaves no trace.
+DEIM_RT_DETRV2 = replace(
+    RT_DETRV2,
+    name="DEIM on RT-DETRv2",
+    options="model=deim_rt_detrv2_",
+    marks=(*RT_DETRV2.marks, r"query_pos_head\.layers\.2\."),
+    our_marks=(*RT_DETR.our_marks, r"^queries\.position\.mlp\.layers\.2\."),
 )
