@@ -6,7 +6,13 @@ DEIM (Huang et al., CVPR 2025) has the same tensors; SiLU in place of ReLU leave
 import torch
 
 from detr.weights.families.naming import Family, Rows, State, decoder_layers
-from detr.weights.families.rt_detr import AUTHORS_REAL_TIME, SIZE, TRANSFORMERS_REAL_TIME, proposal_anchors
+from detr.weights.families.rt_detr import (
+    AUTHORS_REAL_TIME,
+    SIZE,
+    TRANSFORMERS_REAL_TIME,
+    count_maps,
+    proposal_anchors,
+)
 
 _STEMS = {16: "s", 32: "m", 48: "l", 64: "x"}  # by channels that the stem of HGNetV2 gives
 _POINTS = {2: (6, 6), 3: (3, 6, 3)}  # of cross-attention, by the number of maps
@@ -86,7 +92,7 @@ def _adopt(state: State) -> State:
 
 def _release(state: State) -> State:
     state = {name: tensor for name, tensor in state.items() if name not in ("backbone.mean", "backbone.std")}
-    points = _POINTS[sum(name.startswith("neck.levels.") and name.endswith(".0.weight") for name in state)]
+    points = _POINTS[count_maps(state, published=_POINTS)]
     scale = torch.cat([torch.full((count,), 1 / count) for count in points])
     for layer in range(decoder_layers(state)):
         state[f"decoder.layers.{layer}.cross_attn.num_points_scale"] = scale

@@ -3,11 +3,12 @@
 DEIM (Huang et al., CVPR 2025) on RT-DETRv2: ShihuaHuang95/DEIM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
 
+from detr.errors import UserError
 from detr.models.backbones.resnet_vd import PUBLISHED
 from detr.weights.families.naming import AUTHORS, TRANSFORMERS, Family, Rows, State, decoder_layers, resnet_name
 
@@ -111,7 +112,19 @@ def proposal_anchors(strides: Sequence[int]) -> State:
     return {"decoder.anchors": (boxes / (1 - boxes)).log().where(valid, torch.inf), "decoder.valid_mask": valid}
 
 
+def count_maps(state: State, published: Collection[int]) -> int:
+    """How many feature maps a model has. Raises UserError where no published one has as many."""
+    count = sum(name.startswith("neck.levels.") and name.endswith(".0.weight") for name in state)
+    if count not in published:
+        raise UserError(
+            f"The published models of this family have {' or '.join(map(str, published))} feature maps, this one has "
+            f"{count}, so its weights have no published names. Use the checkpoint as it is."
+        )
+    return count
+
+
 def _with_constants(state: State) -> State:
+    count_maps(state, published=[len(_STRIDES)])
     state = state | proposal_anchors(_STRIDES)
     for layer in range(decoder_layers(state)):
         attention = f"decoder.layers.{layer}.cross_attn"
