@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detr.losses import Matched
 from detr.models.denoising import Noise
 from detr.models.detr import DETR
-from detr.types import ImageBatch, Predictions, Target
+from detr.types import Category, ImageBatch, Predictions, Target
+from detr.weights import load_weights
 from tests.helpers import make_target
 
 
@@ -83,3 +84,18 @@ def published_pairs(indices: Any) -> set[tuple[int, int, int]]:
 
 def close(found: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0, msg=lambda text: f"{name}: {text}")
+
+
+def takes_averaged_weights(
+    fresh: nn.Module, path: Path, state: dict[str, Tensor], model: nn.Module, num_classes: int
+) -> None:
+    """Of a file that holds others beside them, a fresh model takes the averaged weights, which `model` has.
+
+    path: of the file, which is written. state: the averaged weights under published names.
+    """
+    others = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({"model": others, "ema": {"module": state, "updates": 7}, "last_epoch": 3}, path)
+    report = load_weights(fresh, path, [Category(id=number, name=str(number)) for number in range(num_classes)])
+    assert not (report.replaced or report.unused or report.adapted)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], tensor), name

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from detr.config import build_model, compose
 from detr.models.deployment import deployed
 from detr.models.detr import DETR
-from detr.types import Category
-from detr.weights import load_weights, to_published
+from detr.weights import to_published
 from detr.weights.families import convert
 from detr.weights.families.d_fine import D_FINE
 from tests.helpers.d_fine import BOXES, LOGITS, options_of
-from tests.helpers.published import batch_of, close
+from tests.helpers.published import batch_of, close, takes_averaged_weights
 
 
 @pytest.mark.parametrize("size", ["n", "s", "m", "l", "x"])
@@ -57,15 +56,9 @@ def test_published_names_and_back(state: dict[str, Tensor], model: DETR) -> None
 def test_averaged_weights_are_taken_from_their_files(
     published: dict[str, Any], state: dict[str, Tensor], model: DETR, tmp_path: Path
 ) -> None:
-    path = tmp_path / "published.pth"
-    others = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    torch.save({"model": others, "ema": {"module": state, "updates": 7}, "last_epoch": 3}, path)
-    classes = published["config"]["num_classes"]
-    fresh = build_model(compose(options_of(published["config"])).model, num_classes=classes, pretrained=False)
-    report = load_weights(fresh, path, [Category(id=number, name=str(number)) for number in range(classes)])
-    assert not (report.replaced or report.unused or report.adapted)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(fresh.state_dict()[name], tensor), name
+    config = published["config"]
+    fresh = build_model(compose(options_of(config)).model, num_classes=config["num_classes"], pretrained=False)
+    takes_averaged_weights(fresh, tmp_path / "published.pth", state, model, config["num_classes"])
 
 
 def test_transformers_on_square_images(published: dict[str, Any]) -> None:

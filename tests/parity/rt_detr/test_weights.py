@@ -12,10 +12,9 @@ from detr.config import build_model, compose
 from detr.errors import UserError
 from detr.models.backbones.resnet_vd import ResNetVD
 from detr.models.detr import DETR
-from detr.types import Category
-from detr.weights import families, load_weights, to_published
+from detr.weights import families, to_published
 from detr.weights.families import convert
-from tests.helpers.published import batch_of, close
+from tests.helpers.published import batch_of, close, takes_averaged_weights
 from tests.helpers.rt_detr import BOXES, LOGITS, options_of
 
 
@@ -66,15 +65,9 @@ def test_published_names_and_back(published: dict[str, Any], state: dict[str, Te
 def test_averaged_weights_are_taken_from_their_files(
     published: dict[str, Any], state: dict[str, Tensor], model: DETR, tmp_path: Path
 ) -> None:
-    path = tmp_path / "published.pth"
-    others = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    torch.save({"model": others, "ema": {"module": state, "updates": 7}, "last_epoch": 3}, path)
-    classes = published["config"]["num_classes"]
-    fresh = build_model(compose(options_of(published["config"])).model, num_classes=classes, pretrained=False)
-    report = load_weights(fresh, path, [Category(id=number, name=str(number)) for number in range(classes)])
-    assert not (report.replaced or report.unused or report.adapted)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(fresh.state_dict()[name], tensor), name
+    config = published["config"]
+    fresh = build_model(compose(options_of(config)).model, num_classes=config["num_classes"], pretrained=False)
+    takes_averaged_weights(fresh, tmp_path / "published.pth", state, model, config["num_classes"])
 
 
 def test_pretrained_backbones_under_their_published_names(
