@@ -15,12 +15,23 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))  # `datasets` is used from the checkout
-
-from detr.config import compose  # noqa: E402
-
-ONE_MAP = ("model.backbone.features=[8]",)
-SEVERAL_MAPS = ("model.backbone.features=[8,16]", "model.neck.num_levels=3")
+RANDOM_WEIGHTS = (
+    "model.backbone.weights=null",
+    "model.backbone.norm=batch",
+    "model.backbone.freeze=[]",
+    "model.num_queries=60",
+)
+REDUCED = (
+    *RANDOM_WEIGHTS,
+    "model/backbone=resnet18",
+    "model.encoder.d_model=128",
+    "model.encoder.num_layers=2",
+    "model.decoder.num_layers=3",
+    "model.encoder.dim_feedforward=512",
+    "model.encoder.dropout=0.0",
+)
+ONE_MAP = (*REDUCED, "model.backbone.features=[8]")
+SEVERAL_MAPS = (*REDUCED, "model.backbone.features=[8,16]", "model.neck.num_levels=3")
 RECIPES = {
     "detr": ONE_MAP,
     "conditional_detr": ONE_MAP,
@@ -28,20 +39,10 @@ RECIPES = {
     "dn_detr": ONE_MAP,
     "deformable_detr": (*SEVERAL_MAPS, "model.refine=true", "model.shared_heads=false"),
     "dino": SEVERAL_MAPS,
-    "small": (),
+    "rt_detr_r18": RANDOM_WEIGHTS,
+    "d_fine_n": (*RANDOM_WEIGHTS, "model.backbone.features=[8,16]"),  # at stride 32, 96 pixels leave 9 cells
+    "small": REDUCED,
 }
-REDUCED = (
-    "model/backbone=resnet18",
-    "model.backbone.weights=null",
-    "model.backbone.norm=batch",
-    "model.backbone.freeze=[]",
-    "model.num_queries=60",
-    "model.encoder.d_model=128",
-    "model.encoder.num_layers=2",
-    "model.decoder.num_layers=3",
-    "model.encoder.dim_feedforward=512",
-    "model.encoder.dropout=0.0",
-)
 TRAINING = ("scheduler=cosine", "scheduler.warmup=0.1", "optimizer.lr=5e-4", "optimizer.backbone_lr=5e-4")
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--recipes", default=",".join(RECIPES), help="some of them, with commas")
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
     options = parser.parse_args()
-    experiment = {"shapes": "quickstart", "bccd": "bccd"}[options.data]
+    experiment, batch_size = {"shapes": ("quickstart", 8), "bccd": ("bccd", 4)}[options.data]
     print(
         "| data | recipe | steps | images/s | peak memory, GiB | AP | AP50 |\n|---|---|---|---|---|---|---|", flush=True
     )
@@ -62,16 +63,15 @@ def main() -> None:
         overrides = [
             f"experiment={experiment}",
             f"model={recipe}",
-            *REDUCED,
             *RECIPES[recipe],
             *TRAINING,
             f"data.root={options.root}",
+            f"data.batch_size={batch_size}",
             f"run_dir={folder}",
             "data.workers=0",
             "trainer.evaluate_every=100000",
             "logger.progress=null",
         ]
-        batch = compose(overrides).data.batch_size
         # The difference of two short runs leaves out what every run spends before and after its steps. It must be large
         # against what that varies by.
         tried = 60
@@ -81,7 +81,7 @@ def main() -> None:
         steps = round(options.minutes * 60 * (tried - 20) / spent)
         seconds, records = train([*overrides, f"trainer.max_steps={steps}", f"log_every={max(steps // 20, 1)}"], folder)
         last, found = ([r for r in records if r["group"] == group][-1] for group in ("train", "val"))
-        speed = (steps - 20) * batch / (seconds - short)
+        speed = (steps - 20) * batch_size / (seconds - short)
         cells = [options.data, recipe, steps, f"{speed:.1f}", f"{last['memory_gb']:.2f}"]
         print("| " + " | ".join(map(str, [*cells, f"{found['AP']:.3f}", f"{found['AP50']:.3f}"])) + " |", flush=True)
 

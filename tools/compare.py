@@ -6,7 +6,6 @@ Writes compare.html, which needs nothing else, and compare.csv with the same num
 import argparse
 import csv
 import io
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -14,14 +13,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
-from markupsafe import Markup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` and `tools` are used from the checkout
 
 from detr.cli import exit_codes
 from detr.reporting import OutputFolder
+from detr.reporting.pages import page_template
 from tools.comparison import charts, cost, judge
 from tools.comparison.runs import METRICS, Group, find_runs, group_runs
 from tools.stored import add_allow_targets
@@ -56,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for group, judgement, price in zip(groups, judgements, costs, strict=True)
     ]
     curve_of, curves = charts.curves(groups, judgements, baseline)
-    page = _template().render(
+    template = page_template("comparison.html.j2", Path(__file__).parent / "comparison")
+    page = template.render(
         folder=" and ".join(map(str, options.runs)),
         summary=summary,
         unseen=judge.smallest_visible(judgements),
@@ -112,28 +111,6 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue().encode()
-
-
-def _template() -> jinja2.Template:
-    """The page. Everything in it is escaped, since labels and folders are free text; only the charts are not."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "comparison"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "significant": _significant, "svg": Markup}
-    return environment.get_template("page.html.j2")
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "\N{EN DASH}" if value is None else format(value, form).replace("-", judge.MINUS)
-
-
-def _significant(value: float) -> str:
-    """Three figures of a positive number."""
-    return f"{value:,.{max(2 - math.floor(math.log10(value)), 0)}f}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from detr.errors import UserError
 from detr.models.encoders.transformer import TransformerEncoder
 from detr.models.layers.multihead import MultiHeadAttention
 from detr.models.layers.positions import SinePosition
+from detr.reporting import pages
 from tests.helpers.commands import REPOSITORY, TINY_MODEL
 from tools import compare
 from tools.comparison import charts, cost, judge
@@ -459,7 +460,7 @@ def test_the_page_stands_alone_and_lets_nothing_in(make_run: MakeRun, tmp_path: 
     assert names.count("h1") == 1 and all("scope" in attributes for tag, attributes in page.tags if tag == "th")
     charted = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
     assert len(charted) == names.count("svg") == 6 and all(attributes["aria-label"] for attributes in charted)
-    assert not set(charts._CSS) & set(re.findall(r"#\w{6}", content)), "a stand-in for a color was left"
+    assert not set(pages.STANDINS) & set(re.findall(r"#\w{6}", content)), "a stand-in for a color was left"
 
 
 def test_what_differs_is_on_the_page_and_in_the_table(make_run: MakeRun, tmp_path: Path) -> None:

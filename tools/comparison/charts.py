@@ -1,21 +1,18 @@
 """The charts of a comparison, as SVG that takes its colors and its font from the page."""
 
-import io
-import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from detr.reporting.pages import HIGHER, INK, LOWER, MUTED, SHADE, WIDTHS, blank_figure, cut, drawn
 from tools.comparison.cost import Cost
 from tools.comparison.judge import Judgement, Verdict, spread
 from tools.comparison.runs import Group
 
-WIDTHS = {"wide": 1110, "narrow": 340}  # pixels
 SIGNS: dict[Verdict, str] = {
     "baseline": "◆",
     "higher": "▲",
@@ -23,29 +20,7 @@ SIGNS: dict[Verdict, str] = {
     "within the spread": "≈",
     "no conclusion": "?",
 }
-# Stand-ins that matplotlib takes for colors, and what the page knows instead.
-_INK, _MUTED, _SHADE, _HIGHER, _LOWER = (f"#01010{number}" for number in range(1, 6))
-_CSS = {
-    _INK: "currentColor",
-    _MUTED: "var(--muted)",
-    _SHADE: "var(--shade)",
-    _HIGHER: "var(--higher)",
-    _LOWER: "var(--lower)",
-}
-_COLORS: dict[Verdict, str] = {"higher": _HIGHER, "lower": _LOWER}
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "compare",  # the same names inside each time
-    "font.size": 13,
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
-    "text.parse_math": False,  # a label may hold a $
-    **dict.fromkeys(("figure.constrained_layout.w_pad", "figure.constrained_layout.h_pad"), 0.08),  # inches
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _INK),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), _MUTED),
-}
+_COLORS: dict[Verdict, str] = {"higher": HIGHER, "lower": LOWER}
 _DASHES = (0, (4, 3))
 _DOT: dict[str, Any] = {"markersize": 9, "markeredgewidth": 0}
 
@@ -56,7 +31,7 @@ def ap_chart(groups: Sequence[Group], judgements: Sequence[Judgement], baseline:
 
     def draw(width: int) -> Figure:
         beside = width > 2 * WIDTHS["narrow"]  # texts, instead of above the dots
-        figure = _figure(width, (36 if beside else 56) * len(groups) + 44)
+        figure = blank_figure(width, (36 if beside else 56) * len(groups) + 44)
         axes = figure.subplots()
         axes.set_ylim(len(groups), 0)
         axes.set_yticks([])
@@ -65,11 +40,11 @@ def ap_chart(groups: Sequence[Group], judgements: Sequence[Judgement], baseline:
         above, below = (0.1, 0.9) if beside else (0.45, 0.95)
         middle = (above + below) / 2
         for row, (group, judgement) in enumerate(zip(groups, judgements, strict=True)):
-            values, color = group.values("AP"), _COLORS.get(judgement.verdict, _INK)
+            values, color = group.values("AP"), _COLORS.get(judgement.verdict, INK)
             if judgement.low is not None and judgement.high is not None:
                 half = (judgement.high - judgement.low) / 2
-                axes.barh(row + middle, 2 * half, height=below - above, left=center - half, color=_SHADE)
-            axes.plot([center] * 2, [row + above, row + below], color=_MUTED, linewidth=1, linestyle=_DASHES)
+                axes.barh(row + middle, 2 * half, height=below - above, left=center - half, color=SHADE)
+            axes.plot([center] * 2, [row + above, row + below], color=MUTED, linewidth=1, linestyle=_DASHES)
             axes.plot(values, [row + middle] * len(values), "o", color=color, alpha=0.45, **_DOT)
             mean, deviation = statistics.fmean(values), spread(values)[1]
             axes.plot([mean, mean], [row + above, row + below], color=color, linewidth=3)
@@ -79,13 +54,13 @@ def ap_chart(groups: Sequence[Group], judgements: Sequence[Judgement], baseline:
                 "va": "center",
                 "transform": axes.get_yaxis_transform(),
             }
-            label = _cut(f"{row + 1}  {group.label}", 40 if beside else 23)
+            label = cut(f"{row + 1}  {group.label}", 40 if beside else 23)
             axes.text(x=-0.02 if beside else 0.0, s=label, ha="right" if beside else "left", weight="bold", **place)
             axes.text(x=1.02 if beside else 1.0, s=text, ha="left" if beside else "right", **place)
         axes.margins(x=0.05)
         return figure
 
-    return _drawn(draw, "ap")
+    return drawn(draw, "ap")
 
 
 def curves(groups: Sequence[Group], judgements: Sequence[Judgement], baseline: Group) -> tuple[str, dict[str, str]]:
@@ -105,20 +80,20 @@ def curves(groups: Sequence[Group], judgements: Sequence[Judgement], baseline: G
     def draw(width: int) -> Figure:
         columns = max(width // 300, 1)
         rows = -(-len(groups) // columns)
-        figure = _figure(width, 170 * rows + 20)
+        figure = blank_figure(width, 170 * rows + 20)
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
         for axes in panels:
             axes.set_visible(False)
         for number, (axes, group, judgement) in enumerate(zip(panels, groups, judgements, strict=False), start=1):
             axes.set_visible(True)
             axes.tick_params(labelbottom=True, labelleft=True)
-            axes.set_title(_cut(f"{number}  {group.label}", 38), weight="bold")
+            axes.set_title(cut(f"{number}  {group.label}", 38), weight="bold")
             if group is not baseline:
-                line(axes, baseline, _MUTED, _DASHES, band=False)
-            line(axes, group, _COLORS.get(judgement.verdict, _INK), (0, ()), band=True)
+                line(axes, baseline, MUTED, _DASHES, band=False)
+            line(axes, group, _COLORS.get(judgement.verdict, INK), (0, ()), band=True)
         return figure
 
-    return "AP" if name == "AP" else "training loss", _drawn(draw, "curves")
+    return "AP" if name == "AP" else "training loss", drawn(draw, "curves")
 
 
 def cost_chart(groups: Sequence[Group], judgements: Sequence[Judgement], costs: Sequence[Cost]) -> dict[str, str]:
@@ -132,14 +107,14 @@ def cost_chart(groups: Sequence[Group], judgements: Sequence[Judgement], costs: 
     def draw(width: int) -> Figure:
         columns = max(width // 300, 1)
         rows = -(-len(panels) // columns)
-        figure = _figure(width, 290 * rows)
+        figure = blank_figure(width, 290 * rows)
         places = figure.subplots(rows, columns, squeeze=False).flat
         for axes, (name, values) in zip(places, panels.items(), strict=True):
             axes.set_xlabel(name)
             axes.set_ylabel("AP")
             for group, judgement, value in zip(groups, judgements, values, strict=True):
                 mean, deviation = spread(group.values("AP"))
-                color = _COLORS.get(judgement.verdict, _INK)
+                color = _COLORS.get(judgement.verdict, INK)
                 axes.errorbar(value, mean, yerr=deviation, color=color, alpha=0.4, linewidth=1.5)
                 axes.plot(value, mean, "o", color=color, **_DOT)
             axes.margins(0.12)
@@ -150,7 +125,7 @@ def cost_chart(groups: Sequence[Group], judgements: Sequence[Judgement], costs: 
             _number_points(axes, np.column_stack((values, means)))
         return figure
 
-    return _drawn(draw, "cost")
+    return drawn(draw, "cost")
 
 
 def _number_points(axes: Axes, points: np.ndarray) -> None:
@@ -163,30 +138,5 @@ def _number_points(axes: Axes, points: np.ndarray) -> None:
         offset = around[distances.argmax()]
         taken = np.vstack((taken, place + offset))
         axes.annotate(
-            str(number), point, offset, textcoords="offset points", ha="center", va="center_baseline", color=_INK
+            str(number), point, offset, textcoords="offset points", ha="center", va="center_baseline", color=INK
         )
-
-
-def _figure(width: int, height: int) -> Figure:
-    return Figure(figsize=(width / 72, height / 72), layout="constrained")  # matplotlib's SVG has 72 units an inch
-
-
-def _drawn(draw: Callable[[int], Figure], name: str) -> dict[str, str]:
-    """A chart for each kind of screen, since text must not shrink with it; `name` is part of the names inside."""
-    with mpl.rc_context(_STYLE):
-        return {screen: _svg(draw(width), f"{name}-{screen}") for screen, width in WIDTHS.items()}
-
-
-def _svg(figure: Figure, name: str) -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True)
-    content = stream.getvalue().partition("<svg")[2].partition(">")[2].rpartition("</svg>")[0]
-    content = re.sub(r"<(metadata|style).*?</\1>", "", content, flags=re.DOTALL)
-    content = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", content.replace("xlink:href", "href"))
-    content = re.sub("|".join(_CSS), lambda match: _CSS[match[0]], content)
-    width, height = figure.get_size_inches() * 72
-    return f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}">{content}</svg>'
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -11,10 +11,10 @@ import scipy.optimize
 import scipy.stats
 
 from detr.errors import UserError
+from detr.reporting.pages import MINUS
 from tools.comparison.runs import Group
 
 Verdict = Literal["baseline", "higher", "lower", "within the spread", "no conclusion"]
-MINUS = "\N{MINUS SIGN}"
 LEVEL = 0.95  # of all confidence intervals of a page together
 LEAST_SEEDS = 3  # two say next to nothing about how far chance goes, nor whether it goes as far everywhere
 LEARNED = 0.01  # the mean AP below which a configuration has hardly learned: what it has is chance
