@@ -23,7 +23,7 @@ from detr.types import ImageBatch, Predictions, Target
 from tests.helpers import make_batch, random_targets
 
 # One of those that differ in sizes alone.
-_SIZES = re.compile(r"rt_detr_(r34|r50|r50_m)|rt_detrv2_(?!r18).*|deim_rt_detrv2_(?!r50$).*")
+_SIZES = re.compile(r"rt_detr_(r34|r50|r50_m)|rt_detrv2_(?!r18).*|deim_rt_detrv2_(?!r50$).*|d_fine_[sml]|deim_[nmlx]")
 RECIPES = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if not _SIZES.fullmatch(path.stem))
 TINY = (
     "model/backbone=resnet18",
