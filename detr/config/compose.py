@@ -1,5 +1,6 @@
 """Composed configurations, as the command line and as scripts get them."""
 
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,6 +113,7 @@ def _composed(overrides: Sequence[str], name: str) -> DictConfig:
         return hydra.compose(name, overrides=[as_hydra_reads(override) for override in overrides])
 
 
+@functools.cache
 def _options(name: str) -> list[str]:
     """The options of a configuration, and all groups of files to choose from."""
     content: Any = OmegaConf.to_container(_composed((), name))

@@ -1,5 +1,6 @@
 """What the faster-converging relatives of DETR must hold to."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.multiprocessing as mp
+from omegaconf import DictConfig
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
@@ -41,9 +43,14 @@ TINY = (
 CLASSES = 5
 
 
+@functools.cache
+def configuration(*overrides: str) -> DictConfig:
+    return compose(overrides)
+
+
 def build(name: str, *options: str) -> tuple[DETR, torch.nn.Module]:
     torch.manual_seed(0)
-    config = compose([f"model={name}", *TINY, *options])
+    config = configuration(f"model={name}", *TINY, *options)
     model = build_model(config.model, CLASSES)
     for parameter in model.parameters():  # a model that starts with zeros would hide mistakes
         if parameter.requires_grad:

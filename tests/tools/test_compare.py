@@ -1,6 +1,7 @@
 """The comparison of a sweep's runs: grouping, statistics against other implementations, costs by hand, the page."""
 
 import csv
+import functools
 import json
 import math
 import os
@@ -39,6 +40,11 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "_SECONDS", 0.0)
 
 
+@functools.cache
+def configuration(*overrides: str) -> str:
+    return OmegaConf.to_yaml(compose([*TINY_MODEL, "data.root=x", "data.size=64", *overrides]), resolve=True)
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """Writes a run's folder as train.py does, without training."""
@@ -54,8 +60,8 @@ def make_run(tmp_path: Path) -> MakeRun:
     ) -> Path:
         folder = tmp_path / "runs" / (name or str(len(list((tmp_path / "runs").glob("*")))))
         (folder / "evaluation").mkdir(parents=True)
-        options = [*TINY_MODEL, "data.root=x", "data.size=64", f"seed={seed}", f"run_dir={tmp_path}", *overrides]
-        config = compose(options)
+        config = OmegaConf.create(configuration(*overrides))
+        config.update(seed=seed, run_dir=str(tmp_path))
         change(config)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
         records: list[dict[str, Any]] = []
