@@ -55,7 +55,7 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     if data["split"] is not None:
         _, annotations = hold_out(annotations, data["split"], data["split_seed"])
     if annotations.named and {one.name for one in annotations.categories} <= {one.name for one in detector.categories}:
-        annotations = annotations.classified(detector.categories)  # whose ids are others only by chance
+        annotations = annotations.classified(detector.categories)  # readers of names number them anew
     categories = categories_of_data(detector.categories, annotations.categories, annotations.source)
     dataset = DetectionDataset(annotations, resized)
     if distributed.world_size() > 1:

@@ -11,7 +11,7 @@ from detr.config import build_model, compose
 from detr.errors import UserError
 from detr.models.detr import DETR
 from detr.types import Category, Predictions
-from detr.weights import LoadReport, load_weights, save
+from detr.weights import LoadReport, load_weights, save, to_published
 from tests.helpers import make_batch
 from tests.helpers.commands import TINY_MODEL
 
@@ -159,6 +159,22 @@ def test_a_head_of_objects_alone_does_not_depend_on_classes(tmp_path: Path) -> N
     report = start(model, saved(trained, tmp_path / "a.pt"), [Category(1, "ape")])
     assert {name.partition(".")[0] for name in report.fresh} == {"heads"}
     assert torch.equal(model.state_dict()["proposal_head.class_head.bias"], trained.proposal_head.class_head.bias)
+
+
+@pytest.mark.parametrize("real_time", ["rt_detr", "d_fine"])
+def test_published_heads_of_cocos_80_classes(real_time: str, tmp_path: Path) -> None:
+    """Whose names are known; denoising labels have a further row."""
+    trained, model = build(real_time, 80), build(real_time, 3)
+    torch.save({"model": to_published(trained.state_dict())}, tmp_path / "coco.pth")
+    report = start(model, tmp_path / "coco.pth", [Category(7, "hot dog"), Category(8, "gnu"), Category(9, "Person")])
+    assert not report.fresh and report.classes[1] == "classes of nearly the same name: 1: Person from person"
+    before = trained.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name in report.mapped:
+            assert torch.equal(tensor[[0, 2]], before[name][[52, 0]]), name
+            assert torch.equal(tensor[3:], before[name][80:]), name
+        else:
+            assert torch.equal(tensor, before[name]), name
 
 
 def test_denoising_that_only_one_side_has(tmp_path: Path) -> None:
