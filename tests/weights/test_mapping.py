@@ -173,7 +173,7 @@ def test_published_heads_of_cocos_80_classes(real_time: str, tmp_path: Path) -> 
         if name in report.mapped:
             assert torch.equal(tensor[[0, 2]], before[name][[52, 0]]), name
             assert torch.equal(tensor[3:], before[name][80:]), name
-        else:
+        elif name not in ("backbone.mean", "backbone.std"):  # which published D-FINE does without
             assert torch.equal(tensor, before[name]), name
 
 
