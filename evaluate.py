@@ -13,7 +13,7 @@ from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml, build, evaluation_data
 from detr.detector import Detector
-from detr.evaluation import CocoEvaluator
+from detr.evaluation import CocoEvaluator, categories_of_data
 from detr.reporting import OutputFolder
 from detr.weights import weights_file
 
@@ -54,7 +54,10 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     annotations = build(data[part], path=f"data.{part}", allow=("datasets.formats", *config.allow_targets))
     if data["split"] is not None:
         _, annotations = hold_out(annotations, data["split"], data["split_seed"])
-    dataset = DetectionDataset(annotations, resized, categories=detector.categories)
+    if annotations.named and {one.name for one in annotations.categories} <= {one.name for one in detector.categories}:
+        annotations = annotations.classified(detector.categories)  # readers of names number them anew
+    categories = categories_of_data(detector.categories, annotations.categories, annotations.source)
+    dataset = DetectionDataset(annotations, resized)
     if distributed.world_size() > 1:
         weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
@@ -63,7 +66,7 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     evaluator = CocoEvaluator(
         loader=evaluation_loader(dataset, **{name: data[name] for name in ("batch_size", "workers", "pad_to")}),
         annotations=dataset.ground_truth(),
-        categories=detector.categories,
+        categories=categories,
         samples=0,
         **config.evaluation,
     )

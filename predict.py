@@ -22,6 +22,7 @@ from detr.evaluation import ListedImage, ListedImages, to_results
 from detr.images import find_images, read_image
 from detr.reporting import OutputFolder, RowFile, draw_attention
 from detr.text import printable
+from detr.types import Category
 
 logger = logging.getLogger(__name__)
 CONFIG, RESULTS, IMAGES = "predict.yaml", "results.json", "images.json"
@@ -58,9 +59,11 @@ def predict(config: DictConfig) -> None:
         Item(folder / name, name.as_posix(), picture, ListedImage(name.as_posix()))
         for name, picture in zip(names, pictures, strict=True)
     ]
+    categories: Sequence[Category | None] = detector.categories
     if config.annotations is not None:
-        items = listed(items, ListedImages(config.annotations, detector.categories))
-    detect(config, detector, items, output)
+        images = ListedImages(config.annotations, detector.categories)
+        items, categories = listed(items, images), images.categories
+    detect(config, detector, items, categories, output)
 
 
 def without_pictures_of(output: OutputFolder, folder: Path, names: Sequence[Path]) -> list[Path]:
@@ -96,8 +99,17 @@ def listed(items: Sequence[Item], images: ListedImages) -> list[Item]:
     return kept
 
 
-def detect(config: DictConfig, detector: Detector, items: Sequence[Item], output: OutputFolder) -> None:
-    """Every result is written when it is there: an end before the last image loses none."""
+def detect(
+    config: DictConfig,
+    detector: Detector,
+    items: Sequence[Item],
+    categories: Sequence[Category | None],
+    output: OutputFolder,
+) -> None:
+    """Every result is written when it is there: an end before the last image loses none.
+
+    categories: of the model's labels, for results; None leaves a class out of these.
+    """
     unread: list[str] = []
     batches = batched(readable(items, unread), config.batch_size)
     first = next(batches, None)
@@ -105,8 +117,8 @@ def detect(config: DictConfig, detector: Detector, items: Sequence[Item], output
         raise UserError(f"source={config.source} names no image that can be read. The last one: {unread[-1]}")
     output.write(CONFIG, as_yaml(config).encode())
     results = RowFile(output, RESULTS)
-    categories = json.dumps([asdict(category) for category in detector.categories])
-    images = RowFile(output, IMAGES, before=f'{{"categories": {categories},\n"images": [', after="]}")
+    listing = json.dumps([asdict(category) for category in categories if category is not None])
+    images = RowFile(output, IMAGES, before=f'{{"categories": {listing},\n"images": [', after="]}")
     done = count = 0
     highest = 0.0
     try:
@@ -117,7 +129,7 @@ def detect(config: DictConfig, detector: Detector, items: Sequence[Item], output
                 highest = max(highest, *everything.scores.tolist()[:1])
                 detections = everything.above(config.threshold)
                 draw(config, detector, item, image, detections, output)
-                results.add(result_rows(item, detections, detector))
+                results.add(result_rows(item, detections, categories))
                 images.add([image_row(item, image, detections)])
                 done, count = done + 1, count + len(detections)
     finally:
@@ -157,10 +169,11 @@ def draw(
         output.write(f"attention/{item.picture}", jpeg(draw_attention(photograph, maps)))
 
 
-def result_rows(item: Item, found: Detections, detector: Detector) -> list[dict[str, object]]:
+def result_rows(item: Item, found: Detections, categories: Sequence[Category | None]) -> list[dict[str, object]]:
     """COCO's, with the names of file and class."""
-    rows = to_results(found, item.listed.id, detector.categories)
-    return [{**row, "file_name": item.name, "category_name": name} for row, name in zip(rows, found.names, strict=True)]
+    names = {category.id: category.name for category in categories if category is not None}
+    rows = to_results(found, item.listed.id, categories)
+    return [{**row, "file_name": item.name, "category_name": names[row["category_id"]]} for row in rows]
 
 
 def image_row(item: Item, image: Tensor, found: Detections) -> dict[str, object]:

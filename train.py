@@ -29,6 +29,7 @@ from detr.reporting import Reporter, describe_model
 from detr.weights import PUBLISHED, load_weights, weights_file
 
 logger = logging.getLogger(__name__)
+TENSORS = "weights.txt"  # what became of each tensor of weights=...
 BATCHES = ("batch_size", "workers", "pad_to")  # options of both loaders
 
 
@@ -60,7 +61,9 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
 
     model = build_model(config.model, num_classes=num_classes, pretrained=weights is None)
     if weights is not None:
-        load_weights(model, weights, categories)
+        report = load_weights(model, weights, categories)
+        if distributed.rank() == 0:
+            (run_dir / TENSORS).write_text(report.listing(), encoding="utf-8")
     model = accelerated(model.to(device), options)
     if config.optimizer.get("backbone_lr") == 0:
         cast(Any, model).backbone.freeze()

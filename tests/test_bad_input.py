@@ -437,11 +437,11 @@ CASES = [
         annotations(lambda content: content["categories"].append({"id": 9, "name": "star"}), "val"),
     ),
     Case(
-        "validation calls a category otherwise",
+        "validation calls all categories otherwise",
         EVALUATE,
         (),
-        ("instances_val.json", "'star'", "'circle'", "same ids and names"),
-        annotations(lambda content: content["categories"][0].update(name="star"), "val"),
+        ("instances_val.json", "no category that the model knows", "'star 1'", "'circle'", "classes of the same names"),
+        annotations(lambda content: [one.update(name=f"star {one['id']}") for one in content["categories"]], "val"),
     ),
     Case(
         "batch larger than the data set", TRAIN, ("data.batch_size=5",), ("4 images", "data.batch_size", "batch of 5")

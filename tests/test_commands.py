@@ -340,9 +340,11 @@ def test_a_detector_is_finetuned_on_other_classes(shapes_root: Path, tmp_path: P
     best, log = finetune("first", "thing", "model.backbone.weights=null")
     assert re.findall(r"step (\d+)/13  evaluated", log) == ["6", "12", "13"], "24 images, four a step: after each epoch"
     _, log = finetune("second", "other", f"weights={best}")
-    adapted = re.findall(r"loaded in part: (\S+) \(rows of 2 of 3 classes", log)
-    assert {name.rpartition(".")[0] for name in adapted} == {"heads.0.class_head", "proposal_head.class_head"}
-    assert "trained anew" not in log and "left in the file" not in log
+    assert "mapped 4: rows of 2 of 3 classes" in log
+    table = (tmp_path / "second" / "weights.txt").read_text()
+    mapped = re.findall(r"^mapped   (\S+): rows of 2 of 3 classes", table, re.M)
+    assert {name.rpartition(".")[0] for name in mapped} == {"heads.0.class_head", "proposal_head.class_head"}
+    assert not re.search(r"^(fresh|skipped) ", table, re.M)
 
 
 @pytest.mark.slow

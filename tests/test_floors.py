@@ -11,6 +11,7 @@ FLOORS = (
     ("detr.errors", 0),
     ("detr.types", 0),
     ("detr.boxes", 0),
+    ("detr.classes", 0),
     ("detr.edges", 0),
     ("detr.distributed", 0),
     ("detr.images", 0),

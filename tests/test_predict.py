@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -73,22 +75,25 @@ def ap_by_pycocotools(annotations: Path, results: Path) -> list[float]:
     return evaluation.stats.tolist()
 
 
+def annotate_what_is_found(content: dict[str, Any], checkpoint: Path, images: Path) -> None:
+    """The model's best detections, moved a little, as annotations: an untrained one finds no other."""
+    found = Detector.from_checkpoint(checkpoint).predict([images / row["file_name"] for row in content["images"]], 0.0)
+    rows = [
+        {"image_id": row["id"], "category_id": one.label + 1, "bbox": [x + 0.2, y, right - x, bottom - y]}
+        for row, detections in zip(content["images"], found, strict=True)
+        for one in detections[:3]
+        for x, y, right, bottom in [one.box]
+    ]
+    content["annotations"] = [{"id": number, "iscrowd": 0, "area": 9, **row} for number, row in enumerate(rows, 1)]
+
+
 def test_results_with_the_ids_of_the_annotations_score_as_in_evaluation(
     checkpoint: Path, shapes_root: Path, tmp_path: Path
 ) -> None:
     content = json.loads((shapes_root / "instances_val.json").read_text())
     for row in content["images"]:
         row["id"] = 1000 - 7 * row["id"]  # in another order than the files
-    found = Detector.from_checkpoint(checkpoint).predict(
-        [shapes_root / "val" / r["file_name"] for r in content["images"]], 0.0
-    )
-    content["annotations"] = [  # the model's best detections, moved a little: an untrained one finds no other
-        {"image_id": row["id"], "category_id": one.label + 1, "bbox": [x + 0.2, y, right - x, bottom - y]}
-        for row, detections in zip(content["images"], found, strict=True)
-        for one in detections[:3]
-        for x, y, right, bottom in [one.box]
-    ]
-    content["annotations"] = [{"id": n, "iscrowd": 0, "area": 9, **r} for n, r in enumerate(content["annotations"], 1)]
+    annotate_what_is_found(content, checkpoint, shapes_root / "val")
     turned = shapes_root / "val" / content["images"][3]["file_name"]
     annotations = tmp_path / "val.json"
     annotations.write_text(json.dumps(content))
@@ -111,6 +116,53 @@ def test_results_with_the_ids_of_the_annotations_score_as_in_evaluation(
     ids = {row["file_name"]: row["id"] for row in content["images"]}
     assert all(row["image_id"] == ids[row["file_name"]] for row in rows_of(tmp_path / "found"))
     assert {row["file_name"]: row["id"] for row in rows_of(tmp_path / "found", "images.json")} == ids
+
+
+def test_classes_of_the_same_name_are_evaluated_under_other_ids(
+    checkpoint: Path, shapes_root: Path, tmp_path: Path
+) -> None:
+    """As the same detections are under the ids that the model knows; a class of the data alone counts as missed."""
+    content = json.loads((shapes_root / "instances_val.json").read_text())
+    annotate_what_is_found(content, checkpoint, shapes_root / "val")
+    annotations, judged = tmp_path / "val.json", tmp_path / "judged.json"
+    annotations.write_text(json.dumps(content))
+    data = [f"data.val.images={shapes_root / 'val'}", f"data.val.annotations={annotations}"]
+    assert evaluate(checkpoint, tmp_path / "same", *data).code == 0
+    found = rows_of(tmp_path / "same" / "evaluation", "detections.json")
+
+    most = Counter(row["category_id"] for row in content["annotations"]).most_common()
+    known, unknown = most[0][0], 3 if most[0][0] != 3 else 1
+    content["categories"] = [{"id": 70, "name": NAMES[known - 1].title()}, {"id": 71, "name": "star"}]
+    ids = {known: 70, unknown: 71}
+    content["annotations"] = [
+        row | {"category_id": ids[row["category_id"]]} for row in content["annotations"] if row["category_id"] in ids
+    ]
+    content["annotations"].append({**content["annotations"][0], "id": 99, "category_id": 71})
+    annotations.write_text(json.dumps(content))
+    wanted = [row | {"category_id": 70} for row in found if row["category_id"] == known]
+    judged.write_text(json.dumps(wanted))
+    done = evaluate(checkpoint, tmp_path / "other", *data)
+    assert done.code == 0, done.output
+    assert rows_of(tmp_path / "other" / "evaluation", "detections.json") == wanted
+    metrics = json.loads((tmp_path / "other" / "evaluation" / "metrics.json").read_text())
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+    assert [metrics["bbox"][name] for name in names] == pytest.approx(
+        ap_by_pycocotools(annotations, judged)[:9], abs=1e-9
+    )
+    assert metrics["bbox"]["AR100"] > 0 and metrics["per_class"]["star"]["AP"] == 0
+    assert "1 of 2 categories that the model does not know; their objects count as missed: 71 'star'" in done.output
+    assert "2 of the model's 3 classes, whose detections are left out" in done.output
+    assert (
+        f"Taken for the same classes, of {annotations} and of the model: {NAMES[known - 1].title()} and" in done.output
+    )
+
+    done = predict(checkpoint, shapes_root / "val", tmp_path / "found", f"annotations={annotations}")
+    assert done.code == 0 and "do not know" not in done.output, done.output
+    rows = rows_of(tmp_path / "found")
+    assert len(rows) == len(wanted) and {(row["category_id"], row["category_name"]) for row in rows} == {
+        (70, NAMES[known - 1].title())
+    }
+    assert json.loads((tmp_path / "found" / "images.json").read_text())["categories"] == content["categories"][:1]
 
 
 def test_results_without_annotations_have_no_ids_that_look_like_them(
@@ -185,13 +237,18 @@ def test_annotations_that_are_no_file_are_refused(tmp_path: Path, make: Callable
         ('{"images": ["a.jpg"]}', "'images' is missing or no list of objects"),
         ('{"images": [], "categories": null}', "'categories' is missing or no list of objects"),
         ('{"images": [], "categories": ["a"]}', "'categories' is missing or no list of objects"),
-        ('{"images": [], "categories": [{"id": [], "name": "a"}]}', "the category .* 'a', which the model does not"),
+        (
+            '{"images": [], "categories": [{"id": [], "name": "a"}]}',
+            "the category 'a' has the id .., wanted a whole number",
+        ),
         ('{"images": [{"id": null, "file_name": "a"}]}', "an image has the id None and the file_name 'a'"),
         ('{"images": [{"id": 1.5, "file_name": "a"}]}', "an image has the id 1.5"),
         ('{"images": [{"id": [1], "file_name": "a"}]}', "an image has the id .1"),
         ('{"images": [{"id": 1, "file_name": 7}]}', "an image has the id 1 and the file_name 7"),
-        ('{"images": [], "categories": [{"id": 1, "name": "b"}]}', "category 1 'b', which the model calls 'a'"),
-        ('{"images": [], "categories": [{"id": 2, "name": "b"}]}', "category 2 'b', which the model does not know"),
+        (
+            '{"images": [], "categories": [{"id": 1, "name": "b"}]}',
+            "no category that the model knows: it has 1 'b', .* trained on 1 'a'",
+        ),
     ],
 )
 def test_annotations_that_cannot_give_ids_are_refused(tmp_path: Path, content: str, words: str) -> None:

@@ -17,7 +17,16 @@ from detr.reporting.output import RECORD
 
 logger = logging.getLogger(__name__)
 # What a training writes, beside its log and checkpoints.
-_RESULTS = ("config.yaml", "tensorboard", "evaluation", "predictions", "failures", "profile", "training_batch.jpg")
+_RESULTS = (
+    "config.yaml",
+    "weights.txt",
+    "tensorboard",
+    "evaluation",
+    "predictions",
+    "failures",
+    "profile",
+    "training_batch.jpg",
+)
 
 
 @contextmanager
@@ -56,7 +65,7 @@ def removed_unless_used() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        begun = {log, "config.yaml", f"{running.name}.yaml", ".lock", RECORD}
+        begun = {log, "config.yaml", "weights.txt", f"{running.name}.yaml", ".lock", RECORD}
         made = _names(folder) - before
         if made <= begun and not in_sweep() and not distributed.launched():
             with suppress(OSError):

@@ -50,10 +50,10 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "trainer")
         self.freeze = {} if self.freeze is None else self.freeze
-        if not isinstance(self.freeze, dict) or not all(isinstance(e, int | None) for e in self.freeze.values()):
+        if not isinstance(self.freeze, dict) or not all(map(_is_time, self.freeze.values())):
             raise UserError(
-                "trainer.freeze: wanted parts of the model, each with an epoch or null, such as {backbone: 5}, got "
-                f"{self.freeze}."
+                "trainer.freeze: wanted parts of the model, each with an epoch, a fraction of the training from 0.0 to "
+                f"1.0, or null, such as {{backbone: 5}} or {{backbone: 0.1}}, got {self.freeze}."
             )
 
     def epoch_steps(self, batches: int) -> int:
@@ -89,6 +89,11 @@ class TrainerConfig:
         if self.evaluations is None:
             return self.evaluate_every
         return -(-self.total_epochs(batches) // self.evaluations)
+
+
+def _is_time(value: Any) -> bool:
+    """Whether it is an epoch, a fraction of the training, or None for never."""
+    return 0 <= value <= 1 if isinstance(value, float) else isinstance(value, int | None)
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

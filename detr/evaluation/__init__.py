@@ -1,5 +1,6 @@
 """COCO metrics of results, and of a model on a data set; diagnostics of the matching."""
 
+from detr.evaluation.classes import categories_of_data
 from detr.evaluation.coco import CocoMetrics, coco_metrics, evaluate_coco
 from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.evaluation.evaluator import CocoEvaluator, Evaluation
@@ -16,6 +17,7 @@ __all__ = [
     "ListedImages",
     "MatchingDiagnostics",
     "Sample",
+    "categories_of_data",
     "coco_metrics",
     "evaluate_coco",
     "to_results",

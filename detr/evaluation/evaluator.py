@@ -38,7 +38,8 @@ class CocoEvaluator:
 
     loader: batches of (ImageBatch, targets), sized.
     annotations: the COCO annotations of the loader's images, as a file or its content.
-    categories: the model's classes, in the order of its labels; they give the category ids of the results.
+    categories: the model's classes, in the order of its labels; they give the category ids of the results. None: of no
+        category of the annotations, so that its detections are left out.
     max_dets: the most detections of an image and class that are counted, by COCO's rules.
     samples: number of images to keep for drawing, from all over the data set.
     limit: evaluate on about this many images instead of all.
@@ -50,7 +51,7 @@ class CocoEvaluator:
         *,
         loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
         annotations: str | Path | Mapping[str, Any],
-        categories: Sequence[Category],
+        categories: Sequence[Category | None],
         backend: Backend = "hotcoco",
         max_dets: int = 100,
         samples: int = 8,
@@ -70,7 +71,7 @@ class CocoEvaluator:
         """
         model.eval()
         device = next(model.parameters()).device
-        names = [category.name for category in self.categories]
+        names = ["" if category is None else category.name for category in self.categories]
         results: list[CocoResults] = []
         samples: list[Sample] = []
         measured: list[dict[str, Tensor]] = []

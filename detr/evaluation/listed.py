@@ -2,13 +2,14 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detr.annotations import identity, is_missing
 from detr.errors import UserError, brief
+from detr.evaluation.classes import categories_of_data
 from detr.evaluation.comparison import loaded
 from detr.types import Category
 
@@ -24,7 +25,9 @@ class ListedImage:
 class ListedImages:
     """What a COCO annotation file says of its images. It needs no annotations, as files of test images have none.
 
-    categories: the model's. Raises UserError where the file is not in this format, or means other classes by its ids.
+    categories: the model's, and afterwards, in the same order, the file's that these are, as `categories_of_data` finds
+        them; the model's own where the file has none.
+    Raises UserError where the file is not in this format, or has no class of the model.
     """
 
     def __init__(self, path: str | Path, categories: Sequence[Category]) -> None:
@@ -33,7 +36,9 @@ class ListedImages:
         self._by_name: dict[str, list[ListedImage]] = defaultdict(list)
         for row in self._rows(content, "images"):
             self._by_name[self._name(row)].append(ListedImage(_id(row), _size(row)))
-        self._check_categories(self._rows(content, "categories"), categories)
+        self.categories: Sequence[Category | None] = categories
+        if own := [self._category(row) for row in self._rows(content, "categories")]:
+            self.categories = categories_of_data(categories, own, f"annotations={self.path}")
 
     def __len__(self) -> int:
         return sum(map(len, self._by_name.values()))
@@ -84,18 +89,11 @@ class ListedImages:
             "'images', each with id and file_name. Give the file that the images were annotated in."
         )
 
-    def _check_categories(self, rows: Iterable[Mapping[str, Any]], categories: Sequence[Category]) -> None:
-        names = {category.id: category.name for category in categories}
-        for row in rows:
-            key, name = identity(row.get("id")), row.get("name")
-            known = names.get(key) if type(key) is int else None
-            # Weights without names have ids for names, and so have categories that a training found without one.
-            if known not in (str(key if name is None else name), str(key)):
-                raise UserError(
-                    f"annotations={self.path} has the category {brief(row.get('id'))} {brief(name)}, which the model "
-                    f"{'does not know' if known is None else f'calls {brief(known)}'}: results could not be compared "
-                    "with it. Give a file with the categories that the model was trained on."
-                )
+    def _category(self, row: Mapping[str, Any]) -> Category:
+        key, name = identity(row.get("id")), row.get("name")
+        if type(key) is not int:
+            raise self._refusal(f"the category {brief(name)} has the id {brief(row.get('id'))}, wanted a whole number")
+        return Category(key, str(key if name is None else name))
 
 
 def _id(row: Mapping[str, Any]) -> int | str:

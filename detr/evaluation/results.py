@@ -43,12 +43,17 @@ class CocoResults:
         ]
 
     @classmethod
-    def from_detections(cls, found: Detections, image_id: int | str, categories: Sequence[Category]) -> "CocoResults":
-        """Detections of one image. categories: the classes, in the order of their labels."""
+    def from_detections(
+        cls, found: Detections, image_id: int | str, categories: Sequence[Category | None]
+    ) -> "CocoResults":
+        """Detections of one image. categories: of each label; detections with None are left out."""
+        ids = [None if category is None else category.id for category in categories]
+        if None in ids:
+            found = found.select(torch.tensor([number is not None for number in ids])[found.labels].nonzero()[:, 0])
         boxes = torch.cat((found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]), dim=1)
         return cls(
             image_ids=_ids([image_id] * len(found)),
-            category_ids=_ids([categories[label].id for label in found.labels.tolist()]),
+            category_ids=_ids([number for label in found.labels.tolist() if (number := ids[label]) is not None]),
             boxes=boxes.double().numpy(),
             scores=found.scores.double().numpy(),
         )
@@ -80,8 +85,10 @@ class CocoResults:
         )
 
 
-def to_results(detections: Detections, image_id: int | str, categories: Sequence[Category]) -> list[dict[str, Any]]:
-    """Detections of one image as rows of COCO results."""
+def to_results(
+    detections: Detections, image_id: int | str, categories: Sequence[Category | None]
+) -> list[dict[str, Any]]:
+    """Detections of one image as rows of COCO results. categories: as in `CocoResults.from_detections`."""
     return CocoResults.from_detections(detections, image_id, categories).rows()
 
 

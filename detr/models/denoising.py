@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from detr.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from detr.errors import UserError
+from detr.models.rows import Rowed, Rows
 from detr.models.values import Queries
 from detr.types import DenoisingPredictions, Matches, Predictions, Target
 
@@ -62,7 +63,7 @@ class Noise:
     sign: Float[Tensor, "batch places 4"]
 
 
-class DenoisingQueries(nn.Module):
+class DenoisingQueries(Rowed):
     """Queries from disturbed targets, with negative ones for contrast (DINO: Zhang et al., ICLR 2023).
 
     Each copy of an image's targets takes as many places, group by group, as the image of a batch with most targets
@@ -107,6 +108,9 @@ class DenoisingQueries(nn.Module):
         self.swap_sides, self.filling, self.eps = swap_sides, filling, eps
         self.without_objects = without_objects
         self.labels = nn.Embedding(num_classes + extra_label, d_model, padding_idx=num_classes if extra_label else None)
+
+    def rows(self) -> dict[str, Rows]:
+        return {"labels.weight": Rows("classes", further=self.labels.num_embeddings - self.num_classes)}
 
     @torch.compiler.disable  # the numbers of targets decide its shapes
     def forward(self, queries: Queries, targets: Sequence[Target], num_groups: int) -> tuple[Queries, DenoisingLayout]:

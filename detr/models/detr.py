@@ -88,6 +88,7 @@ class DETR(nn.Module):
         if self.queries.two_stage:
             classes = 1 if self.queries.class_agnostic else num_classes
             self.proposal_head = proposal_head(d_model=d_model, num_classes=classes, background=background)
+            self.proposal_head.class_agnostic = self.queries.class_agnostic
             self.proposal_head.start_at_anchors(0.0)
 
     def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Predictions:

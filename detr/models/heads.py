@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detr.boxes import inverse_sigmoid
 from detr.models.layers.mlp import MLP, MLPActivation
+from detr.models.rows import Rowed, Rows
 from detr.models.values import Refinement
 
 _PRIOR = 0.01  # probability of each class at the start (Lin et al., ICCV 2017)
@@ -16,7 +17,7 @@ _PEAKS = 4  # of each edge's distribution, which location quality is estimated f
 _QUALITY_FEATURES = 64
 
 
-class Head(nn.Module):
+class Head(Rowed):
     """Classes and boxes of every query or token.
 
     A head of another kind is a subclass; what its `forward` gives beside logits and boxes is a field of Predictions.
@@ -26,9 +27,11 @@ class Head(nn.Module):
     eps: as in `inverse_sigmoid`, of the references that boxes are offsets from.
     activation: of the perceptron of boxes.
     refines: what `refine` gives the decoder: boxes, or changes of `distributions` for FineDecoder.
+    class_agnostic: its one class is any object, so that it does not depend on the classes of the data.
     """
 
     refines: Literal["boxes", "distributions"] = "boxes"
+    class_agnostic = False
 
     def __init__(
         self,
@@ -45,6 +48,10 @@ class Head(nn.Module):
         self.box_head = MLP(d_model, d_model, 4, layers=3, activation=activation)
         if not background:
             nn.init.constant_(self.class_head.bias, math.log(_PRIOR / (1 - _PRIOR)))
+
+    def rows(self) -> dict[str, Rows]:
+        classes = Rows("classes", further=int(self.background))
+        return {} if self.class_agnostic else {"class_head.weight": classes, "class_head.bias": classes}
 
     def start_at_anchors(self, size: float) -> None:
         """The first boxes are the anchors themselves. size: width and height, in logits, of those that have none."""

@@ -13,11 +13,12 @@ from detr.errors import UserError
 from detr.models.heads import Head
 from detr.models.layers.mlp import MLP, MLPActivation
 from detr.models.layers.positions import anchor_embedding, sine_embedding
+from detr.models.rows import Rowed, Rows
 from detr.models.values import Memory, Queries
 from detr.types import Predictions
 
 
-class ObjectQueries(nn.Module):
+class ObjectQueries(Rowed):
     """What every kind of queries has in common.
 
     num_queries: queries in a group.
@@ -28,6 +29,7 @@ class ObjectQueries(nn.Module):
     class_agnostic: whether that head only separates objects from background.
     follows_anchors: whether positions are embedded anew from the anchors, so that more queries can be put beside them.
     start_size: width and height, in logits, of the first boxes around points.
+    own: the embeddings that each query, of each group, has a row of.
     """
 
     anchor_dims = 4
@@ -35,6 +37,7 @@ class ObjectQueries(nn.Module):
     class_agnostic = False
     follows_anchors = True
     start_size = 0.0
+    own: tuple[str, ...] = ()
 
     def __init__(self, *, num_queries: int, d_model: int, num_groups: int) -> None:
         super().__init__()
@@ -46,6 +49,9 @@ class ObjectQueries(nn.Module):
     def groups(self) -> int:
         """Groups that are used now."""
         return self.num_groups if self.training else 1
+
+    def rows(self) -> dict[str, Rows]:
+        return {f"{name}.weight": Rows("queries", groups=self.num_groups) for name in self.own}
 
     def forward(self, memory: Memory, head: Head | None) -> tuple[Queries, Predictions | None]:
         """The queries, and the proposals that they start from, where they are two-stage.
@@ -64,6 +70,7 @@ class LearnedQueries(ObjectQueries):
     """
 
     follows_anchors = False
+    own = ("position", "content")
 
     def __init__(
         self,
@@ -122,6 +129,8 @@ class AnchorQueries(ObjectQueries):
         denoising queries (DN-DETR: Li et al., CVPR 2022).
     """
 
+    own = ("anchors",)
+
     def __init__(self, *, num_queries: int, d_model: int, num_groups: int = 1, learned_content: bool = False) -> None:
         super().__init__(num_queries=num_queries, d_model=d_model, num_groups=num_groups)
         self.anchors = nn.Embedding(num_queries * num_groups, 4)
@@ -173,6 +182,7 @@ class TwoStageQueries(ObjectQueries):
     """
 
     two_stage = True
+    own = ("content",)
 
     def __init__(
         self,

@@ -3,9 +3,10 @@
 from detr.weights.checkpoints import newest, save
 from detr.weights.families import from_published, to_published
 from detr.weights.fetching import weights_file
-from detr.weights.loading import LoadReport, check_state, load_state, load_weights
+from detr.weights.loading import check_state, load_state, load_weights
 from detr.weights.published import PUBLISHED, published_table
 from detr.weights.reading import Checkpoint, Published, Weights, as_checkpoint, read_checkpoint, read_weights
+from detr.weights.report import LoadReport
 
 __all__ = [
     "PUBLISHED",

@@ -1,117 +1,113 @@
-"""Weights into a model: exactly, or as a start whose classes and queries may be others."""
+"""Weights into a model: exactly, or as a start whose classes, queries and sizes may be others."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from detr.classes import ClassMatch, match_classes
 from detr.errors import UserError
 from detr.models.added import Added
-from detr.models.queries import ObjectQueries
+from detr.models.rows import Rows, rows_of
+from detr.text import printable
 from detr.types import Category
+from detr.weights.mapping import Correspondence, map_rows
 from detr.weights.reading import Published, Weights, read_weights
+from detr.weights.report import LoadReport
 
 logger = logging.getLogger(__name__)
 
-# Parts whose shape follows the data set or the number of queries: where it differs, they are trained anew.
-_OF_CLASSES = ("class_head.", "denoising.labels.")
-_REPLACEABLE = (*_OF_CLASSES, "queries.")
 _COUNT = "num_batches_tracked"
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_weights` made of each tensor, by name.
-
-    loaded: taken over. adapted: taken over in part, and which part. replaced: left to be trained anew, and why.
-    unused: what the file had in excess.
-    """
-
-    loaded: list[str]
-    adapted: dict[str, str] = field(default_factory=dict)
-    replaced: dict[str, str] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} tensors"]
-        lines += [f"loaded in part: {name} ({part})" for name, part in self.adapted.items()]
-        lines += [f"trained anew: {name} ({why})" for name, why in self.replaced.items()]
-        lines += [f"left in the file: {name}" for name in self.unused]
-        return "; ".join(lines)
+_TRAINING_ONLY = "denoising."  # the part that either side may lack
+_SHOWN = 10  # classes in a line
 
 
 def load_weights(model: nn.Module, path: str | Path, categories: Sequence[Category]) -> LoadReport:
-    """Start from the weights of any file that `read_weights` knows, whose classes or queries may be others.
+    """Start from the weights of any file that `read_weights` knows, whose classes, queries or sizes may be others.
 
-    categories: the classes of the new model. Where the file's are others, those of the same name keep their rows, and
-    the rest of the class heads starts anew; the same goes for queries of another shape. Attention blocks and other new
-    parts may be missing in the file. The report names all these. Raises UserError where anything else differs: the file
-    is of another model then.
+    The model's `Rowed` parts say what rows of their tensors stand for. Those of classes are found by `match_classes`,
+    those of queries by their number in their group, those of cells by their place. What the file lacks stays as in a
+    new model. Where the file does not name its classes, as many classes are taken for the same. Attention blocks and
+    other new parts may be missing in the file. The report says all this.
+
+    categories: the classes of the model. Raises UserError where anything else differs: the file is of another model.
     """
     own, weights = model.state_dict(), read_weights(path)
-    shared = _shared(weights, categories)
-    adapted = _adapted(model, weights, categories, shared) if shared else {}
-    replaced = _replaced(model, weights, categories)
-    replaced = {name: why for name, why in replaced.items() if name not in adapted}
+    known = weights.categories
+    match = None if known is None else match_classes(categories, known)
+    file = Correspondence(match=match, num_classes=len(known or ()), num_queries=weights.num_queries)
     state = {name: tensor for name, tensor in weights.state.items() if name in own or not name.endswith(_COUNT)}
-    unused = [name for name in state if name not in own and not isinstance(weights, Published)]
-    loaded = {name: tensor for name, tensor in state.items() if name not in (*adapted, *replaced, *unused)}
-    kept = {name: own[name] for name in replaced}
-    load_state(model, kept | loaded | adapted, weights)
-    part = f"rows of {len(shared)} of {len(categories)} classes, by their names"
-    report = LoadReport(loaded=list(loaded), adapted=dict.fromkeys(adapted, part), replaced=replaced, unused=unused)
-    logger.info("From %s: %s.", weights, report)
+    skipped = _in_excess(own, state, weights)
+    fresh = dict.fromkeys(_lacking(model, state), "not in the file")
+    mapped: dict[str, str] = {}
+    start = {name: tensor for name, tensor in state.items() if name not in skipped}
+    start |= {name: own[name] for name in fresh}
+    for name, rows in rows_of(model).items():
+        mine, found = own[name], start.get(name)
+        if name in fresh or found is None or found.shape[1:] != mine.shape[1:]:
+            continue  # what is missing or of another width is refused with the rest
+        pairs = file.pairs(rows, len(mine), len(found))
+        if len(mine) == len(found) == len(pairs) and all(row == other for row, other in pairs.items()):
+            continue
+        start[name] = map_rows(mine, found, pairs)
+        (mapped if pairs else fresh)[name] = _told(rows, pairs, len(mine), len(found))
+    load_state(model, start, weights)
+    report = LoadReport(
+        source=str(weights),
+        loaded=[name for name in start if name not in mapped and name not in fresh],
+        mapped=mapped,
+        fresh=fresh,
+        skipped=skipped,
+        classes=_classes(match, categories, known),
+    )
+    logger.info("%s", report)
     return report
 
 
-def _shared(weights: Weights, categories: Sequence[Category]) -> dict[int, int]:
-    """Labels of the model's classes that the file has by name, with their labels there; none where all are the same."""
-    if weights.categories is None or weights.categories == list(categories):
-        return {}
-    labels = {category.name: label for label, category in enumerate(weights.categories)}
-    return {label: labels[one.name] for label, one in enumerate(categories) if one.name in labels}
+def _in_excess(own: Mapping[str, Tensor], state: Mapping[str, Tensor], weights: Weights) -> dict[str, str]:
+    """Why tensors of the file are not used, by their names; those of a published one have nearly all a place."""
+    names = [name for name in state if name not in own]
+    dropped: Mapping[str, str] = {}
+    if isinstance(weights, Published):
+        names, dropped = [name for name in names if name.startswith(_TRAINING_ONLY)], weights.converted.dropped
+    return {**dropped, **dict.fromkeys(names, "no place in the model")}
 
 
-def _adapted(
-    model: nn.Module, weights: Weights, categories: Sequence[Category], shared: Mapping[int, int]
-) -> dict[str, Tensor]:
-    """Tensors with a row for each class: the file's rows of shared classes, the model's own ones of all others."""
-    own, adapted = model.state_dict(), {}
-    before, now = len(weights.categories or ()), len(categories)
-    for name in _of_classes(model):
-        tensor, found = own[name].clone(), weights.state.get(name)
-        further = len(tensor) - now  # one, for no object, in the heads of softmax losses
-        if found is None or further not in (0, 1) or found.shape != (before + further, *tensor.shape[1:]):
-            continue
-        rows = {**shared, now: before} if further else shared
-        tensor[list(rows)] = found[list(rows.values())].to(tensor.dtype)
-        adapted[name] = tensor
-    return adapted
+def _lacking(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """What a file may lack because it is from before that was added: a part of the training alone, attention blocks."""
+    added = (_TRAINING_ONLY, *(f"{name}." for name, part in model.named_modules() if isinstance(part, Added)))
+    return [name for name in model.state_dict() if name.startswith(added) and name not in state]
 
 
-def _replaced(model: nn.Module, weights: Weights, categories: Sequence[Category]) -> dict[str, str]:
-    """Why tensors of the model are trained anew, by their names."""
-    own, state = model.state_dict(), weights.state
-    replaced = {
-        name: f"file {list(state[name].shape)}, model {list(tensor.shape)}"
-        for name, tensor in own.items()
-        if any(part in name for part in _REPLACEABLE) and name in state and state[name].shape != tensor.shape
-    }
-    if weights.categories is not None and weights.categories != list(categories):
-        replaced |= dict.fromkeys(_of_classes(model), "file of other classes")
-    # What a file from before it was added lacks: a part of the training alone, attention blocks.
-    added = ("denoising.", *(f"{name}." for name, part in model.named_modules() if isinstance(part, Added)))
-    return replaced | {name: "not in the file" for name in own if name.startswith(added) and name not in state}
+def _told(rows: Rows, pairs: Mapping[int, int], own: int, found: int) -> str:
+    if not pairs:
+        return f"no {rows.of} known from the file, which has {found} rows, wanted {own}"
+    of_model = own - rows.further
+    return f"rows of {sum(row < of_model for row in pairs)} of {of_model} {rows.of}; {found} rows in the file"
 
 
-def _of_classes(model: nn.Module) -> list[str]:
-    """The tensors of the class heads and of what else knows the classes, by name."""
-    agnostic = any(isinstance(part, ObjectQueries) and part.class_agnostic for part in model.modules())
-    others = ("proposal_head.",) if agnostic else ()
-    names = [name for name in model.state_dict() if any(part in name for part in _OF_CLASSES)]
-    return [name for name in names if not name.startswith(others)]
+def _classes(match: ClassMatch | None, categories: Sequence[Category], known: Sequence[Category] | None) -> list[str]:
+    """Which classes go on from those of the file, and which start anew."""
+    if match is None or known is None:
+        return ["classes: not named in the file"]
+    names, others = ([printable(category.name) for category in side] for side in (categories, known))
+    anew = [name for label, name in enumerate(names) if label not in match.labels]
+    unused = [name for label, name in enumerate(others) if label not in match.labels.values()]
+    lines = [f"classes: {len(match.labels)} of {len(names)} from the file: {_some([names[i] for i in match.labels])}"]
+    alike = [f"{names[label]} from {others[match.labels[label]]}" for label in match.alike]
+    for text, found in (
+        ("classes of nearly the same name", alike),
+        ("classes that start anew", anew),
+        ("classes whose names fit several", [names[label] for label in match.ambiguous]),
+        ("classes of the file alone", unused),
+    ):
+        lines += [f"{text}: {len(found)}: {_some(found)}"] if found else []
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") or "none"
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: Weights | str | Path) -> None:

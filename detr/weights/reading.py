@@ -67,6 +67,11 @@ class Weights:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def num_queries(self) -> int | None:
+        """Queries of a group, where that is known."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Weights):
@@ -89,6 +94,11 @@ class Checkpoint(Weights):
     config: dict[str, Any]
     categories: list[Category]
     training: dict[str, Any] | None
+
+    @property
+    def num_queries(self) -> int | None:
+        number = self.config["model"].get("num_queries")
+        return number if type(number) is int and number > 0 else None
 
 
 def read_weights(path: str | Path) -> Weights:

@@ -1,18 +1,19 @@
 """The training loop: what it computes, writes and says."""
 
 import gc
+import itertools
 import json
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from datasets import TrainLoader
-from detr.engine import Trainer, TrainerConfig, accelerated
+from detr.engine import Callback, Trainer, TrainerConfig, accelerated
 from detr.errors import Interrupted, NonFiniteError, UserError
 from detr.files import read_tensors
 from detr.models.attention import HardAttention, Placement
@@ -265,6 +266,39 @@ def test_frozen_parts_train_from_their_epoch_on(make: Make) -> None:
     assert not torch.equal(start["heads.0.class_head.weight"], first["heads.0.class_head.weight"])
     with pytest.raises(UserError, match=r"trainer\.freeze: the model has no part 'backbones'; its parts are backbone,"):
         make(freeze={"backbones": None})
+
+
+class Recorder(Callback):
+    """The weights and statistics of the backbone after each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def on_step_end(self, trainer: Trainer, losses: Mapping[str, float]) -> None:
+        self.seen.append({name: tensor.clone() for name, tensor in trainer.model.backbone.state_dict().items()})  # type: ignore[union-attr]
+
+
+def test_frozen_parts_thaw_after_a_fraction_of_the_training(make: Make) -> None:
+    """After the third of eight steps, in the middle of an epoch; wherever it is stopped, it goes on bit for bit."""
+    options: dict[str, Any] = {"freeze": {"backbone": 0.4, "encoder": 0.5}, "ema": 0.9, "epochs": 2}
+    recorder = Recorder()
+    straight = make("straight", callbacks={"recorder": recorder}, **options)
+    straight.fit()
+    assert len(recorder.seen) == 8
+    changed = [
+        {name for name in after if not torch.equal(before[name], after[name])}
+        for before, after in itertools.pairwise(recorder.seen)
+    ]
+    assert changed[:2] == [set(), set()] and all(found == {*recorder.seen[0]} for found in changed[2:])
+    for step in (2, 3, 5):
+        parts = make("parts", **options)
+        parts.reporter.sinks.append(StopsAt(parts, step))
+        with pytest.raises(Interrupted):
+            parts.fit()
+    make("parts", **options).fit()
+    assert_same_state(last(straight.run_dir)["model"], last(make("parts", **options).run_dir)["model"])
+    with pytest.raises(UserError, match=r"trainer\.freeze: wanted .* a fraction of the training from 0\.0 to 1\.0"):
+        make(freeze={"backbone": 1.5})
 
 
 @pytest.mark.parametrize("until", [None, 3])

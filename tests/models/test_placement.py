@@ -142,7 +142,7 @@ def test_published_weights_give_the_same_with_a_block(kind: str, tmp_path: Path)
         places = [f"model.attention.{kind}.stages=[{','.join(stages)}]", f"model.attention.{kind}.where=after"]
         model = build_model(model_config(f"model/attention={kind}", *places), num_classes=5).eval()
         report = load_weights(model, tmp_path / "published.pth", categories)
-        assert set(report.replaced.values()) == {"not in the file"}
+        assert set(report.fresh.values()) == {"not in the file"}
         expected, found = (each(make_batch(IMAGES)) for each in (plain, model))
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
         torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-5, rtol=0)
@@ -157,7 +157,7 @@ def test_blocks_keep_their_weights_from_our_own_checkpoints(tmp_path: Path) -> N
     )
     other = build_model(model_config("model/attention=[se,criss_cross]"), num_classes=5)
     report = load_weights(other, tmp_path / "last.pt", [])
-    assert all("criss_cross" in name or "class_head" in name for name in report.replaced)
+    assert all("criss_cross" in name or "class_head" in name for name in report.fresh)
     torch.testing.assert_close(other.state_dict()["backbone.body.layer1.0.attention.standard.se.excite.weight"],
                                model.state_dict()["backbone.body.layer1.0.attention.standard.se.excite.weight"])  # fmt: skip
 

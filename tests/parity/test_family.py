@@ -233,7 +233,7 @@ def test_their_files(theirs: Any, ours: DETR, tmp_path: Path, converted: Convert
     theirs.save_pretrained(tmp_path)
     model = build(converted.options, *SIZES)
     report = load_weights(model, tmp_path / "model.safetensors", CATEGORIES)
-    assert not report.replaced and not report.unused
+    assert not report.fresh and not report.skipped
     for name, tensor in ours.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
 
@@ -404,7 +404,7 @@ def test_files_of_the_authors(kind: str, tmp_path: Path) -> None:
     assert found.options == options
     model = build(found.options, *SIZES)
     report = load_weights(model, path, CATEGORIES)
-    assert not report.replaced and not report.unused and len(report.loaded) == len(trained.state_dict())
+    assert not report.fresh and not report.skipped and len(report.loaded) == len(trained.state_dict())
     detector = Detector.from_checkpoint(path, model=compose([*found.options.split(), *SIZES]).model)
     assert detector.categories == CATEGORIES
     for name, tensor in trained.state_dict().items():

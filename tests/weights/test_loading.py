@@ -23,18 +23,21 @@ OTHER_PARTS = {"config": {"data": {}, "model": {}}, "categories": [], "training"
 
 
 def test_published_weights_with_another_head_and_more_queries(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
-    """Of a data set whose classes nobody knows, so that its head starts anew."""
-    published = tiny_detr(num_classes=7, num_queries=20)
+    """Of a data set whose classes nobody knows, so that its head starts anew; the queries that are there stay."""
+    published = tiny_detr(num_classes=7, num_queries=9)
     torch.save({"model": to_published(published.state_dict())}, tmp_path / "detr.pth")
     model = tiny_detr(num_classes=2, num_queries=11)
     torch.nn.init.constant_(model.heads[0].box_head.layers[0].weight, 5.0)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = load_weights(model, tmp_path / "detr.pth", CLASSES)
-    assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias", "queries.position.weight"}
-    assert "trained anew: heads.0.class_head.weight (file [8, 32], model [3, 32])" in str(report)
-    assert len(report.loaded) == len(fresh) - 3 and not report.unused
+    assert set(report.fresh) == {"heads.0.class_head.weight", "heads.0.class_head.bias"}
+    assert report.mapped == {"queries.position.weight": "rows of 9 of 11 queries; 9 rows in the file"}
+    assert "fresh 2: no classes known from the file, which has 8 rows, wanted 3" in str(report)
+    assert len(report.loaded) == len(fresh) - 3 and not report.skipped
     for name, tensor in model.state_dict().items():
-        expected = fresh[name] if name in report.replaced else published.state_dict()[name]
+        expected = fresh[name] if name in report.fresh else published.state_dict()[name]
+        if name in report.mapped:
+            expected = torch.cat((expected, fresh[name][9:]))
         assert torch.equal(tensor, expected), name
 
 
@@ -45,7 +48,7 @@ def test_a_file_with_the_options_of_its_training(tmp_path: Path, tiny_detr: Call
     for zipped in (True, False):
         content = {"model": published, "args": options, "epoch": 49}
         torch.save(content, tmp_path / "detr.pth", _use_new_zipfile_serialization=zipped)
-        assert not load_weights(tiny_detr(num_classes=2), tmp_path / "detr.pth", CLASSES).replaced
+        assert not load_weights(tiny_detr(num_classes=2), tmp_path / "detr.pth", CLASSES).fresh
     torch.save({"model": published, "args": Path("detr.pth")}, tmp_path / "detr.pth")
     with pytest.raises(UserError, match=r"detr\.pth is refused: .*could run code"):
         load_weights(tiny_detr(num_classes=2), tmp_path / "detr.pth", CLASSES)
@@ -92,7 +95,7 @@ def test_safetensors(tmp_path: Path, tiny_detr: Callable[..., DETR]) -> None:
     published = tiny_detr(num_classes=2)
     file = tmp_path / "model.safetensors"
     save_file(to_published(published.state_dict()), file)
-    assert not load_weights(tiny_detr(num_classes=2), file, CLASSES).replaced
+    assert not load_weights(tiny_detr(num_classes=2), file, CLASSES).fresh
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.safetensors is cut short or damaged"):
         load_weights(tiny_detr(), file, CLASSES)
@@ -108,10 +111,10 @@ def test_the_head_of_other_classes_is_not_used_even_if_there_are_as_many(
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     save(tmp_path / "a.pt", {**OTHER_PARTS, "categories": categories, "model": trained.state_dict()})
     same, other = tiny_detr(num_classes=2), tiny_detr(num_classes=2)
-    assert not load_weights(same, tmp_path / "a.pt", CLASSES).replaced
+    assert not load_weights(same, tmp_path / "a.pt", CLASSES).fresh
     assert torch.equal(same.heads[0].class_head.weight, trained.heads[0].class_head.weight)
     report = load_weights(other, tmp_path / "a.pt", [Category(1, "ape"), Category(2, "gnu")])
-    assert set(report.replaced) == {"heads.0.class_head.weight", "heads.0.class_head.bias"}
+    assert set(report.fresh) == {"heads.0.class_head.weight", "heads.0.class_head.bias"}
     assert not torch.equal(other.heads[0].class_head.weight, trained.heads[0].class_head.weight)
 
 
@@ -131,12 +134,13 @@ def test_classes_of_the_same_name_are_found_as_before(tmp_path: Path, tiny_detr:
     path = saved(trained, ["cat", "dog", "gnu"], tmp_path / "a.pt")
     classes = [Category(number, name) for number, name in enumerate(["gnu", "ape", "cat", "emu"])]
     report = load_weights(model, path, classes)
-    assert not report.replaced
+    assert not report.fresh
     head = "heads.0.class_head"
-    assert (
-        f"loaded in part: {head}.weight (rows of 2 of 4 classes, by their names); loaded in part: {head}.bias"
-        in str(report)
-    )
+    assert set(report.mapped) == {f"{head}.weight", f"{head}.bias"}
+    assert "mapped 2: rows of 2 of 4 classes; 4 rows in the file" in str(report)
+    assert "classes: 2 of 4 from the file: gnu, cat" in str(report)
+    assert "classes that start anew: 2: ape, emu" in str(report)
+    assert "classes of the file alone: 1: dog" in str(report)
     batch = make_batch([torch.rand(3, 37, 53), torch.rand(3, 48, 41)])
     with torch.no_grad():
         before, now = trained(batch), model(batch)
@@ -156,11 +160,11 @@ def test_every_part_that_knows_the_classes_follows_them(tmp_path: Path, pure: bo
     report = load_weights(model, path, [*CLASSES, Category(3, "gnu")])
     heads = ["heads.0", "heads.1", *([] if pure else ["proposal_head"])]  # a pure one knows of objects alone
     names = {f"{head}.class_head.{part}" for head in heads for part in ("weight", "bias")}
-    assert set(report.adapted) == names | (set() if pure else {"denoising.labels.weight"})
-    assert not report.replaced and not report.unused
+    assert set(report.mapped) == names | (set() if pure else {"denoising.labels.weight"})
+    assert not report.fresh and not report.skipped
     for name, tensor in model.state_dict().items():
         wanted = old[name]
-        if name in report.adapted:  # what a label of no class has stays the last
+        if name in report.mapped:  # what a label of no class has stays the last
             wanted = torch.cat((wanted[:2], fresh[name][2:3], wanted[2:]))
         assert torch.equal(tensor, wanted), name
         if name in names and name.endswith("bias"):
@@ -175,9 +179,9 @@ def test_norms_that_count_batches_start_from_those_that_do_not(tmp_path: Path) -
     )
     path = saved(frozen, ["cat", "dog"], tmp_path / "frozen.pt")
     report = load_weights(training, path, [Category(7, "cat"), Category(8, "dog")])
-    assert len(report.loaded) == len(frozen.state_dict()) and not report.replaced
+    assert len(report.loaded) == len(frozen.state_dict()) and not report.fresh
     for name, tensor in frozen.state_dict().items():
         assert torch.equal(tensor, training.state_dict()[name]), name
     path = saved(training, ["cat", "dog"], tmp_path / "batch.pt")
     report = load_weights(frozen, path, [Category(7, "cat"), Category(8, "dog")])
-    assert len(report.loaded) == len(frozen.state_dict()) and not report.unused
+    assert len(report.loaded) == len(frozen.state_dict()) and not report.skipped

@@ -231,7 +231,7 @@ def test_rows_of_cocos_classes_are_kept(tmp_path: Path, tiny_detr: Callable[...,
     model = tiny_detr(num_classes=3)
     fresh = model.heads[0].class_head.weight.detach().clone()
     report = load_weights(model, tmp_path / "detr.pth", [Category(5, "dog"), Category(6, "gnu"), Category(1, "person")])
-    assert set(report.adapted) == {"heads.0.class_head.weight", "heads.0.class_head.bias"} and not report.replaced
+    assert set(report.mapped) == {"heads.0.class_head.weight", "heads.0.class_head.bias"} and not report.fresh
     now, before = model.heads[0].class_head.weight, published.heads[0].class_head.weight
     assert torch.equal(now[[0, 2, 3]], before[[18, 1, 91]]) and torch.equal(now[1], fresh[1])
 

@@ -74,7 +74,7 @@ def test_numbers_are_those_of_version_1(saved: Path, recorded: dict[str, Any]) -
     checkpoint = read_checkpoint(saved)
     model = build_model(checkpoint.config["model"], num_classes=3, pretrained=False).eval()
     report = load_weights(model, saved, checkpoint.categories)
-    assert len(report.loaded) == len(recorded["tensors"]) and not report.replaced and not report.unused
+    assert len(report.loaded) == len(recorded["tensors"]) and not report.fresh and not report.skipped
     for built in (model, Detector.from_checkpoint(saved).model):
         predictions = built(batch())
         torch.testing.assert_close(predictions.logits[-1], torch.tensor(recorded["logits"]), atol=1e-5, rtol=0)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detr.errors import UserError
+from detr.models.rows import Rowed, Rows
 
 
 def sine_embedding(
@@ -91,7 +92,7 @@ class SinCosPosition(nn.Module):
         return torch.cat((y, x), dim=-1).T.unflatten(1, (height, width)).expand(batch, -1, -1, -1)
 
 
-class LearnedPosition(nn.Module):
+class LearnedPosition(Rowed):
     """A learned vector for each column and each row, concatenated (Carion et al. 2020, appendix A.4).
 
     d_model: channels of the encoding, even.
@@ -105,6 +106,9 @@ class LearnedPosition(nn.Module):
         self.col_embed = nn.Embedding(size, d_model // 2)
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.col_embed.weight)
+
+    def rows(self) -> dict[str, Rows]:
+        return {f"{name}.weight": Rows("cells") for name in ("row_embed", "col_embed")}
 
     def forward(self, mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
         """mask: True = padding; its content does not matter here."""
