@@ -146,7 +146,7 @@ def _warn_of_corners(results: CocoResults, images: Iterable[Mapping[str, Any]], 
 def _id(value: Any) -> Any:
     """As in the annotations; None for what can be no id."""
     key = identity(value)
-    return key if isinstance(key, int | str) else None
+    return key if type(key) in (int, str) else None
 
 
 def _endings(name: str) -> list[str]:
