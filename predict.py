@@ -110,6 +110,7 @@ def detect(
 
     categories: of the model's labels, for results; None leaves a class out of these.
     """
+    limit = detector.limit(config.threshold)
     unread: list[str] = []
     batches = batched(readable(items, unread), config.batch_size)
     first = next(batches, None)
@@ -127,7 +128,7 @@ def detect(
             found = detector.predict(pixels, 0.0, config.batch_size, config.max_dets)
             for (item, image), everything in zip(batch, found, strict=True):
                 highest = max(highest, *everything.scores.tolist()[:1])
-                detections = everything.above(config.threshold)
+                detections = everything.above(limit)
                 draw(config, detector, item, image, detections, output)
                 results.add(result_rows(item, detections, categories))
                 images.add([image_row(item, image, detections)])

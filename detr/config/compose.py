@@ -98,7 +98,7 @@ def _split(given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in given.items() if value is not None}
     if not (given or known):
         raise UserError(
-            "The checkpoint does not say what to evaluate on. Set data=coco data.root=DIR, or data.val.images=DIR and "
+            "Nothing says what to evaluate on. Set data=coco data.root=DIR, or data.val.images=DIR and "
             "data.val.annotations=FILE."
         )
     known = {"_target_": _COCO, **known}
