@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,9 @@ class Detector:
     ) -> list[Detections]:
         """Detections with a score of at least `threshold`, for each image, with boxes in its own pixels.
 
-        images: one or several; paths, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W), both RGB and
-        either uint8 or float in [0, 1]. Paths and Pillow images are turned upright as their EXIF data say.
+        images: one or several; paths, Pillow images, arrays (H, W, 3), or (H, W) in shades of gray, or tensors
+        (3, H, W), both RGB and either uint8 or float in [0, 1]. OpenCV's arrays are BGR, which no one can see in them:
+        give image[..., ::-1]. Paths and Pillow images are turned upright as their EXIF data say.
         max_dets: the most detections of an image, the best.
         Raises UserError for a threshold outside of [0, 1], for images without pixels or of another kind, and where the
         model's outputs are not finite.
@@ -156,7 +158,11 @@ class Detector:
         for start in range(0, len(images), batch_size):
             batch = [_to_tensor(image) for image in images[start : start + batch_size]]
             found += self._predict_batch(batch, max_dets)
-        return [detections.above(threshold)[:max_dets] for detections in found]
+        paths = (image if isinstance(image, str | Path) else None for image in images)
+        return [
+            replace(detections.above(threshold)[:max_dets], path=path)
+            for detections, path in zip(found, paths, strict=True)
+        ]
 
     @torch.inference_mode()
     def attention(
