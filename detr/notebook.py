@@ -42,4 +42,4 @@ def _picture(found: Detections) -> str:
     picture.thumbnail((_SIDE, _SIDE))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)
-    return f'<img alt="drawn detections" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    return f'<img alt="drawn detections" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}" />'

@@ -1,7 +1,5 @@
 """The fixed options of training."""
 
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +87,3 @@ class TrainerConfig:
         if self.evaluations is None:
             return self.evaluate_every
         return -(-self.total_epochs(batches) // self.evaluations)
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The options of a configuration by dotted name, with their values as text."""
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
