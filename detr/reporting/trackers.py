@@ -172,6 +172,9 @@ class MLflow(Tracker):
     experiment: which the run is part of. name: of the run; None: that of the run's folder.
     tracking_uri: a server or a store; None: MLFLOW_TRACKING_URI, or else mlruns/ in the run's folder, which
     `MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri RUN/mlruns` shows.
+
+    Metrics have a dot for each slash but the first of TensorBoard's names, such as train/grad_norm.encoder: a store of
+    files has no metric inside of another.
     """
 
     package = "mlflow"
@@ -206,7 +209,7 @@ class MLflow(Tracker):
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
+        allowed = {_metric_name(name): value for name, value in values.items()}
         self._client.log_batch(
             self._run, metrics=[self._metric(name, float(value), now, step) for name, value in allowed.items()]
         )
@@ -260,7 +263,7 @@ class Trackio(Tracker):
 
     def _end(self, *, failed: bool) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            self._current.finish()
+            self._api.finish()
 
 
 @contextlib.contextmanager
@@ -270,6 +273,12 @@ def _as_os_error(package: str) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - a training must not end by its log
         raise OSError(f"{package}: {_first_line(error)}") from None
+
+
+def _metric_name(name: str) -> str:
+    """As MLflow takes it."""
+    group, _, rest = name.partition("/")
+    return re.sub(r"[^\w\-. :/]", "_", f"{group}/{rest.replace('/', '.')}")
 
 
 def _first_line(error: Exception) -> str:

@@ -55,7 +55,9 @@ def train(folder: Path, tracker: Tracker, first: int, last: int, *, close: bool 
     sample = Sample(torch.full((3, 20, 30), 200, dtype=torch.uint8), truth=nothing, found=nothing)
     reporter.start(first, total_steps=8)
     for step in range(first + 1, last + 1):
-        reporter.step(step, {"loss": float(step), "grad_norm/encoder": 0.5}, {"lr": 0.25}, images=3, waited=0.0)
+        reporter.step(
+            step, {"loss": float(step), "grad_norm": 0.75, "grad_norm/encoder": 0.5}, {"lr": 0.25}, images=3, waited=0.0
+        )
         if step % 4 == 0:
             reporter.evaluation(step, {"AP": step / 100, "AR": float("nan")}, [sample, sample])
     if close:
@@ -130,7 +132,7 @@ def test_wandb_offline_has_what_tensorboard_has(tmp_path: Path) -> None:
     assert_same(points, tmp_path / "run")
     assert len(set(runs)) == 1 and json.loads((tmp_path / "run" / "wandb.json").read_text())["run"] == runs[0]
     assert config["seed"] == 3 and config["model"]["name"] == "small"
-    assert len(list((tmp_path / "run" / "wandb").glob("*/files/media/images/val/*.jpg"))) == 4
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/images/val/*.jpg"))) == 4
 
 
 def test_mlflow_has_what_tensorboard_has(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_mlflow_has_what_tensorboard_has(tmp_path: Path) -> None:
     [experiment] = [one for one in client.search_experiments() if one.name == "detr"]
     [run] = client.search_runs([experiment.experiment_id])
     found = {
-        name: [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
+        name.replace(".", "/"): [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
         for name in run.data.metrics
     }
     for index in range(2):
