@@ -1,14 +1,17 @@
-"""Detect on images: python predict.py checkpoint=PATH source=FILE|DIR|GLOB output=DIR"""
+"""Detect on images and videos: python predict.py checkpoint=PATH source=FILE|DIR|GLOB output=DIR"""
 
 import io
 import itertools
-import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
@@ -18,24 +21,41 @@ from detr import Detections, Detector, UserError
 from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml
 from detr.drawing import draw_detections
-from detr.evaluation import ListedImage, ListedImages, to_results
+from detr.evaluation import ListedImage, ListedImages
 from detr.images import find_images, read_image
-from detr.reporting import OutputFolder, RowFile, draw_attention
+from detr.reporting import FORMATS, OutputFolder, Result, draw_attention
 from detr.text import printable
 from detr.types import Category
+from detr.videos import VIDEO_ENDINGS, Frame, VideoWriter, is_video, read_video
 
 logger = logging.getLogger(__name__)
-CONFIG, RESULTS, IMAGES = "predict.yaml", "results.json", "images.json"
+CONFIG = "predict.yaml"
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image to detect on: its file, its name below the source, that of its picture below the output."""
+    """An image or a video to detect on: its file, its name below the source, that of its picture below the output."""
 
     path: Path
     name: str
     picture: str
     listed: ListedImage
+
+
+@dataclass(frozen=True)
+class Shot:
+    """An image, or a frame of a video, with its pixels (3, H, W)."""
+
+    item: Item
+    image: Tensor
+    frame: Frame | None = None
+
+    def result(self, found: Detections) -> Result:
+        listed, name, size = self.item.listed, self.item.name, (self.image.shape[1], self.image.shape[2])
+        if self.frame is None:
+            return Result(listed.id, name, self.item.picture, size, found)
+        number, time = self.frame.index, round(float(self.frame.time), 6)
+        return Result(f"{listed.id}#{number}", name, self.item.picture, size, found, number, time)
 
 
 @command("predict")
@@ -45,12 +65,20 @@ def main(config: DictConfig) -> None:
 
 
 def predict(config: DictConfig) -> None:
-    folder, names = find_images(config.source)
+    folder, names = find_images(config.source, VIDEO_ENDINGS)
     place = Path(config.output).expanduser()
     names = without_pictures_of(OutputFolder(place, ()), folder, names)
     pictures = picture_names(names)
+    videos = [name.as_posix() for name in names if is_video(name)]
+    if config.attention and videos:
+        raise UserError(
+            f"attention=true draws images alone, and source has {len(videos)} videos, such as {printable(videos[0])}. "
+            "Leave it out, or give a source without videos."
+        )
     sheets = [f"attention/{picture}" for picture in pictures] if config.attention else []
-    output = OutputFolder(place, [RESULTS, IMAGES, *pictures, *sheets, CONFIG], overwrite=config.overwrite)
+    images = [picture for name, picture in zip(names, pictures, strict=True) if not is_video(name)]
+    files = [file for name in config.formats for file in FORMATS[name].files(images)]
+    output = OutputFolder(place, [*files, *pictures, *sheets, CONFIG], overwrite=config.overwrite)
     detector = Detector.from_checkpoint(
         config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
     )
@@ -61,8 +89,8 @@ def predict(config: DictConfig) -> None:
     ]
     categories: Sequence[Category | None] = detector.categories
     if config.annotations is not None:
-        images = ListedImages(config.annotations, detector.categories)
-        items, categories = listed(items, images), images.categories
+        listing = ListedImages(config.annotations, detector.categories)
+        items, categories = listed(items, listing), listing.categories
     detect(config, detector, items, categories, output)
 
 
@@ -78,7 +106,7 @@ def without_pictures_of(output: OutputFolder, folder: Path, names: Sequence[Path
 
 def listed(items: Sequence[Item], images: ListedImages) -> list[Item]:
     """Those that an annotation file lists, with what it says of them; a warning counts the others."""
-    found = [(item, images.of(item.path)) for item in items]
+    found = [(item, None if is_video(item.path) else images.of(item.path)) for item in items]
     kept = [Item(item.path, item.name, item.picture, row) for item, row in found if row is not None]
     if not kept:
         raise UserError(
@@ -112,32 +140,32 @@ def detect(
     """
     limit = detector.limit(config.threshold)
     unread: list[str] = []
-    batches = batched(readable(items, unread), config.batch_size)
+    batches = batched(readable(items, unread, config.video_stride), config.batch_size)
     first = next(batches, None)
     if first is None:
         raise UserError(f"source={config.source} names no image that can be read. The last one: {unread[-1]}")
     output.write(CONFIG, as_yaml(config).encode())
-    results = RowFile(output, RESULTS)
-    listing = json.dumps([asdict(category) for category in categories if category is not None])
-    images = RowFile(output, IMAGES, before=f'{{"categories": {listing},\n"images": [', after="]}")
+    known = [category for category in categories if category is not None]
+    files = [FORMATS[name](output, known) for name in config.formats]
     done = count = 0
     highest = 0.0
     try:
-        for batch in itertools.chain([first], batches):
-            pixels = [image for _, image in batch]
-            found = detector.predict(pixels, 0.0, config.batch_size, config.max_dets)
-            for (item, image), everything in zip(batch, found, strict=True):
-                highest = max(highest, *everything.scores.tolist()[:1])
-                detections = everything.above(limit)
-                draw(config, detector, item, image, detections, output)
-                results.add(result_rows(item, detections, categories))
-                images.add([image_row(item, image, detections)])
-                done, count = done + 1, count + len(detections)
+        with Pictures(config, detector, output) as pictures:
+            for batch in itertools.chain([first], batches):
+                found = detector.predict([shot.image for shot in batch], 0.0, config.batch_size, config.max_dets)
+                highest = max(highest, *(score for one in found for score in one.scores.tolist()[:1]), 0.0)
+                found = [everything.above(limit) for everything in found]
+                results = [shot.result(of_categories(one, categories)) for shot, one in zip(batch, found, strict=True)]
+                for shot, one in zip(batch, found, strict=True):
+                    pictures.add(shot, one)
+                for file in files:
+                    file.add(results)
+                done, count = done + len(batch), count + sum(len(result.found) for result in results)
     finally:
-        logger.info(
-            "%d detections in %d of %d images; pictures, %s and %s are in %s.",
-            *(count, done, len(items), RESULTS, IMAGES, output.folder),
-        )
+        whole = f"{done} of {len(items)} images"
+        if any(is_video(item.path) for item in items):
+            whole = f"{done} images and frames of {len(items)} files"
+        logger.info("%d detections in %s; what was drawn and written is in %s.", count, whole, output.folder)
     if count == 0:
         text = "No score reaches threshold=%s; the highest is %.3f. A lower threshold shows more."
         logger.warning(text, config.threshold, highest)
@@ -145,64 +173,116 @@ def detect(
         logger.warning("%d of %d files could not be read and were left out.", len(unread), len(items))
 
 
-def readable(items: Iterable[Item], unread: list[str]) -> Iterator[tuple[Item, Tensor]]:
-    """The images with their pixels. For each that cannot be read there is a warning, which `unread` gets too."""
-    for item in tqdm(items, unit="image", disable=None):
+def readable(items: Iterable[Item], unread: list[str], stride: int) -> Iterator[Shot]:
+    """The images, and every `stride`-th frame of videos.
+
+    For each that cannot be read there is a warning, which `unread` gets too; for a video that ends early a warning.
+    """
+    for item in tqdm(items, unit="file", disable=None):
+        given = False
         try:
-            yield item, read_image(item.path, item.listed.size)
+            for shot in shots(item, stride):
+                yield shot
+                given = True
         except UserError as error:
-            unread.append(str(error))
-            logger.warning("Skipped: %s", error)
+            if given:
+                logger.warning("%s What was found before is kept.", error)
+            else:
+                unread.append(str(error))
+                logger.warning("Skipped: %s", error)
 
 
-def batched(images: Iterator[tuple[Item, Tensor]], size: int) -> Iterator[list[tuple[Item, Tensor]]]:
-    while batch := list(itertools.islice(images, size)):
+def shots(item: Item, stride: int) -> Iterator[Shot]:
+    if is_video(item.path):
+        frames = tqdm(read_video(item.path, stride), desc=printable(item.name), unit="frame", leave=False, disable=None)
+        yield from (Shot(item, frame.image, frame) for frame in frames)
+    else:
+        yield Shot(item, read_image(item.path, item.listed.size))
+
+
+def batched(shots: Iterator[Shot], size: int) -> Iterator[list[Shot]]:
+    while batch := list(itertools.islice(shots, size)):
         yield batch
 
 
-def draw(
-    config: DictConfig, detector: Detector, item: Item, image: Tensor, found: Detections, output: OutputFolder
-) -> None:
-    photograph = Image.fromarray(image.permute(1, 2, 0).numpy())
-    output.write(item.picture, jpeg(draw_detections(photograph, found, enlarge=config.enlarge)))
-    if config.attention:
-        maps = detector.attention(image, config.attention_point, config.threshold)
-        output.write(f"attention/{item.picture}", jpeg(draw_attention(photograph, maps)))
+def of_categories(found: Detections, categories: Sequence[Category | None]) -> Detections:
+    """Detections with the labels and names of some categories. These are given for each label; None leaves it out."""
+    known = [label for label, category in enumerate(categories) if category is not None]
+    numbers = torch.full((len(categories),), -1)
+    numbers[known] = torch.arange(len(known))
+    found = replace(found, labels=numbers[found.labels])
+    found = found.select((found.labels >= 0).nonzero()[:, 0])
+    names = [category.name for category in categories if category is not None]
+    return replace(found, names=[names[label] for label in found.labels.tolist()])
 
 
-def result_rows(item: Item, found: Detections, categories: Sequence[Category | None]) -> list[dict[str, object]]:
-    """COCO's, with the names of file and class."""
-    names = {category.id: category.name for category in categories if category is not None}
-    rows = to_results(found, item.listed.id, categories)
-    return [{**row, "file_name": item.name, "category_name": names[row["category_id"]]} for row in rows]
+class Pictures:
+    """Drawn images and videos in the output folder. At the end of the context the last video is complete."""
 
+    def __init__(self, config: DictConfig, detector: Detector, output: OutputFolder) -> None:
+        self._config, self._detector, self._output = config, detector, output
+        self._stack = ExitStack()
+        self._video: tuple[Item, VideoWriter] | None = None
 
-def image_row(item: Item, image: Tensor, found: Detections) -> dict[str, object]:
-    """COCO's, with the picture's name: images without detections are listed here alone."""
-    height, width = image.shape[1:]
-    size = {"width": width, "height": height}
-    return {"id": item.listed.id, "file_name": item.name, **size, "picture": item.picture, "detections": len(found)}
+    def add(self, shot: Shot, found: Detections) -> None:
+        photograph = Image.fromarray(shot.image.permute(1, 2, 0).numpy())
+        drawn = draw_detections(photograph, found, enlarge=self._config.enlarge)
+        if shot.frame is not None:
+            self._writer(shot.item, shot.frame).add(drawn, shot.frame.time)
+            return
+        self._output.write(shot.item.picture, jpeg(drawn))
+        if self._config.attention:
+            maps = self._detector.attention(shot.image, self._config.attention_point, self._config.threshold)
+            self._output.write(f"attention/{shot.item.picture}", jpeg(draw_attention(photograph, maps)))
+
+    def _writer(self, item: Item, frame: Frame) -> VideoWriter:
+        """Of the video that the frame is of; the one before it ends."""
+        if self._video is None or self._video[0] is not item:
+            self._stack.close()
+            file = self._stack.enter_context(self._output.create(item.picture))
+            self._video = item, self._stack.enter_context(VideoWriter(file, frame.rate))
+        return self._video[1]
+
+    def __enter__(self) -> "Pictures":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
 
 def picture_names(names: Sequence[Path]) -> list[str]:
-    """A name for each image's picture: its own, with its former ending where others differ in that alone."""
-    stems = Counter(str(name.with_suffix("")).lower() for name in names)  # some file systems know no difference in case
+    """A name for the picture of each image or video: its own, with its former ending where others differ in that alone.
+
+    Files of labels have it too; those of frames, with the number of the frame behind it, are no image's either.
+    """
+    stems = Counter(stem_of(name) for name in names)
+    numbered = {re.sub(r"_\d+$", "", stem) for stem in stems if re.search(r"_\d+$", stem)}
     taken: set[str] = set()
     pictures = []
     for name in names:
-        unique = stems[str(name.with_suffix("")).lower()] == 1
+        avoided = numbered if is_video(name) else frozenset[str]()
+        unique = stems[stem_of(name)] == 1 and stem_of(name) not in avoided
         stem = name.with_suffix("") if unique else name.with_name(f"{name.stem}_{name.suffix[1:]}")
-        numbered = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-        candidates = (f"{stem.as_posix()}{end}.jpg" for end in numbered)
-        picture = next(candidate for candidate in candidates if taken.isdisjoint(written(candidate)))
+        ending = ".mp4" if is_video(name) else ".jpg"
+        numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        candidates = (f"{stem.as_posix()}{number}{ending}" for number in numbers)
+        picture = next(
+            candidate
+            for candidate in candidates
+            if taken.isdisjoint(written(candidate)) and stem_of(Path(candidate)) not in avoided
+        )
         taken |= written(picture)
         pictures.append(picture)
     return pictures
 
 
+def stem_of(name: Path) -> str:
+    return str(name.with_suffix("")).lower()  # some file systems know no difference in case
+
+
 def written(picture: str) -> set[str]:
-    """Everything that may be drawn of one image."""
-    return {picture.lower(), f"attention/{picture}".lower()}
+    """Everything that may be written of one image or video, but the labels of frames."""
+    return {picture.lower(), f"attention/{picture}".lower(), f"labels/{Path(picture).with_suffix('.txt')}".lower()}
 
 
 def some(names: Sequence[str]) -> str:

@@ -3,9 +3,10 @@
 Each gives a check, which takes a value and its place in the file, and raises Misfit where the value is not as wanted.
 """
 
+import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -196,3 +197,12 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     return "a huge number" if type(value) is int and abs(value) > 2**64 else reprlib.repr(value)
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The options of a configuration by dotted name, with their values as text."""
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,9 @@ class Detector:
 
         threshold: in [0, 1], or "best": for each class the one with the best F1 in the last evaluation of its training,
             or a metrics.json of evaluate.py, for those that it found.
-        images: one or several; paths, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W), both RGB and
-        either uint8 or float in [0, 1]. Paths and Pillow images are turned upright as their EXIF data say.
+        images: one or several; paths, Pillow images, arrays (H, W, 3), or (H, W) in shades of gray, or tensors
+        (3, H, W), both RGB and either uint8 or float in [0, 1]. OpenCV's arrays are BGR, which no one can see in them:
+        give image[..., ::-1]. Paths and Pillow images are turned upright as their EXIF data say.
         max_dets: the most detections of an image, the best.
         Raises UserError for a threshold outside of [0, 1], for images without pixels or of another kind, and where the
         model's outputs are not finite.
@@ -185,7 +187,11 @@ class Detector:
         for start in range(0, len(images), batch_size):
             batch = [_to_tensor(image) for image in images[start : start + batch_size]]
             found += self._predict_batch(batch, max_dets)
-        return [detections.above(limit)[:max_dets] for detections in found]
+        paths = (image if isinstance(image, str | Path) else None for image in images)
+        return [
+            replace(detections.above(limit)[:max_dets], path=path)
+            for detections, path in zip(found, paths, strict=True)
+        ]
 
     @torch.inference_mode()
     def attention(

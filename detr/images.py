@@ -3,10 +3,11 @@
 import glob
 import itertools
 import math
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePath
@@ -56,6 +57,7 @@ _DAMAGE = (
 # Where Pillow refuses an image; one of this size takes 2 to 3 GB to read. It warns of half of that already.
 MAX_PIXELS = 178_956_970
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _WANTED = "Give an image file, a folder of images, or a quoted pattern such as 'photos/*.jpg'."
 
 
@@ -189,13 +191,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def find_images(source: str) -> tuple[Path, list[Path]]:
+def find_images(source: str, more: Collection[str] = ()) -> tuple[Path, list[Path]]:
     """The images that a file name, a folder or a pattern names: a folder, and their sorted paths relative to it.
 
     A path that exists is no pattern, whatever characters it has. Of a folder's or a pattern's files those count whose
-    ending is that of a raster image. Raises UserError where there is none.
+    ending is that of a raster image, or among `more`, in small letters. Raises UserError where there is none, and for
+    a URL.
     """
-    path = Path(source).expanduser()
+    path, endings = Path(source).expanduser(), image_endings().union(more)
+    if _URL.match(source):
+        raise UserError(
+            f"source={printable(source)} is a URL, and nothing is downloaded. Save the file, and give its path."
+        )
     if path.is_file():
         return path.parent, [Path(path.name)]
     if path.is_dir():
@@ -204,11 +211,9 @@ def find_images(source: str) -> tuple[Path, list[Path]]:
         fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         folder, pattern = Path(*fixed), str(Path(*path.parts[len(fixed) :]))
     found = _matching(folder, pattern, source) if glob.has_magic(pattern) else ()
-    images = sorted(
-        path.relative_to(folder) for path in found if path.suffix.lower() in image_endings() and path.is_file()
-    )
+    images = sorted(path.relative_to(folder) for path in found if path.suffix.lower() in endings and path.is_file())
     if not images:
-        raise UserError(f"source={printable(source)} names no image{_hint(path)}. {_WANTED}")
+        raise UserError(f"source={printable(source)} names no image{_hint(path, endings)}. {_WANTED}")
     return folder, images
 
 
@@ -230,10 +235,10 @@ def image_endings() -> set[str]:
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
-def _hint(path: Path) -> str:
+def _hint(path: Path, endings: Collection[str]) -> str:
     """Why a source may name none."""
     if path.is_dir():
-        deeper = any(file.suffix.lower() in image_endings() for file in path.rglob("*"))
+        deeper = any(file.suffix.lower() in endings for file in path.rglob("*"))
         return f"; the folders in it do: write '{path / '**' / '*'}'" if deeper else ": the folder holds none"
     return "" if glob.has_magic(str(path)) else ": there is no such file or folder"
 

@@ -54,6 +54,12 @@ def number_or_text(least: int, most: int, texts: str) -> dict[str, Range]:
     return {_KEY: Range(wanted, lambda value: isinstance(value, str) or least <= value <= most)}
 
 
+def each_of(*choices: str) -> dict[str, Range]:
+    """Metadata of a dataclass field for a list of some of a few names, each at most once; it may be empty."""
+    wanted = f"a list of {', '.join(choices)}, each at most once"
+    return {_KEY: Range(wanted, lambda values: len({*values}) == len(values) and {*values} <= {*choices})}
+
+
 def one_of(*choices: str, default: str, former: Mapping[str, str] | None = None) -> Any:
     """A dataclass field for one of a few names. former: earlier names, each with the one to write instead."""
     limits = Range(" or ".join(choices), lambda value: value in choices, former or {})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -234,6 +235,7 @@ class Detections(TensorContainer):
     scores: (n,) in [0, 1].
     labels: (n,) contiguous class indices; `names` holds the same as text.
     queries: (n,) index of the object query that found it; with sigmoid scores one query may find several.
+    path: the file of their image, where they were found in a file.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -241,6 +243,7 @@ class Detections(TensorContainer):
     labels: Int64[Tensor, " n"]
     names: list[str]
     queries: Int64[Tensor, " n"]
+    path: str | Path | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -266,6 +269,46 @@ class Detections(TensorContainer):
         more = [f"{len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return f"Detections({len(self)}{': ' if shown else ''}{printable(', '.join(shown + more))})"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the best ones in a table, beside the drawn image where its file is known and there."""
+        from detr.notebook import as_html
+
+        return as_html(self)
+
+    def to_supervision(self) -> Any:
+        """The same as `supervision.Detections`, with names in data["class_name"] and queries in data["query"].
+
+        Raises UserError where supervision is missing.
+        """
+        columns = (self.boxes, self.scores, self.labels, self.queries)
+        boxes, scores, labels, queries = (column.detach().cpu().numpy() for column in columns)
+        data = {"class_name": np.array(self.names, dtype=str), "query": queries}
+        return _supervision().Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
+
+    @classmethod
+    def from_supervision(cls, found: Any) -> "Detections":
+        """From `supervision.Detections`, best score first.
+
+        Without scores these are 1, as of annotations; without data["class_name"] names are the numbers of classes.
+        Raises UserError where there are no classes, and where supervision is missing.
+        """
+        if not isinstance(found, _supervision().Detections):
+            raise UserError(f"Detections.from_supervision: wanted supervision.Detections, got {type(found).__name__}.")
+        if found.class_id is None:
+            raise UserError("Detections.from_supervision: wanted classes, got class_id=None. Set class_id.")
+        count = len(found)
+        scores = np.ones(count) if found.confidence is None else found.confidence
+        names = found.data.get("class_name", found.class_id)
+        queries = found.data.get("query", range(count))
+        detections = cls(
+            boxes=torch.tensor(found.xyxy, dtype=torch.float32).reshape(-1, 4),
+            scores=torch.tensor(scores, dtype=torch.float32),
+            labels=torch.tensor(found.class_id, dtype=torch.int64),
+            names=[str(name) for name in names],
+            queries=torch.tensor(queries, dtype=torch.int64),
+        )
+        return detections.select(detections.scores.argsort(descending=True, stable=True))
+
     def above(self, threshold: float | Float[Tensor, " classes"]) -> "Detections":
         """Those with a score of at least `threshold`, of one number for all or one for each label."""
         least = threshold[self.labels] if isinstance(threshold, Tensor) else threshold
@@ -276,15 +319,18 @@ class Detections(TensorContainer):
         names = [self.names[index] for index in chosen.tolist()]
         return replace(self.map(lambda tensor: tensor[chosen]), names=names)
 
-    def draw(self, image: Image.Image | str | Path, *, enlarge: bool = False) -> Image.Image:
+    def draw(self, image: Image.Image | str | Path | None = None, *, enlarge: bool = False) -> Image.Image:
         """A copy of their image, upright, with boxes, names and scores.
 
-        image: a file or a Pillow image. enlarge: make one that is too small for text larger.
-        Raises UserError where the file cannot be read.
+        image: a file or a Pillow image; None: `path`. enlarge: make one that is too small for text larger.
+        Raises UserError where the file cannot be read, or is not known.
         """
         from detr.drawing import draw_detections
         from detr.images import read_image, upright_tensor
 
+        image = self.path if image is None else image
+        if image is None:
+            raise UserError("Detections.draw: these were not found in a file. Give their image: found.draw(IMAGE).")
         pixels = upright_tensor(image) if isinstance(image, Image.Image) else read_image(image)
         return draw_detections(Image.fromarray(pixels.permute(1, 2, 0).numpy()), self, enlarge=enlarge)
 
@@ -299,3 +345,13 @@ class Detections(TensorContainer):
                 "found.draw(IMAGE).save(PATH)."
             )
         Path(path).write_text(json.dumps([one._asdict() for one in self], indent=2) + "\n")
+
+
+def _supervision() -> Any:
+    try:
+        import supervision
+    except ImportError:
+        raise UserError(
+            "This needs the package supervision. Install it with pip install 'detr-framework[supervision]'."
+        ) from None
+    return supervision

@@ -1,16 +1,21 @@
 """Detection from Python: every kind of image, batches, published weights."""
 
+import base64
+import io
 import json
+import sys
+import xml.etree.ElementTree
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from detr import Detector, UserError
+from detr import Detections, Detector, UserError
 from detr import boxes as box_ops
 from detr.config import build_model, compose, plain
 from detr.images import pad_to_batch
@@ -62,6 +67,90 @@ def test_boxes_are_in_the_pixels_of_each_image(saved: Path) -> None:
     images = [np.zeros((64, 64, 3), np.uint8), np.zeros((640, 640, 3), np.uint8)]
     small, large = (detector.predict(image, threshold=0.0)[0] for image in images)
     torch.testing.assert_close(large.boxes, small.boxes * 10, rtol=1e-4, atol=1e-2)
+
+
+def test_arrays_of_opencv_are_turned_to_rgb_by_their_user(saved: Path) -> None:
+    detector = Detector.from_checkpoint(saved)
+    array = np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8)
+    bgr = array[..., ::-1].copy()
+    wanted, turned, wrong = detector.predict([array, bgr[..., ::-1], bgr], threshold=0.0)
+    assert torch.equal(turned.scores, wanted.scores) and not torch.equal(wrong.scores, wanted.scores)
+
+
+def test_supervision_takes_detections_and_gives_them_back(saved: Path) -> None:
+    sv = pytest.importorskip("supervision")
+    array = np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8)
+    everything = Detector.from_checkpoint(saved).predict(array, threshold=0.0)[0]
+    for found in (everything, everything[:1], everything[:0]):
+        given = found.to_supervision()
+        assert isinstance(given, sv.Detections) and len(given) == len(found)
+        assert given.data["class_name"].tolist() == found.names
+        back = Detections.from_supervision(given)
+        for name, tensor in found.tensors().items():
+            assert torch.equal(getattr(back, name), tensor) and getattr(back, name).dtype == tensor.dtype
+        assert back.names == found.names
+    merged = sv.Detections.merge([everything[3:].to_supervision(), everything[:3].to_supervision()])
+    assert torch.equal(Detections.from_supervision(merged).scores, everything.scores), "best score first"
+    drawn = sv.BoxAnnotator().annotate(array.copy(), everything.to_supervision())
+    assert drawn.shape == array.shape and (drawn != array).any()
+
+
+def test_detections_of_other_tools_become_ours() -> None:
+    sv = pytest.importorskip("supervision")
+    boxes = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    found = Detections.from_supervision(sv.Detections(xyxy=boxes, class_id=np.array([4, 0])))
+    assert found.scores.tolist() == [1, 1] and found.names == ["4", "0"] and found.boxes.tolist() == boxes.tolist()
+    assert len(Detections.from_supervision(sv.Detections(xyxy=np.zeros((0, 4)), class_id=np.zeros(0, int)))) == 0
+    with pytest.raises(UserError, match="wanted classes, got class_id=None"):
+        Detections.from_supervision(sv.Detections(xyxy=boxes))
+    with pytest.raises(UserError, match=r"wanted supervision\.Detections, got dict"):
+        Detections.from_supervision({})
+
+
+def test_the_extra_for_supervision_is_named() -> None:
+    with (
+        mock.patch.dict(sys.modules, {"supervision": None}),
+        pytest.raises(UserError, match=r"pip install 'detr-framework\[supervision\]'"),
+    ):
+        found_at(None, 1).to_supervision()
+
+
+def found_at(path: Path | None, count: int, name: str = "cat") -> Detections:
+    return Detections(
+        boxes=torch.tensor([[10.0, 20.0, 60.0, 70.0]]).repeat(count, 1),
+        scores=torch.linspace(0.9, 0.1, count),
+        labels=torch.zeros(count, dtype=torch.int64),
+        names=[name] * count,
+        queries=torch.arange(count),
+        path=path,
+    )
+
+
+def test_detections_show_themselves_in_a_notebook(tmp_path: Path) -> None:
+    """With their picture where it is known and there; all text is escaped."""
+    hostile = "<script>alert(1)</script>"
+    Image.new("RGB", (1600, 900)).save(tmp_path / "<b>a.png")
+    html = found_at(tmp_path / "<b>a.png", 12, hostile)._repr_html_()
+    parser = xml.etree.ElementTree.fromstring(html)
+    assert len(parser.findall(".//tr")) == 11 and "and 2 more" in html and "12 detections" in html
+    assert hostile not in html and "&lt;script&gt;" in html and "&lt;b&gt;a.png" in html
+    [picture] = parser.findall("img")
+    drawn = Image.open(io.BytesIO(base64.b64decode(picture.get("src", "").partition("base64,")[2])))
+    assert drawn.size == (640, 360) and np.asarray(drawn).max() > 100
+    (tmp_path / "<b>a.png").unlink()
+    for found in (found_at(tmp_path / "<b>a.png", 1), found_at(None, 0), found_at(None, 1)):
+        assert "<img" not in found._repr_html_()
+    assert "0 detections" in found_at(None, 0)._repr_html_()
+
+
+def test_detections_in_files_know_them(saved: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    of_file, of_image = Detector.from_checkpoint(saved).predict(
+        [tmp_path / "a.png", Image.open(tmp_path / "a.png")], threshold=0.0
+    )
+    assert of_file.draw().size == (64, 48) and of_file[:1].path == of_file.path == tmp_path / "a.png"
+    with pytest.raises(UserError, match=r"not found in a file\. Give their image: found\.draw\(IMAGE\)"):
+        of_image.draw()
 
 
 BLOCKS = "se,non_local,criss_cross,dual,residual,spatial_transformer,hard,self_attention"

@@ -9,7 +9,7 @@ import torch
 
 from detr import distributed
 from detr.config import plain
-from detr.engine.options import flat
+from detr.contents import flat
 
 # What may differ between machines. Where data are is one of these: what they are is compared when they are read.
 _OF_A_MACHINE = ("run_dir", "device", "debug", "data.workers", "data.root", "data.train.", "data.val.", "data.prepare")

@@ -82,7 +82,8 @@ def _names(folder: Path) -> set[str]:
 
 def _check_unused(folder: Path, *, resumes: bool) -> None:
     """Refuse what another training, or someone else, has put there."""
-    trained = [name for name in ("checkpoints", "metrics.jsonl") if os.path.lexists(folder / name)]
+    # An empty file is of a training that ended at its start, such as by a tracker that it could not log in to.
+    trained = [name for name in ("checkpoints", "metrics.jsonl") if _holds_something(folder / name)]
     if trained and not resumes:
         raise UserError(
             f"{folder} holds a training already ({' and '.join(trained)}), which this one would overwrite. Go on with "
@@ -94,6 +95,10 @@ def _check_unused(folder: Path, *, resumes: bool) -> None:
             f"{folder} holds {' and '.join(foreign)} of something else than a training, which this one would "
             "overwrite. Choose another folder: run_dir=PATH."
         )
+
+
+def _holds_something(path: Path) -> bool:
+    return os.path.lexists(path) and not (path.is_file() and path.stat().st_size == 0)
 
 
 @contextmanager

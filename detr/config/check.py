@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr.config.moved import moved
 from detr.config.targets import FRAMEWORK, resolve
-from detr.engine.options import flat
+from detr.contents import flat
 from detr.errors import UserError
 from detr.ranges import check_ranges
 

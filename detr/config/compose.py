@@ -19,7 +19,7 @@ from detr.config import schema
 from detr.config.check import check_config, plain
 from detr.config.messages import message
 from detr.config.overrides import as_hydra_reads, with_model_of_weights
-from detr.engine.options import flat
+from detr.contents import flat
 from detr.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

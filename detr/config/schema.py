@@ -11,7 +11,8 @@ from omegaconf import MISSING, OmegaConf
 
 from detr.engine import TrainerConfig
 from detr.evaluation.backends import Backend
-from detr.ranges import at_least, each_from, number_or_text, one_of
+from detr.ranges import at_least, each_from, each_of, number_or_text, one_of
+from detr.reporting import FORMATS
 from detr.weights import published_table
 
 _MOST_PIXELS = 20_000  # of a side: an image of this size takes 5 GB, before the model sees it
@@ -104,6 +105,7 @@ class PredictConfig(RunConfig):
     source: str = MISSING
     output: str = "${run_dir}"
     overwrite: bool = False
+    formats: list[str] = field(default_factory=lambda: ["json"], metadata=each_of(*FORMATS))
     annotations: str | None = None
     threshold: int | float | str = field(
         default=0.5, metadata=number_or_text(0, 1, "best, or a metrics.json of evaluate.py")
@@ -113,6 +115,7 @@ class PredictConfig(RunConfig):
     size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
     max_size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
     square: bool | None = None
+    video_stride: int = at_least(1, default=1)
     enlarge: bool = False
     attention: bool = False
     attention_point: list[float] = field(default_factory=lambda: [0.5, 0.5])

@@ -1,7 +1,5 @@
 """The fixed options of training."""
 
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +92,3 @@ class TrainerConfig:
 def _is_time(value: Any) -> bool:
     """Whether it is an epoch, a fraction of the training, or None for never."""
     return 0 <= value <= 1 if isinstance(value, float) else isinstance(value, int | None)
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The options of a configuration by dotted name, with their values as text."""
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

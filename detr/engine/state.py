@@ -11,9 +11,8 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from detr import distributed
-from detr.contents import check_content, mapping, number, record, refuse_non_finite, saved, state_dict, whole
+from detr.contents import check_content, flat, mapping, number, record, refuse_non_finite, saved, state_dict, whole
 from detr.engine.optim import load_optimizer_state, optimizer_state
-from detr.engine.options import flat
 from detr.errors import UserError
 from detr.evaluation import Thresholds
 from detr.types import Category

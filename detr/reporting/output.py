@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from uuid import uuid4
 
 from detr.errors import UserError
 from detr.files import read_regular
 
 RECORD, _FORMAT = ".written.jsonl", '{"format": "detr-written-1"}'
-_MOST = 2**26  # bytes of the record, which are half a million files
+_MOST = 2**28  # bytes of the record, which are two million files
 
 
 class OutputFolder:
@@ -53,6 +54,27 @@ class OutputFolder:
             self.note(name, hashlib.sha256(content).hexdigest())
             _create(path, content)
 
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """One file to write bit by bit. It has its name at the end, also after an error: what was written is kept.
+
+        After a kill it is left over under another name, which ends in .part.
+        """
+        path = self.folder / name
+        self._check(name)
+        with explained(path):
+            self._start()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+            with part.open("x+b") as file:
+                try:
+                    yield file
+                finally:
+                    file.flush()
+                    self._check(name)
+                    self.note(name, _digest(part))
+                    part.replace(path)
+
     def wrote(self, path: Path) -> bool:
         """Whether a file is in this folder, and as this class wrote it there."""
         root, place = (Path(os.path.realpath(any_path)) for any_path in (self.folder, path))
@@ -88,7 +110,7 @@ class OutputFolder:
         path, digests = self.folder / name, self._written.get(name)
         if digests is None or not self._is_plain(path):
             return False
-        return hashlib.sha256(path.read_bytes()).hexdigest() in digests
+        return _digest(path) in digests
 
     def _is_plain(self, path: Path) -> bool:
         """Whether it is a file at this very place, and no link to another."""
@@ -138,25 +160,23 @@ class OutputFolder:
         )
 
 
-class RowFile:
-    """A list in a JSON file of an output folder, which is valid JSON after every row, however the program ends.
+class GrowingFile:
+    """A file of an output folder that is whole after every addition, however the program ends.
 
-    before, after: what the file has around the rows.
+    before, after: what the file has around the additions.
     """
 
-    def __init__(self, output: OutputFolder, name: str, *, before: str = "[", after: str = "]") -> None:
-        self._output, self._name, self._end = output, name, f"\n{after}\n".encode()
-        self._place, self._first = len(before.encode()), True
-        self._digest = hashlib.sha256(before.encode())  # of everything but the end
-        output.write(name, before.encode() + self._end)
+    def __init__(self, output: OutputFolder, name: str, *, before: bytes = b"", after: bytes = b"") -> None:
+        self._output, self._name, self._end = output, name, after
+        self._place = len(before)
+        self._digest = hashlib.sha256(before)  # of everything but the end
+        output.write(name, before + after)
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write further rows, which are in the file when this returns; raises UserError where the disk is full."""
-        text = ",".join(f"\n{json.dumps(row)}" for row in rows).encode()
-        if not text:
+    def append(self, content: bytes) -> None:
+        """Write more, which is in the file when this returns; raises UserError where the disk is full."""
+        if not content:
             return
-        text = text if self._first else b"," + text
-        self._digest.update(text)
+        self._digest.update(content)
         whole = self._digest.copy()
         whole.update(self._end)
         path = self._output.folder / self._name
@@ -164,14 +184,32 @@ class RowFile:
             self._output.note(self._name, whole.hexdigest())
             file.seek(self._place)
             try:
-                if file.write(text + self._end) < len(text + self._end):
+                if file.write(content + self._end) < len(content + self._end):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 file.seek(self._place)
                 file.write(self._end)  # as before, where there was room for it
                 file.truncate()
                 raise
-        self._place, self._first = self._place + len(text), False
+        self._place += len(content)
+
+
+class RowFile(GrowingFile):
+    """A list in a JSON file of an output folder, which is valid JSON after every row, however the program ends.
+
+    before, after: what the file has around the rows.
+    """
+
+    def __init__(self, output: OutputFolder, name: str, *, before: str = "[", after: str = "]") -> None:
+        super().__init__(output, name, before=before.encode(), after=f"\n{after}\n".encode())
+        self._first = True
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write further rows, which are in the file when this returns; raises UserError where the disk is full."""
+        text = ",".join(f"\n{json.dumps(row)}" for row in rows).encode()
+        if text:
+            self.append(text if self._first else b"," + text)
+            self._first = False
 
 
 @contextmanager
@@ -194,3 +232,12 @@ def _create(path: Path, content: bytes) -> None:
         except OSError:
             path.unlink()  # rather none than a part of it
             raise
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, which may be larger than memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -18,7 +18,7 @@ from detr.files import read_regular
 
 logger = logging.getLogger(__name__)
 _MOST = 2**31  # bytes of metrics.jsonl that a run goes on with
-_PIXELS = 300_000  # of a picture in TensorBoard
+_PIXELS = 300_000  # of a picture in TensorBoard and other trackers
 
 
 @runtime_checkable
@@ -139,11 +139,15 @@ class TensorBoard:
         self._writer.close()
 
 
-def _compressed(picture: Image.Image) -> Summary.Image:
-    """As JPEG of moderate size: SummaryWriter alone would write PNG, and a training hundreds of pictures."""
+def shrunk(picture: Image.Image) -> Image.Image:
+    """Of moderate size: a training logs hundreds of pictures."""
     factor = min(math.sqrt(_PIXELS / (picture.width * picture.height)), 1)
-    small = picture.resize((max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)))
-    stream = io.BytesIO()
+    return picture.resize((max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)))
+
+
+def _compressed(picture: Image.Image) -> Summary.Image:
+    """As JPEG of moderate size: SummaryWriter alone would write PNG."""
+    small, stream = shrunk(picture), io.BytesIO()
     small.save(stream, "JPEG", quality=75)
     return Summary.Image(width=small.width, height=small.height, colorspace=3, encoded_image_string=stream.getvalue())
 

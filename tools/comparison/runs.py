@@ -10,8 +10,7 @@ from typing import Any
 
 from yaml import YAMLError
 
-from detr.contents import Check, items, number, record, text, whole
-from detr.engine.options import flat
+from detr.contents import Check, flat, items, number, record, text, whole
 from detr.errors import UserError
 from detr.files import read_regular
 from tools.stored import read_config
