@@ -6,6 +6,7 @@ from detr.evaluation.evaluator import CocoEvaluator, Evaluation
 from detr.evaluation.listed import ListedImage, ListedImages
 from detr.evaluation.results import CocoResults, to_results
 from detr.evaluation.samples import Sample
+from detr.evaluation.thresholds import Threshold, best_thresholds
 
 __all__ = [
     "CocoEvaluator",
@@ -16,6 +17,8 @@ __all__ = [
     "ListedImages",
     "MatchingDiagnostics",
     "Sample",
+    "Threshold",
+    "best_thresholds",
     "coco_metrics",
     "evaluate_coco",
     "to_results",
