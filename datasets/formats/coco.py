@@ -16,6 +16,9 @@ from detr.files import open_regular
 from detr.types import Category
 
 
+_OWN = ("id", "file_name", "height", "width", "license", "date_captured")  # of COCO; all else is an attribute
+
+
 class _Object(NamedTuple):
     label: int
     box: tuple[float, ...]
@@ -131,6 +134,11 @@ def _record(key: int, image: dict[str, Any], objects: Sequence[_Object], reader:
         labels=np.array([found.label for found in objects], dtype=np.int64),
         crowds=np.array([found.crowd for found in objects], dtype=bool),
         areas=np.where(impossible, boxes[:, 2] * boxes[:, 3], areas),
+        attributes={
+            name: value
+            for name, value in image.items()
+            if name not in _OWN and not name.endswith("_url") and isinstance(value, str | int | float)
+        },
     )
 
 

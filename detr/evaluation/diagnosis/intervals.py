@@ -18,6 +18,7 @@ _RECALLS = np.linspace(0, 1, 101)
 _ABOVE = _RECALLS > np.arange(101) / 100
 _ROUNDING = 1e-9  # far less than between two recalls
 _FEW = (1, 10)  # detections of an image and class for AR1 and AR10
+_WORK = 10_000_000  # detections of all resamples
 _MOST = 2**22  # numbers that are worked on at a time
 
 
@@ -65,6 +66,11 @@ class Weighted:
     def per_class(self) -> Float64[np.ndarray, "r k"]:
         """AP of each class."""
         return self.ap[:, :, 0].mean(-1)
+
+
+def number_of_resamples(matching: Matching) -> int:
+    """1,000; fewer where there is much to resample, but at least 200: they take seconds, whatever the data."""
+    return int(np.clip(_WORK / max(len(matching.matched), 1), 200, 1000))
 
 
 def resamples(images: int, number: int, seed: int) -> Integer[np.ndarray, "images resamples"]:
