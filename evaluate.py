@@ -1,19 +1,26 @@
-"""Evaluate a checkpoint: python evaluate.py checkpoint=PATH data=coco data.root=DIR"""
+"""Evaluate a checkpoint, or results of any detector:
+
+python evaluate.py checkpoint=PATH data=coco data.root=DIR
+python evaluate.py results=FILE data=coco data.root=DIR
+"""
 
 import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from datasets import DetectionDataset, evaluation_loader, hold_out, transforms
+from datasets.formats import Annotations
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml, build, evaluation_data
 from detr.detector import Detector
-from detr.evaluation import CocoEvaluator
+from detr.errors import UserError
+from detr.evaluation import CocoEvaluator, CocoMetrics, CocoResults, Evaluation, coco_metrics, read_results
 from detr.reporting import OutputFolder
 from detr.weights import weights_file
 
@@ -36,30 +43,45 @@ def main(config: DictConfig) -> None:
 
 
 def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
+    if (config.checkpoint is None) == (config.results is None):
+        raise UserError(
+            f"evaluate.py: wanted a checkpoint or results, got {'neither' if config.results is None else 'both'}. Set "
+            "checkpoint=PATH to evaluate a model, or results=FILE to judge detections that are there already."
+        )
     names = [METRICS, DETECTIONS, CONFIG]
     output = distributed.by_first(
         lambda: OutputFolder(run_dir, names, overwrite=config.overwrite, option="run_dir=PATH")
     )
+    if config.results is None:
+        evaluation = evaluate_checkpoint(config, device)
+        found = None if evaluation is None else (evaluation.metrics, evaluation.results)
+    else:
+        found = evaluate_results(config) if distributed.rank() == 0 else None
+    if found is None:  # process 0 reports
+        return
+    metrics, results = found
+    output.write(METRICS, metrics.as_json().encode())
+    output.write(DETECTIONS, json.dumps(results.rows()).encode())
+    output.write(CONFIG, as_yaml(config).encode())
+    print(metrics.table())
+    print(best_threshold(metrics))
+    logger.info("Metrics are in %s, detections in %s.", output.folder / METRICS, output.folder / DETECTIONS)
+
+
+def evaluate_checkpoint(config: DictConfig, device: torch.device) -> Evaluation | None:
     with distributed.first_on_machine():
         file = weights_file(config.checkpoint)
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
     )
-    data = evaluation_data(config, detector.config)
-    build(config.data.prepare, path="data.prepare")
+    annotations, data = read_annotations(config, detector.config)
     detector.resize_to(config.data.size, config.data.max_size, config.data.square)
     resized = transforms.evaluation(size=detector.size, max_size=detector.max_size, square=detector.square)
-    # The node may be the checkpoint's, which is not to be trusted with more.
-    part = "val" if data["split"] is None else "train"
-    annotations = build(data[part], path=f"data.{part}", allow=("datasets.formats", *config.allow_targets))
-    if data["split"] is not None:
-        _, annotations = hold_out(annotations, data["split"], data["split_seed"])
     dataset = DetectionDataset(annotations, resized, categories=detector.categories)
     if distributed.world_size() > 1:
         weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
     logger.info("Evaluating on %d images: %s.", len(dataset), detector.resizing)
-
     evaluator = CocoEvaluator(
         loader=evaluation_loader(dataset, **{name: data[name] for name in ("batch_size", "workers", "pad_to")}),
         annotations=dataset.ground_truth(),
@@ -67,14 +89,38 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
         samples=0,
         **config.evaluation,
     )
-    evaluation = evaluator(detector.model)
-    if evaluation is None:  # process 0 reports
-        return
-    output.write(METRICS, evaluation.metrics.as_json().encode())
-    output.write(DETECTIONS, json.dumps(evaluation.results.rows()).encode())
-    output.write(CONFIG, as_yaml(config).encode())
-    print(evaluation.metrics.table())
-    logger.info("Metrics are in %s, detections in %s.", output.folder / METRICS, output.folder / DETECTIONS)
+    return evaluator(detector.model)
+
+
+def evaluate_results(config: DictConfig) -> tuple[CocoMetrics, CocoResults]:
+    """Of detections that are there already, which need no model."""
+    annotations, _ = read_annotations(config, None)
+    truth = DetectionDataset(annotations).ground_truth()
+    results = read_results(config.results, truth)
+    logger.info("Judging %d detections in %d images.", len(results), len(truth["images"]))
+    return coco_metrics(truth, results, **config.evaluation, thresholds=True), results
+
+
+def read_annotations(config: DictConfig, trained: dict[str, Any] | None) -> tuple[Annotations, dict[str, Any]]:
+    """What to evaluate on, and the options of its data. trained: the checkpoint's configuration, where it has one."""
+    data = evaluation_data(config, trained)
+    build(config.data.prepare, path="data.prepare")
+    # The node may be the checkpoint's, which is not to be trusted with more.
+    part = "val" if data["split"] is None else "train"
+    annotations = build(data[part], path=f"data.{part}", allow=("datasets.formats", *config.allow_targets))
+    if data["split"] is not None:
+        _, annotations = hold_out(annotations, data["split"], data["split_seed"])
+    return annotations, data
+
+
+def best_threshold(metrics: CocoMetrics) -> str:
+    if metrics.thresholds is None:
+        return "No object is found at an IoU of 0.5, so no threshold is better than another."
+    best = metrics.thresholds.overall
+    return (
+        f"Best F1 at one threshold for all classes: {best.f1:.3f} at {best.score:.3f}, with precision "
+        f"{best.precision:.3f} and recall {best.recall:.3f}. metrics.json has one for each class."
+    )
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ def listed(items: Sequence[Item], images: ListedImages) -> list[Item]:
 
 def detect(config: DictConfig, detector: Detector, items: Sequence[Item], output: OutputFolder) -> None:
     """Every result is written when it is there: an end before the last image loses none."""
+    limit = detector.limit(config.threshold)
     unread: list[str] = []
     batches = batched(readable(items, unread), config.batch_size)
     first = next(batches, None)
@@ -115,7 +116,7 @@ def detect(config: DictConfig, detector: Detector, items: Sequence[Item], output
             found = detector.predict(pixels, 0.0, config.batch_size, config.max_dets)
             for (item, image), everything in zip(batch, found, strict=True):
                 highest = max(highest, *everything.scores.tolist()[:1])
-                detections = everything.above(config.threshold)
+                detections = everything.above(limit)
                 draw(config, detector, item, image, detections, output)
                 results.add(result_rows(item, detections, detector))
                 images.add([image_row(item, image, detections)])

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from PIL import Image
 from torch import Tensor, nn
 
 from detr.config import build_stored_model, compose, plain
 from detr.contents import check_content, flag, record, whole
 from detr.errors import UserError
+from detr.evaluation import Thresholds, read_thresholds
 from detr.images import model_size, pad_to_batch, read_image, resize, upright_tensor
 from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
@@ -24,6 +26,7 @@ from detr.weights import PUBLISHED, Published, as_checkpoint, load_state, read_w
 logger = logging.getLogger(__name__)
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
+ScoreLimit = int | float | str | Path  # a number, "best", or a metrics.json of evaluate.py
 
 # Published DETR and most of its family were evaluated at these sizes.
 _PUBLISHED_SIZE, _PUBLISHED_MAX_SIZE = 800, 1333
@@ -41,6 +44,7 @@ class Detector:
     size, max_size: short side and limit of the long side that images are resized to.
     square: both sides are resized to `size` instead, whatever the aspect ratio.
     config: the configuration that it was trained with, None for published weights.
+    thresholds: the scores with the best F1 by class, for threshold="best"; None where there are none.
     """
 
     def __init__(
@@ -52,8 +56,10 @@ class Detector:
         max_size: int,
         square: bool = False,
         config: dict[str, Any] | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self.model, self.categories, self.config = model.eval(), list(categories), config
+        self.thresholds = thresholds
         self.size, self.max_size, self.square = size, max_size, square
 
     def __repr__(self) -> str:
@@ -97,7 +103,7 @@ class Detector:
         _check_device(device)
         model = _model_of(str(path), model)
         weights = read_weights(path)
-        config = None
+        config = thresholds = None
         if isinstance(weights, Published) and model is not None:
             logger.info("Using %s.", weights)
             categories = weights.categories or _unnamed(weights.converted.num_classes)
@@ -111,6 +117,8 @@ class Detector:
             checkpoint = as_checkpoint(weights)
             categories, config = checkpoint.categories, checkpoint.config
             model = config["model"]
+            if checkpoint.thresholds is not None:
+                thresholds = Thresholds.from_content(checkpoint.thresholds, f"Checkpoint {path}: thresholds")
             check_content(config, _SIZES, f"Checkpoint {path}: its configuration")
             data = {"square": False, **config["data"]}  # older ones have no such option
             check_content(data, _SHAPE, f"Checkpoint {path}: its data options")
@@ -119,7 +127,7 @@ class Detector:
         detector = build_stored_model(model, len(categories), weights, allow_targets, weights.state)
         load_state(detector, weights.state, weights)
         sizes: dict[str, Any] = {name: data[name] for name in ("size", "max_size", "square")}
-        return cls(model=detector.to(device), categories=categories, config=config, **sizes)
+        return cls(model=detector.to(device), categories=categories, config=config, thresholds=thresholds, **sizes)
 
     def resize_to(self, size: int | None = None, max_size: int | None = None, square: bool | None = None) -> None:
         """Work at another size of images, in pixels; the limit of the long side follows, unless it is given.
@@ -131,23 +139,44 @@ class Detector:
         self.max_size = max_size or self.max_size
         self.square = self.square if square is None else square
 
+    def limit(self, threshold: ScoreLimit) -> float | Float64[Tensor, " classes"]:
+        """The lowest score that counts: a number as it is; the best one of each label for "best" or a metrics.json.
+
+        Raises UserError for numbers outside of [0, 1], and where there are no best ones.
+        """
+        if isinstance(threshold, int | float):
+            if not 0 <= threshold <= 1:
+                raise UserError(
+                    f'Detector.predict: wanted a threshold of at least 0 and at most 1, or "best", got {threshold}.'
+                )
+            return float(threshold)
+        thresholds = self.thresholds if threshold == "best" else read_thresholds(threshold)
+        if thresholds is None:
+            raise UserError(
+                "threshold=best needs the thresholds of an evaluation, and these weights hold none. Evaluate them with "
+                "python evaluate.py checkpoint=PATH data=..., and give the evaluation/metrics.json that it writes, as "
+                "threshold=PATH. Or give a number."
+            )
+        return torch.tensor(thresholds.scores(self.categories), dtype=torch.float64)
+
     def predict(
         self,
         images: ImageSource | Iterable[ImageSource],
-        threshold: float = 0.5,
+        threshold: ScoreLimit = 0.5,
         batch_size: int = 4,
         max_dets: int = PUBLISHED_PAIRS,
     ) -> list[Detections]:
         """Detections with a score of at least `threshold`, for each image, with boxes in its own pixels.
 
+        threshold: in [0, 1], or "best": for each class the one with the best F1 in the last evaluation of its training,
+            or a metrics.json of evaluate.py, for those that it found.
         images: one or several; paths, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W), both RGB and
         either uint8 or float in [0, 1]. Paths and Pillow images are turned upright as their EXIF data say.
         max_dets: the most detections of an image, the best.
         Raises UserError for a threshold outside of [0, 1], for images without pixels or of another kind, and where the
         model's outputs are not finite.
         """
-        if not 0 <= threshold <= 1:
-            raise UserError(f"Detector.predict: wanted a threshold of at least 0 and at most 1, got {threshold}.")
+        limit = self.limit(threshold)
         for name, value in (("batch_size", batch_size), ("max_dets", max_dets)):
             if value < 1:
                 raise UserError(f"Detector.predict: wanted {name} of at least 1, got {value}.")
@@ -156,11 +185,11 @@ class Detector:
         for start in range(0, len(images), batch_size):
             batch = [_to_tensor(image) for image in images[start : start + batch_size]]
             found += self._predict_batch(batch, max_dets)
-        return [detections.above(threshold)[:max_dets] for detections in found]
+        return [detections.above(limit)[:max_dets] for detections in found]
 
     @torch.inference_mode()
     def attention(
-        self, image: ImageSource, point: Sequence[float] = (0.5, 0.5), threshold: float = 0.5
+        self, image: ImageSource, point: Sequence[float] = (0.5, 0.5), threshold: ScoreLimit = 0.5
     ) -> AttentionMaps:
         """Where the model looks in one image, for each detection with a score of at least `threshold`.
 
@@ -178,7 +207,7 @@ class Detector:
             )
         place = float(point[0]), float(point[1])
         with watch(self.model, place) as seen:
-            found = self._predict_batch([_to_tensor(image)])[0].above(threshold)
+            found = self._predict_batch([_to_tensor(image)])[0].above(self.limit(threshold))
         assert seen.decoder is not None
         return AttentionMaps(
             detections=found,

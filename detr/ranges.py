@@ -48,6 +48,12 @@ def each_from(least: int, most: int) -> dict[str, Range]:
     return {_KEY: Range(wanted, lambda values: len(values) > 0 and all(least <= value <= most for value in values))}
 
 
+def number_or_text(least: int, most: int, texts: str) -> dict[str, Range]:
+    """Metadata of a dataclass field for a number from `least` to `most` or a text. texts: which ones, for messages."""
+    wanted = f"at least {least} and at most {most}, or {texts}"
+    return {_KEY: Range(wanted, lambda value: isinstance(value, str) or least <= value <= most)}
+
+
 def one_of(*choices: str, default: str, former: Mapping[str, str] | None = None) -> Any:
     """A dataclass field for one of a few names. former: earlier names, each with the one to write instead."""
     limits = Range(" or ".join(choices), lambda value: value in choices, former or {})

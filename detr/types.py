@@ -266,9 +266,10 @@ class Detections(TensorContainer):
         more = [f"{len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return f"Detections({len(self)}{': ' if shown else ''}{printable(', '.join(shown + more))})"
 
-    def above(self, threshold: float) -> "Detections":
-        """Those with a score of at least `threshold`."""
-        return self.select((self.scores >= threshold).nonzero()[:, 0])
+    def above(self, threshold: float | Float[Tensor, " classes"]) -> "Detections":
+        """Those with a score of at least `threshold`, of one number for all or one for each label."""
+        least = threshold[self.labels] if isinstance(threshold, Tensor) else threshold
+        return self.select((self.scores >= least).nonzero()[:, 0])
 
     def select(self, chosen: Int64[Tensor, " chosen"]) -> "Detections":
         """Some of the detections."""

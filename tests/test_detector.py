@@ -220,7 +220,7 @@ def test_a_device_that_is_not_there_is_refused(saved: Path, device: str | torch.
 
 @pytest.mark.parametrize("threshold", [2.0, -1.0, float("nan")])
 def test_a_threshold_outside_of_scores_is_refused(saved: Path, threshold: float) -> None:
-    with pytest.raises(UserError, match="wanted a threshold of at least 0 and at most 1, got"):
+    with pytest.raises(UserError, match='wanted a threshold of at least 0 and at most 1, or "best", got'):
         Detector.from_checkpoint(saved).predict(np.zeros((9, 9, 3), np.uint8), threshold)
     assert len(Detector.from_checkpoint(saved).predict(np.zeros((9, 9, 3), np.uint8), 0.0, max_dets=3)[0]) == 3
 

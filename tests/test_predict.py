@@ -234,9 +234,7 @@ def test_where_nothing_is_sure_enough_the_highest_score_is_told(
     highest = max(row["score"] for row in rows_of(tmp_path / "all"))  # type: ignore[type-var]
     assert done.code == 0 and "No score" not in done.output and "Everything goes to" not in done.output
     done = predict(checkpoint, shapes_root / "val", tmp_path / "none", "threshold=1")
-    assert (
-        done.message == f"No score reaches threshold=1.0; the highest is {highest:.3f}. A lower threshold shows more."
-    )
+    assert done.message == f"No score reaches threshold=1; the highest is {highest:.3f}. A lower threshold shows more."
 
 
 @pytest.mark.timeout(120)

@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from detr.engine import TrainerConfig
 from detr.evaluation.backends import Backend
-from detr.ranges import at_least, each_from, one_of
+from detr.ranges import at_least, each_from, number_or_text, one_of
 from detr.weights import published_table
 
 _MOST_PIXELS = 20_000  # of a side: an image of this size takes 5 GB, before the model sees it
@@ -85,7 +85,8 @@ class TrainConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """Options of evaluate.py, described in configs/evaluate.yaml."""
 
-    checkpoint: str = MISSING
+    checkpoint: str | None = None
+    results: str | None = None
     overwrite: bool = False
     model: Any = None
     criterion: Any = None
@@ -104,7 +105,9 @@ class PredictConfig(RunConfig):
     output: str = "${run_dir}"
     overwrite: bool = False
     annotations: str | None = None
-    threshold: float = at_least(0, most=1, default=0.5)
+    threshold: int | float | str = field(
+        default=0.5, metadata=number_or_text(0, 1, "best, or a metrics.json of evaluate.py")
+    )
     max_dets: int = at_least(1, most=10_000, default=300)
     batch_size: int = at_least(1, default=4)
     size: int | None = at_least(1, most=_MOST_PIXELS, default=None)

@@ -15,6 +15,7 @@ from detr.contents import check_content, mapping, number, record, refuse_non_fin
 from detr.engine.optim import load_optimizer_state, optimizer_state
 from detr.engine.options import flat
 from detr.errors import UserError
+from detr.evaluation import Thresholds
 from detr.types import Category
 from detr.weights import Checkpoint, load_state, newest, read_checkpoint, save
 
@@ -61,6 +62,8 @@ class TrainingState:
     `categories`. keep: last checkpoints that are kept. data: texts by name that tell the data from others.
 
     step: steps done. skipped: how many of these changed nothing.
+    thresholds: those that the last evaluation found best; None before the first, where nothing was found, and in all
+        processes but the first.
     averaged: the moving average of the model, which is evaluated and saved for use instead of it, where there is one.
     """
 
@@ -81,6 +84,7 @@ class TrainingState:
         self.run_dir, self.images, self.metadata, self.keep = run_dir, images, metadata, keep
         self.data = dict(data or {})
         self.averaged: nn.Module | None = None
+        self.thresholds: Thresholds | None = None
         self.step = self.skipped = 0
 
     @property
@@ -95,7 +99,13 @@ class TrainingState:
         """Write a checkpoint, in process 0 alone; returns where. Raises UserError where it cannot be written."""
         path = self.path(name)
         # In all processes, since a callback may have to gather its state from them.
-        content = {**self.metadata, "model": self.evaluated.state_dict(), "training": self._training()}
+        thresholds = None if self.thresholds is None else self.thresholds.content()
+        content = {
+            **self.metadata,
+            "model": self.evaluated.state_dict(),
+            "thresholds": thresholds,
+            "training": self._training(),
+        }
         if distributed.rank() == 0:
             save(path, content, keep=self.keep if name == "last.pt" else 1)
         return path
@@ -139,10 +149,12 @@ class TrainingState:
             self._restore_callback(name, training["callbacks"][name], path)
 
     def _restore(self, checkpoint: Checkpoint, training: Mapping[str, Any]) -> None:
-        """Weights, their average, the optimizer's state and the loss scale."""
+        """Weights, their average and its thresholds, the optimizer's state and the loss scale."""
         load_state(self.model, training.get("model", checkpoint.state), checkpoint)
         if self.averaged is not None:
             load_state(self.averaged, checkpoint.state, checkpoint)
+        stored = checkpoint.thresholds
+        self.thresholds = None if stored is None else Thresholds.from_content(stored, f"Checkpoint {checkpoint.path}")
         load_optimizer_state(self.optimizer, self.model, training["optimizer"], f"Checkpoint {checkpoint.path}")
         if training["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])

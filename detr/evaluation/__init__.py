@@ -5,8 +5,9 @@ from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.evaluation.evaluator import CocoEvaluator, Evaluation
 from detr.evaluation.listed import ListedImage, ListedImages
 from detr.evaluation.results import CocoResults, to_results
+from detr.evaluation.results_file import read_results
 from detr.evaluation.samples import Sample
-from detr.evaluation.thresholds import Threshold, best_thresholds
+from detr.evaluation.thresholds import Threshold, Thresholds, best_thresholds, read_thresholds
 
 __all__ = [
     "CocoEvaluator",
@@ -18,8 +19,11 @@ __all__ = [
     "MatchingDiagnostics",
     "Sample",
     "Threshold",
+    "Thresholds",
     "best_thresholds",
     "coco_metrics",
     "evaluate_coco",
+    "read_results",
+    "read_thresholds",
     "to_results",
 ]

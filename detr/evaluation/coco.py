@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from detr.errors import UserError
 from detr.evaluation.backends import Backend, check_backend, hotcoco_evaluation, pycocotools_evaluation
 from detr.evaluation.comparison import Comparison, IouType
 from detr.evaluation.results import CocoResults
+from detr.evaluation.thresholds import Thresholds, best_thresholds
 from detr.text import printable
 
 _AREAS = ("all", "small", "medium", "large")
@@ -24,14 +25,17 @@ class CocoMetrics:
     summary: AP (over IoU 0.50 to 0.95), AP50, AP75, APs, APm, APl (by area), AR1, AR10, AR100 (by detections per
         image), ARs, ARm, ARl.
     per_class: AP, AP50, AP75 and AR100 of each class.
+    thresholds: with the best F1 at an IoU of 0.5; None where nothing is found, or they were not asked for.
     """
 
     summary: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    thresholds: Thresholds | None = None
 
     def as_json(self) -> str:
-        """{"bbox": summary, "per_class": ...}."""
-        return json.dumps({"bbox": self.summary, "per_class": self.per_class}, indent=2) + "\n"
+        """{"bbox": summary, "per_class": ..., "thresholds": ...}, these last where there are any."""
+        thresholds = {} if self.thresholds is None else {"thresholds": self.thresholds.content()}
+        return json.dumps({"bbox": self.summary, "per_class": self.per_class, **thresholds}, indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
@@ -67,6 +71,8 @@ def coco_metrics(
     iou_type: IouType = "bbox",
     backend: Backend = "hotcoco",
     max_dets: int = 100,
+    *,
+    thresholds: bool = False,
 ) -> CocoMetrics:
     """Compare detections with the annotations of all images.
 
@@ -75,15 +81,21 @@ def coco_metrics(
     iou_type: compare boxes, or masks ("segmentation").
     backend: `hotcoco`, or `pycocotools`, the reference; they agree to 1e-9.
     max_dets: most detections counted in an image, 100 by COCO's rules; AR100 is named after it.
+    thresholds: also find the scores with the best F1, of boxes.
 
     Raises UserError where results belong to images that the annotations do not list, or are not finite.
     """
     check_backend(backend, "evaluate_coco: wanted backend")
     if max_dets <= 10:
         raise UserError(f"evaluate_coco: wanted max_dets above 10, because AR10 is reported too, got {max_dets}.")
+    if thresholds and iou_type != "bbox":
+        raise UserError(
+            f"coco_metrics: wanted iou_type 'bbox' for thresholds, got '{iou_type}'. Leave thresholds=False."
+        )
     comparison = Comparison(annotations, results, iou_type)
     evaluate = hotcoco_evaluation if backend == "hotcoco" else pycocotools_evaluation
-    return _summarize(evaluate(comparison, max_dets), comparison.names, max_dets)
+    metrics = _summarize(evaluate(comparison, max_dets), comparison.names, max_dets)
+    return replace(metrics, thresholds=best_thresholds(comparison, max_dets=max_dets)) if thresholds else metrics
 
 
 def _summarize(evaluation: Any, names: Sequence[str], max_dets: int) -> CocoMetrics:

@@ -101,7 +101,7 @@ class CocoEvaluator:
         measured = [batch for part in parts for batch in part[1]]
         seen = [image for part in parts for image in part[2]]
         annotations = self.annotations if self.limit is None else _only(self.annotations, set(seen))
-        metrics = coco_metrics(annotations, everything, backend=self.backend, max_dets=self.max_dets)
+        metrics = coco_metrics(annotations, everything, backend=self.backend, max_dets=self.max_dets, thresholds=True)
         diagnostics = self.diagnostics.summarize(measured) if self.diagnostics else {}
         return Evaluation(metrics=metrics, results=everything, samples=samples, diagnostics=diagnostics)
 

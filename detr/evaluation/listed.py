@@ -44,7 +44,7 @@ class ListedImages:
         Raises UserError where several images are listed under it.
         """
         parts = file.absolute().parts
-        names = (_key("/".join(parts[start:])) for start in range(len(parts)))
+        names = (name_key("/".join(parts[start:])) for start in range(len(parts)))
         name = next((name for name in names if name in self._by_name), None)
         if name is None:
             return None
@@ -76,7 +76,7 @@ class ListedImages:
         name, key = row.get("file_name"), row.get("id")
         if not isinstance(name, str) or is_missing(key) or type(identity(key)) not in (int, str):
             raise self._refusal(f"an image has the id {brief(key)} and the file_name {brief(name)}")
-        return _key(name)
+        return name_key(name)
 
     def _refusal(self, reason: str) -> UserError:
         return UserError(
@@ -108,6 +108,6 @@ def _size(row: Mapping[str, Any]) -> tuple[int, int] | None:
     return (height, width) if type(height) is int and type(width) is int else None
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
     """File names that differ in slashes, or in how accents are composed, are the same."""
     return unicodedata.normalize("NFC", name.replace("\\", "/"))

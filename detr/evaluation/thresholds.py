@@ -1,14 +1,23 @@
 """The score from which on a detector's detections are kept, chosen by class for the best F1."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from detr.evaluation.comparison import Comparison
+from detr.contents import check_content, mapping, number, record, whole
+from detr.errors import UserError
+from detr.evaluation.comparison import Comparison, loaded
 from detr.evaluation.matches import coco_matches
+from detr.types import Category
 
 LEAST_OBJECTS = 20  # of a class, for a threshold of its own
+_RATIO = number(-1, 1)
+_THRESHOLD = record(score=number(), f1=_RATIO, precision=_RATIO, recall=_RATIO, objects=whole())
+_THRESHOLDS = record(overall=_THRESHOLD, per_class=mapping(_THRESHOLD))
 
 
 @dataclass(frozen=True)
@@ -26,37 +35,72 @@ class Threshold:
     objects: int
 
 
+@dataclass(frozen=True)
+class Thresholds:
+    """The best threshold for all detections together, and that of each class by name, as in `CocoMetrics`."""
+
+    overall: Threshold
+    per_class: dict[str, Threshold]
+
+    def scores(self, categories: Sequence[Category]) -> list[float]:
+        """By label: the score of each class, and the overall one where it is not known."""
+        found = (self.per_class.get(one.name) or self.per_class.get(f"{one.name} ({one.id})") for one in categories)
+        return [(threshold or self.overall).score for threshold in found]
+
+    def content(self) -> dict[str, Any]:
+        """As checkpoints and metrics.json hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_content(cls, content: Any, source: object) -> "Thresholds":
+        """What `content` gave. source: where it is from. Raises UserError where it is damaged."""
+        check_content(content, _THRESHOLDS, source)
+        per_class = {name: Threshold(**row) for name, row in content["per_class"].items()}
+        return cls(overall=Threshold(**content["overall"]), per_class=per_class)
+
+
+def read_thresholds(path: str | Path) -> Thresholds:
+    """The thresholds in a metrics.json of evaluate.py; raises UserError where there are none."""
+    path = Path(path).expanduser()
+    try:
+        content = loaded(path)
+        found = content["thresholds"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        raise UserError(
+            f"threshold={path}: wanted a number, best, or a metrics.json of evaluate.py with thresholds, which this is "
+            "not. Write one with python evaluate.py checkpoint=PATH data=..."
+        ) from None
+    return Thresholds.from_content(found, f"threshold={path}")
+
+
 def best_thresholds(
     comparison: Comparison, iou: float = 0.5, max_dets: int = 100, least_objects: int = LEAST_OBJECTS
-) -> dict[str, Threshold]:
-    """The threshold with the best F1 of each class by name; none at all where no object is found.
+) -> Thresholds | None:
+    """The thresholds with the best F1; None where no object is found.
 
     Detections are matched by COCO's rules (`coco_matches`). Every score between two neighboring detections gives the
     same F1: the middle is taken, which small changes of the scores hardly cross, or the lowest score of all where
     there is none below. Of scores with the same F1 it is the highest.
 
-    With few objects the best score is a matter of chance. So a class with fewer than `least_objects` has the score that
-    is best for all detections together, as has one of which nothing is found.
+    With few objects the best score is a matter of chance. So a class with fewer than `least_objects` has the overall
+    score, which is best for the detections of all classes together, as has one of which nothing is found.
 
-    iou: the least overlap of a detection with what it finds. max_dets: most detections counted in an image and class.
+    comparison: of boxes. iou: the least overlap of a detection with what it finds. max_dets: most detections counted in
+    an image and class.
     """
     matches = coco_matches(comparison, iou, max_dets)
-    counted = matches.counted
-    scores, classes, hits = (
-        comparison.found.scores[counted],
-        comparison.found.categories[counted],
-        matches.hits[counted],
-    )
+    found, counted, hits = comparison.found, matches.counted, matches.hits[matches.counted]
+    scores, classes = found.scores[counted], found.categories[counted]
     objects = np.bincount(comparison.truth.categories[matches.wanted], minlength=len(comparison.names))
-    overall = _best_score(scores, hits, int(objects.sum()))
-    if overall is None:
-        return {}
-    thresholds = {}
-    for number, name in enumerate(comparison.names):
-        own, wanted = classes == number, int(objects[number])
+    common = _best_score(scores, hits, int(objects.sum()))
+    if common is None:
+        return None
+    per_class = {}
+    for label, name in enumerate(comparison.names):
+        own, wanted = classes == label, int(objects[label])
         score = _best_score(scores[own], hits[own], wanted) if wanted >= least_objects else None
-        thresholds[name] = _at(overall if score is None else score, scores[own], hits[own], wanted)
-    return thresholds
+        per_class[name] = _at(common if score is None else score, scores[own], hits[own], wanted)
+    return Thresholds(overall=_at(common, scores, hits, int(objects.sum())), per_class=per_class)
 
 
 def _best_score(scores: Float64[np.ndarray, " n"], hits: Bool[np.ndarray, " n"], objects: int) -> float | None:

@@ -84,11 +84,13 @@ class Checkpoint(Weights):
 
     config: the composed configuration.
     training: what it takes to go on, as detr.weights.checkpoints describes it; None for a checkpoint of version 1.
+    thresholds: the content of detr.evaluation.Thresholds; None where there are none, as in earlier checkpoints.
     """
 
     config: dict[str, Any]
     categories: list[Category]
     training: dict[str, Any] | None
+    thresholds: dict[str, Any] | None = None
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -170,6 +172,7 @@ def _checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
             "the version of this framework that wrote it."
         )
     check_content(content, _CONTENT, f"Checkpoint {path}")
+    check_content({"thresholds": content.get("thresholds")}, record(thresholds=maybe(plain)), f"Checkpoint {path}")
     refuse_non_finite(content["model"], f"Checkpoint {path}")
     if content["format"] == version1.FORMAT:
         try:
@@ -182,4 +185,5 @@ def _checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
         config=content["config"],
         categories=[Category(id=row["id"], name=row["name"]) for row in content["categories"]],
         training=content["training"],
+        thresholds=content.get("thresholds"),
     )

@@ -6,6 +6,7 @@ import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from datasets import TrainLoader
 from detr.engine import Trainer, TrainerConfig, accelerated
 from detr.errors import Interrupted, NonFiniteError, UserError
+from detr.evaluation import Threshold, Thresholds
 from detr.files import read_tensors
 from detr.models.attention import HardAttention, Placement
 from detr.weights import read_checkpoint
@@ -291,6 +293,28 @@ def test_training_ends_when_patience_is_over(make: Make, monkeypatch: pytest.Mon
     assert (trainer.state.step, evaluation.best_step, evaluation.best) == (16, 8, 0.3)
     with pytest.raises(UserError, match=r"trainer\.monitor: 'mAP' is not among the metrics, which are AP, AP50"):
         make("other", monitor="mAP", max_steps=1).fit()
+
+
+def test_checkpoints_hold_the_best_thresholds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the metrics beside them, also where a training goes on between two evaluations."""
+    trainer = make(epochs=2)
+    evaluate = trainer.callbacks["validation"].evaluator
+    best = Threshold(score=0.25, f1=0.5, precision=0.5, recall=0.5, objects=30)
+    thresholds = Thresholds(overall=best, per_class={"circle": best})
+
+    def with_thresholds(model: Any, stop: Callable[[], bool]) -> Any:
+        found = evaluate(model, stop=stop)
+        return replace(found, metrics=replace(found.metrics, thresholds=thresholds))
+
+    trainer.callbacks["validation"].evaluator = with_thresholds
+    trainer.fit()
+    metrics = json.loads((trainer.run_dir / "evaluation" / "metrics.json").read_text())
+    for name in ("best.pt", "last.pt"):
+        checkpoint = read_checkpoint(trainer.state.path(name))
+        assert checkpoint.thresholds == metrics["thresholds"] == thresholds.content()
+    further = make("further", epochs=2, resume=str(trainer.state.path()))
+    further.state.resume(str(trainer.state.path()))
+    assert further.state.thresholds == thresholds
 
 
 @pytest.mark.parametrize("evaluations", [1, 2, 3, 5, 9])

@@ -1,15 +1,19 @@
 """The best thresholds by class, judged by pycocotools' matches and by trying every score."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from detr.evaluation import Threshold, best_thresholds
+from detr.errors import UserError
+from detr.evaluation import Threshold, Thresholds, best_thresholds, read_thresholds
 from detr.evaluation.backends import pycocotools_evaluation
 from detr.evaluation.comparison import Comparison
 from detr.evaluation.matches import coco_matches
-from tests.evaluation.test_coco import KEYS, hard_case, synthetic
+from detr.types import Category
+from tests.helpers.coco import KEYS, hard_case, synthetic
 
 
 def judged(comparison: Comparison, max_dets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,8 +55,10 @@ def test_no_other_score_is_better(seed: int) -> None:
     comparison = Comparison(*hard_case(seed, KEYS["from 0"]), "bbox")
     scores = [*np.unique(comparison.found.scores), 3]
     overall = max(scores, key=lambda score: f1_at(comparison, score, None))
-    common = best_thresholds(comparison, least_objects=10**6)
-    own = best_thresholds(comparison, least_objects=1)
+    common = best_thresholds(comparison, least_objects=10**6).per_class
+    thresholds = best_thresholds(comparison, least_objects=1)
+    own = thresholds.per_class
+    assert thresholds.overall.f1 == pytest.approx(f1_at(comparison, overall, None))
     assert own.keys() == common.keys() == {"0", "1", "2"}
     for number, name in enumerate(comparison.names):
         best = max(f1_at(comparison, score, number) for score in scores)
@@ -81,24 +87,24 @@ def scene(*found: tuple[int, float, bool], objects: dict[int, int]) -> Compariso
 def test_the_middle_of_two_scores_is_taken() -> None:
     comparison = scene((1, 0.9, True), (1, 0.75, True), (1, 0.25, False), (1, 0.1, False), objects={1: 2})
     expected = Threshold(score=0.5, f1=1.0, precision=1.0, recall=1.0, objects=2)
-    assert best_thresholds(comparison, least_objects=1) == {"class 1": expected}
+    assert best_thresholds(comparison, least_objects=1) == Thresholds(expected, {"class 1": expected})
 
 
 def test_the_lowest_score_is_its_own_threshold() -> None:
     comparison = scene((1, 0.75, True), (1, 0.25, True), objects={1: 4})
-    expected = Threshold(score=0.25, f1=pytest.approx(2 / 3), precision=1.0, recall=0.5, objects=4)
-    assert best_thresholds(comparison, least_objects=1) == {"class 1": expected}
+    expected = Threshold(score=0.25, f1=4 / 6, precision=1.0, recall=0.5, objects=4)
+    assert best_thresholds(comparison, least_objects=1) == Thresholds(expected, {"class 1": expected})
 
 
 def test_of_equal_thresholds_the_highest_is_taken() -> None:
     found = [(1, 0.75, True), *[(1, 0.5, False)] * 2, (1, 0.25, True)]  # F1 is 2/3 at 0.75 and at 0.25
-    assert best_thresholds(scene(*found, objects={1: 2}), least_objects=1)["class 1"].score == 0.625
+    assert best_thresholds(scene(*found, objects={1: 2}), least_objects=1).overall.score == 0.625
 
 
 def test_classes_with_few_objects_or_without_any_found_share_a_threshold() -> None:
     found = [*[(1, 0.75, True)] * 3, (1, 0.25, False), (2, 0.5, True), (3, 0.875, False)]
     thresholds = best_thresholds(scene(*found, objects={1: 3, 2: 1, 3: 3, 4: 0}), least_objects=2)
-    assert thresholds == {
+    assert thresholds.per_class == {
         "class 1": Threshold(score=0.5, f1=1.0, precision=1.0, recall=1.0, objects=3),
         "class 2": Threshold(score=0.375, f1=1.0, precision=1.0, recall=1.0, objects=1),
         "class 3": Threshold(score=0.375, f1=0.0, precision=0.0, recall=0.0, objects=3),
@@ -109,4 +115,34 @@ def test_classes_with_few_objects_or_without_any_found_share_a_threshold() -> No
 @pytest.mark.parametrize("results", [[], [{"image_id": 0, "category_id": 1, "bbox": [900, 9, 5, 5], "score": 1.0}]])
 def test_where_nothing_is_found_there_is_none(results: list[dict[str, Any]]) -> None:
     annotations, _ = synthetic(1, 20)
-    assert best_thresholds(Comparison(annotations, results, "bbox")) == {}
+    assert best_thresholds(Comparison(annotations, results, "bbox")) is None
+
+
+def test_thresholds_are_read_as_they_were_written(tmp_path: Path) -> None:
+    thresholds = best_thresholds(Comparison(*hard_case(1, KEYS["from 0"]), "bbox"), least_objects=1)
+    (tmp_path / "metrics.json").write_text(json.dumps({"thresholds": thresholds.content()}))
+    assert read_thresholds(tmp_path / "metrics.json") == thresholds
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "wanted a number, best, or a metrics.json"),
+        ("[1]", "wanted a number, best, or a metrics.json"),
+        ('{"bbox": {}}', "wanted a number, best, or a metrics.json"),
+        ('{"thresholds": {"overall": {"score": "x"}}}', "holds 'x' as overall.score, wanted a number"),
+    ],
+)
+def test_files_without_thresholds_are_refused(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        read_thresholds(tmp_path / "metrics.json")
+
+
+def test_every_label_has_a_score() -> None:
+    """Also where two classes share a name, and where the data had no such class."""
+    a, b, overall = (Threshold(score, 1.0, 1.0, 1.0, 30) for score in (0.25, 0.5, 0.75))
+    thresholds = Thresholds(overall=overall, per_class={"cat": a, "dog (7)": b})
+    categories = [Category(7, "dog"), Category(8, "bird"), Category(3, "cat")]
+    assert thresholds.scores(categories) == [0.5, 0.75, 0.25]

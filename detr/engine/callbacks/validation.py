@@ -59,6 +59,7 @@ class Validation(Callback):
         step = self.evaluated_step = trainer.state.step
         metrics = distributed.from_first(evaluation.metrics.summary if evaluation else {})
         if evaluation is not None:
+            trainer.state.thresholds = evaluation.metrics.thresholds
             evaluation.metrics.save(trainer.run_dir / "evaluation" / "metrics.json")
             trainer.reporter.evaluation(step, {**metrics, **evaluation.diagnostics}, evaluation.samples)
         if self.monitor not in metrics:
