@@ -10,13 +10,10 @@ import numpy as np
 
 from datasets.formats.base import Annotations, ImageRecord
 from datasets.formats.recognition import advice, refuse_other_json
-from detr.annotations import AnnotationReader, identity, is_missing
+from detr.annotations import COCO_KEYS, AnnotationReader, identity, is_missing
 from detr.errors import UserError, brief
 from detr.files import open_regular
 from detr.types import Category
-
-
-_OWN = ("id", "file_name", "height", "width", "license", "date_captured")  # of COCO; all else is an attribute
 
 
 class _Object(NamedTuple):
@@ -137,7 +134,7 @@ def _record(key: int, image: dict[str, Any], objects: Sequence[_Object], reader:
         attributes={
             name: value
             for name, value in image.items()
-            if name not in _OWN and not name.endswith("_url") and isinstance(value, str | int | float)
+            if name not in COCO_KEYS and not name.endswith("_url") and isinstance(value, str | int | float)
         },
     )
 

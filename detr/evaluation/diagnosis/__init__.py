@@ -35,7 +35,7 @@ from detr.evaluation.diagnosis.intervals import (
 from detr.evaluation.diagnosis.matching import AREAS, THRESHOLDS, Matching, match
 from detr.evaluation.diagnosis.slices import Slice, slices
 from detr.evaluation.results import CocoResults
-from detr.evaluation.thresholds import Threshold, best_thresholds
+from detr.evaluation.thresholds import Threshold, Thresholds, best_thresholds
 
 __all__ = [
     "AREAS",
@@ -54,6 +54,7 @@ __all__ = [
     "diagnose",
 ]
 IOU = 0.5  # of everything but COCO's own numbers
+_WITHOUT = 0.5  # the threshold where nothing is found, so that none is better
 _CURVES = (0.5, 0.75, 0.9)  # IoUs
 
 
@@ -124,7 +125,7 @@ def diagnose(
     """Say what the detections of all annotated images are worth, and where they fail.
 
     annotations: the content of a COCO file. Further keys of its images, such as their weather, give slices.
-    max_dets: most detections counted in an image and class. against: other results for the same images, to compare with.
+    max_dets: most detections counted in an image and class. against: other results for the same images.
     Raises UserError as `coco_metrics` does.
     """
     comparison = Comparison(annotations, results, "bbox")
@@ -133,12 +134,16 @@ def diagnose(
     draws = resamples(matching.number_of_images, number, seed)
     weights = np.column_stack((np.ones(len(draws), dtype=np.int32), draws))
     weighted = weighted_metrics(matching, weights)
+    difference = None
+    if against is not None:
+        other = weighted_metrics(match(Comparison(annotations, against, "bbox"), max_dets), weights)
+        difference = _difference(weighted, other, comparison.names, max_dets, against_name)
     evaluation = hotcoco_evaluation(comparison, max_dets)
     thresholds = best_thresholds(comparison, IOU, max_dets)
 
     counted = _counted(matching, len(comparison.found.scores))
     without_crowds = hotcoco_evaluation(selected(comparison, counted), max_dets)
-    least = np.array([thresholds[name].score if thresholds else IOU for name in comparison.names])
+    least = np.array([thresholds.per_class[name].score if thresholds else _WITHOUT for name in comparison.names])
     kept = counted & (comparison.found.scores >= least[comparison.found.categories])
     chosen = selected(comparison, kept)
     above = hotcoco_evaluation(chosen, max_dets)
@@ -162,9 +167,7 @@ def diagnose(
         worst=images.worst(),
         suspects=images.suspects(),
         slices=slices(matching, listed, number, seed),
-        difference=None
-        if against is None
-        else _difference(weighted, match(Comparison(annotations, against, "bbox"), max_dets), weights, comparison.names, max_dets, against_name),
+        difference=difference,
     )
 
 
@@ -187,7 +190,7 @@ def _curves(evaluation: Any) -> dict[str, np.ndarray]:
 
 
 def _classes(
-    comparison: Comparison, matching: Matching, weighted: Weighted, thresholds: Mapping[str, Threshold]
+    comparison: Comparison, matching: Matching, weighted: Weighted, thresholds: Thresholds | None
 ) -> list[ClassDiagnosis]:
     objects = np.bincount(matching.object_classes[matching.wanted[0]], minlength=len(comparison.names))
     ap = weighted.per_class()
@@ -199,16 +202,13 @@ def _classes(
             ap=interval(ap[:, label]),
             ap50=_or_none(weighted.ap[0, label, 0, 0]),
             sizes={area: _or_none(sizes[label, place]) for place, area in enumerate(AREAS) if place},
-            threshold=thresholds.get(name),
+            threshold=thresholds.per_class.get(name) if thresholds else None,
         )
         for label, name in enumerate(comparison.names)
     ]
 
 
-def _difference(
-    weighted: Weighted, other: Matching, weights: np.ndarray, names: list[str], max_dets: int, name: str
-) -> Difference:
-    others = weighted_metrics(other, weights)
+def _difference(weighted: Weighted, others: Weighted, names: list[str], max_dets: int, name: str) -> Difference:
     own, theirs = weighted.summary(max_dets), others.summary(max_dets)
     classes = weighted.per_class() - others.per_class()
     return Difference(

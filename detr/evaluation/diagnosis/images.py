@@ -62,15 +62,11 @@ class ImageList:
     rows: of the images in the annotations.
     """
 
-    def __init__(
-        self, evaluation: Any, comparison: Comparison, rows: Sequence[Mapping[str, Any]], iou: float
-    ) -> None:
+    def __init__(self, evaluation: Any, comparison: Comparison, rows: Sequence[Mapping[str, Any]], iou: float) -> None:
         self.comparison = comparison
         self.found = evaluation.image_diagnostics(iou_thr=iou, score_thr=0.0)
         self.ids = list(comparison.images)
-        self.files = {
-            comparison.images[identity(row["id"])]: str(row.get("file_name", row["id"])) for row in rows
-        }
+        self.files = {comparison.images[identity(row["id"])]: str(row.get("file_name", row["id"])) for row in rows}
 
     def worst(self, most: int = MOST_IMAGES) -> list[ImageErrors]:
         """Those with the most errors, wrong detections and missed objects alike."""
@@ -132,4 +128,3 @@ class ImageList:
             score=float(found.scores[row]),
             right=self.found["dt_status"].get(row + 1) == "tp",
         )
-

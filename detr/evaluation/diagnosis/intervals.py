@@ -15,7 +15,7 @@ from detr.evaluation.diagnosis.matching import AREAS, THRESHOLDS, Matching
 LEVEL = 0.95
 _RECALLS = np.linspace(0, 1, 101)
 # pycocotools compares a recall of k/100 with a threshold that rounding can have made larger.
-_ABOVE = _RECALLS > np.arange(101) / 100
+_ABOVE = (_RECALLS - np.arange(101) / 100) > 0
 _ROUNDING = 1e-9  # far less than between two recalls
 _FEW = (1, 10)  # detections of an image and class for AR1 and AR10
 _WORK = 10_000_000  # detections of all resamples

@@ -3,15 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from detr.annotations import COCO_KEYS
 from detr.evaluation.diagnosis.intervals import Interval, interval, resamples, weighted_metrics
 from detr.evaluation.diagnosis.matching import Matching
 
-OWN = frozenset({"id", "file_name", "height", "width", "license", "date_captured"})
 _MOST_ATTRIBUTES, _MOST_VALUES = 8, 8
 SIZE, OBJECTS = "image size in pixels", "objects in the image"
 
@@ -60,7 +61,7 @@ def slices(matching: Matching, rows: Sequence[Mapping[str, Any]], number: int, s
 
 def _attributes(rows: Sequence[Mapping[str, Any]], objects: np.ndarray) -> dict[str, dict[str, Bool[np.ndarray, " n"]]]:
     """The groups of images, by attribute and value."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in OWN]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in COCO_KEYS]
     columns = {name: [row.get(name) for row in rows] for name in names if not name.endswith("_url")}
     columns = {name: values for name, values in columns.items() if not any(isinstance(v, list | dict) for v in values)}
     sizes = [row["height"] * row["width"] if {"height", "width"} <= row.keys() else None for row in rows]
@@ -80,7 +81,6 @@ def _groups(values: Sequence[Any]) -> dict[str, Bool[np.ndarray, " n"]]:
         return {}
     chosen = [value for value, _ in counts.most_common(_MOST_VALUES)]
     chosen = sorted(chosen) if numbers else chosen
-    # Compared with its kind, since 1, 1.0 and true are equal.
     return {_text(value): np.array([other == value for other in values]) for value in chosen}
 
 
@@ -88,7 +88,7 @@ def _quartiles(values: Sequence[Any]) -> dict[str, Bool[np.ndarray, " n"]]:
     column = np.array([np.nan if value is None else float(value) for value in values])
     edges = np.unique(np.nanquantile(column, [0, 0.25, 0.5, 0.75, 1]))
     found = {}
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         last = high == edges[-1]
         inside = (column >= low) & ((column <= high) if last else (column < high))
         found[f"{_text(low)} to {'' if last else 'below '}{_text(high)}"] = inside
