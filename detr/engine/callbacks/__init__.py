@@ -40,7 +40,8 @@ def standard_callbacks(
 ) -> dict[str, Callback]:
     """The callbacks of a training by name, in the order in which they run: those that its options ask for, and `own`.
 
-    report: gets the detections of the last evaluation. own: further ones by name; None switches one off. They run before evaluations and checkpoints, which see their work.
+    report: gets the detections of the last evaluation.
+    own: further ones by name; None switches one off. They run before evaluations and checkpoints, which see their work.
     Raises UserError where one is no Callback, or has a name that is taken.
     """
     own = _checked({} if own is None else own)

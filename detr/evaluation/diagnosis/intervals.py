@@ -75,7 +75,9 @@ def number_of_resamples(matching: Matching) -> int:
 
 def resamples(images: int, number: int, seed: int) -> Integer[np.ndarray, "images resamples"]:
     """How often each image is drawn."""
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / max(images, 1)), size=number)
+    if images == 0:
+        return np.zeros((0, number), dtype=np.int32)
+    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=number)
     return np.ascontiguousarray(drawn.T.astype(np.int32))
 
 
@@ -144,7 +146,7 @@ def _average_precision(
     true: Integer[np.ndarray, "k r"], counted: Integer[np.ndarray, "k r"], total: Integer[np.ndarray, " r"]
 ) -> Float64[np.ndarray, " r"]:
     """COCO's mean precision at 101 recalls. true, counted: up to each true positive; others lower the precision."""
-    precision = np.maximum.accumulate(_ratio(true, counted, nothing=0)[::-1])[::-1]
+    precision = np.maximum.accumulate(_ratio(true, counted, nothing=0.0)[::-1])[::-1]
     hundredths = (true * (100 / np.maximum(total, 1)) + _ROUNDING).astype(np.int32)
     reached = hundredths + 1 - ((100 * true == hundredths * total) & _ABOVE[hundredths])
     gained = np.diff(reached, axis=0, prepend=0)
