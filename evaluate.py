@@ -20,20 +20,15 @@ from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml, build, evaluation_data
 from detr.detector import Detector
 from detr.errors import UserError
-from detr.evaluation import (
-    CocoEvaluator,
-    CocoMetrics,
-    CocoResults,
-    Evaluation,
-    categories_of_data,
-    coco_metrics,
-    read_results,
-)
+from detr.evaluation import CocoEvaluator, CocoMetrics, CocoResults, categories_of_data, coco_metrics, read_results
+from detr.evaluation.diagnosis import diagnose
 from detr.reporting import OutputFolder
+from detr.reporting.evaluation_page import folder_reader, report_page
 from detr.weights import weights_file
 
 logger = logging.getLogger(__name__)
 CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evaluation/detections.json"
+REPORT, NUMBERS = "evaluation/report.html", "evaluation/report.json"
 
 
 def unread(data: DictConfig) -> str | None:
@@ -56,27 +51,57 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
             f"evaluate.py: wanted a checkpoint or results, got {'neither' if config.results is None else 'both'}. Set "
             "checkpoint=PATH to evaluate a model, or results=FILE to judge detections that are there already."
         )
-    names = [METRICS, DETECTIONS, CONFIG]
+    other = report_against(config)
+    names = [METRICS, DETECTIONS, CONFIG, *([REPORT, NUMBERS] if config.report else [])]
     output = distributed.by_first(
         lambda: OutputFolder(run_dir, names, overwrite=config.overwrite, option="run_dir=PATH")
     )
     if config.results is None:
-        evaluation = evaluate_checkpoint(config, device)
-        found = None if evaluation is None else (evaluation.metrics, evaluation.results)
+        found = evaluate_checkpoint(config, device)
     else:
         found = evaluate_results(config) if distributed.rank() == 0 else None
     if found is None:  # process 0 reports
         return
-    metrics, results = found
+    metrics, results, dataset = found
     output.write(METRICS, metrics.as_json().encode())
     output.write(DETECTIONS, json.dumps(results.rows()).encode())
     output.write(CONFIG, as_yaml(config).encode())
     print(metrics.table())
     print(best_threshold(metrics))
     logger.info("Metrics are in %s, detections in %s.", output.folder / METRICS, output.folder / DETECTIONS)
+    if config.report:
+        truth = dataset.ground_truth()
+        diagnosis = diagnose(
+            truth,
+            results,
+            max_dets=config.evaluation.max_dets,
+            against=None if other is None else read_results(other, truth),
+            against_name=str(config.report_against),
+        )
+        title = f"{config.checkpoint or config.results} on {dataset.source}"
+        output.write(REPORT, report_page(diagnosis, folder_reader(dataset.folder), title=title).encode())
+        output.write(NUMBERS, diagnosis.as_json().encode())
+        logger.info("What it means is in %s, its numbers in %s.", output.folder / REPORT, output.folder / NUMBERS)
 
 
-def evaluate_checkpoint(config: DictConfig, device: torch.device) -> Evaluation | None:
+def report_against(config: DictConfig) -> Path | None:
+    """The detections to compare with: a file, or those of the folder of another evaluation."""
+    if config.report_against is None:
+        return None
+    path = Path(config.report_against).expanduser()
+    file = path / DETECTIONS if path.is_dir() else path
+    if not config.report or not file.is_file():
+        reason = f"{file} does not exist" if config.report else "there is no report"
+        raise UserError(
+            f"report_against={path}: {reason}. Wanted report=true and the run_dir of another evaluation on the same "
+            f"images, or a file of its detections ({DETECTIONS})."
+        )
+    return file
+
+
+def evaluate_checkpoint(
+    config: DictConfig, device: torch.device
+) -> tuple[CocoMetrics, CocoResults, DetectionDataset] | None:
     with distributed.first_on_machine():
         file = weights_file(config.checkpoint)
     detector = Detector.from_checkpoint(
@@ -100,16 +125,18 @@ def evaluate_checkpoint(config: DictConfig, device: torch.device) -> Evaluation 
         samples=0,
         **config.evaluation,
     )
-    return evaluator(detector.model)
+    evaluation = evaluator(detector.model)
+    return None if evaluation is None else (evaluation.metrics, evaluation.results, dataset)
 
 
-def evaluate_results(config: DictConfig) -> tuple[CocoMetrics, CocoResults]:
+def evaluate_results(config: DictConfig) -> tuple[CocoMetrics, CocoResults, DetectionDataset]:
     """Of detections that are there already, which need no model."""
     annotations, _ = read_annotations(config, None)
-    truth = DetectionDataset(annotations).ground_truth()
+    dataset = DetectionDataset(annotations)
+    truth = dataset.ground_truth()
     results = read_results(config.results, truth)
     logger.info("Judging %d detections in %d images.", len(results), len(truth["images"]))
-    return coco_metrics(truth, results, **config.evaluation, thresholds=True), results
+    return coco_metrics(truth, results, **config.evaluation, thresholds=True), results, dataset
 
 
 def read_annotations(config: DictConfig, trained: dict[str, Any] | None) -> tuple[Annotations, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +25,10 @@ from detr.cli import command, pick_device, run_directory
 from detr.config import build, build_criterion, build_model, plain
 from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
 from detr.errors import UserError
-from detr.evaluation import CocoEvaluator, MatchingDiagnostics
+from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics
+from detr.evaluation.diagnosis import diagnose
 from detr.reporting import Reporter, describe_model
+from detr.reporting.evaluation_page import folder_reader, report_page
 from detr.weights import PUBLISHED, load_weights, weights_file
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ def main(config: DictConfig) -> None:
 
 
 def train(config: DictConfig, run_dir: Path, device: torch.device, options: TrainerConfig) -> None:
+    if config.report and options.limit_evaluation_images is not None:
+        raise UserError("report=true: wanted trainer.limit_evaluation_images=null, as the page is about all images.")
     logger.info("Device: %s; threads of the CPU: %d. Reading the data.", device, torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
@@ -84,7 +89,11 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         schedule=build(config.scheduler, path="scheduler"),
         loader=loader,
         callbacks=standard_callbacks(
-            options, model=model, evaluator=evaluator, own=build(config.callbacks, path="callbacks")
+            options,
+            model=model,
+            evaluator=evaluator,
+            report=partial(write_report, val_set, run_dir, config.evaluation.max_dets) if config.report else None,
+            own=build(config.callbacks, path="callbacks"),
         ),
         reporter=Reporter(
             sinks=build(config.logger, path="logger"),
@@ -99,6 +108,16 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         data=data,
     )
     trainer.fit()
+
+
+def write_report(val_set: DetectionDataset, run_dir: Path, max_dets: int, results: CocoResults) -> None:
+    """Say in evaluation/report.html, and in numbers in report.json, where the detector fails."""
+    diagnosis = diagnose(val_set.ground_truth(), results, max_dets=max_dets)
+    page = report_page(diagnosis, folder_reader(val_set.folder), title=f"{run_dir} on {val_set.source}")
+    path = run_dir / "evaluation" / "report.html"
+    path.write_text(page, encoding="utf-8")
+    path.with_suffix(".json").write_text(diagnosis.as_json(), encoding="utf-8")
+    logger.info("What the last evaluation means is in %s.", path)
 
 
 def fetch(weights: str) -> Path:

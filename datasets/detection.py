@@ -158,7 +158,13 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         ]
         return {
             "images": [
-                {"id": record.id, "file_name": record.file_name, "height": record.size[0], "width": record.size[1]}
+                {
+                    **record.attributes,
+                    "id": record.id,
+                    "file_name": record.file_name,
+                    "height": record.size[0],
+                    "width": record.size[1],
+                }
                 for record in self.records
             ],
             "annotations": [{"id": number, **row} for number, row in enumerate(rows, start=1)],

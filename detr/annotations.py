@@ -19,6 +19,9 @@ _WHOLE = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 _FOUR_FLOATS = [float] * 4
 _TEXT, _EMPTY, _DECIMAL = "numbers as text", "fields without a value", "whole numbers with decimals"
 
+# Keys of an image in COCO's files, besides addresses; all others are attributes, such as its weather.
+COCO_KEYS = frozenset({"id", "file_name", "height", "width", "license", "date_captured"})
+
 
 class AnnotationReader:
     """Reads the values of one annotation file. `report` warns once of what is written otherwise than in COCO.

@@ -7,8 +7,8 @@ have an area inside of their image, and that categories are those of the model.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ class ImageRecord:
     labels: ranks in the categories.
     crowds: which boxes hold a crowd: evaluation ignores detections in them, training leaves them out.
     areas: in pixels, which decide whether an object counts as small, medium or large.
+    attributes: what else is known of the image, such as its weather: texts, numbers or bools by name.
     """
 
     id: int
@@ -43,6 +44,7 @@ class ImageRecord:
     labels: Int64[np.ndarray, " n"]
     crowds: Bool[np.ndarray, " n"]
     areas: Float64[np.ndarray, " n"]
+    attributes: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     @classmethod
     def of(

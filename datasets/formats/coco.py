@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.formats.base import Annotations, ImageRecord
 from datasets.formats.recognition import advice, refuse_other_json
-from detr.annotations import AnnotationReader, identity, is_missing
+from detr.annotations import COCO_KEYS, AnnotationReader, identity, is_missing
 from detr.errors import UserError, brief
 from detr.files import open_regular
 from detr.types import Category
@@ -131,6 +131,11 @@ def _record(key: int, image: dict[str, Any], objects: Sequence[_Object], reader:
         labels=np.array([found.label for found in objects], dtype=np.int64),
         crowds=np.array([found.crowd for found in objects], dtype=bool),
         areas=np.where(impossible, boxes[:, 2] * boxes[:, 3], areas),
+        attributes={
+            name: value
+            for name, value in image.items()
+            if name not in COCO_KEYS and not name.endswith("_url") and isinstance(value, str | int | float)
+        },
     )
 
 

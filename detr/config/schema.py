@@ -68,6 +68,7 @@ class EvaluationConfig:
 class TrainConfig(RunConfig):
     """Options of train.py, described in configs/train.yaml."""
 
+    report: bool = False
     model: Any = MISSING
     criterion: Any = MISSING
     optimizer: Any = MISSING
@@ -86,6 +87,8 @@ class TrainConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """Options of evaluate.py, described in configs/evaluate.yaml."""
 
+    report: bool = False
+    report_against: str | None = None
     checkpoint: str | None = None
     results: str | None = None
     overwrite: bool = False

@@ -1,6 +1,6 @@
 """What a training does beside its steps: averaging, freezing, evaluating, saving, ... One file an idea."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -16,7 +16,7 @@ from detr.engine.callbacks.validation import Validation
 from detr.engine.options import TrainerConfig
 from detr.engine.trainer import Callback
 from detr.errors import UserError
-from detr.evaluation import CocoEvaluator
+from detr.evaluation import CocoEvaluator, CocoResults
 
 __all__ = [
     "Checkpointing",
@@ -35,15 +35,17 @@ def standard_callbacks(
     *,
     model: nn.Module,
     evaluator: CocoEvaluator,
+    report: Callable[[CocoResults], None] | None = None,
     own: Any = None,
 ) -> dict[str, Callback]:
     """The callbacks of a training by name, in the order in which they run: those that its options ask for, and `own`.
 
+    report: gets the detections of the last evaluation.
     own: further ones by name; None switches one off. They run before evaluations and checkpoints, which see their work.
     Raises UserError where one is no Callback, or has a name that is taken.
     """
     own = _checked({} if own is None else own)
-    validation = Validation(evaluator=evaluator, monitor=config.monitor)
+    validation = Validation(evaluator=evaluator, monitor=config.monitor, report=report)
     checkpointing = Checkpointing(
         validation=validation, every_steps=config.save_every_steps, every_minutes=config.save_every_minutes
     )

@@ -3,14 +3,14 @@
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detr import distributed
 from detr.contents import number, record, whole
 from detr.engine.trainer import Callback, Trainer
 from detr.errors import UserError
-from detr.evaluation import CocoEvaluator
+from detr.evaluation import CocoEvaluator, CocoResults
 
 logger = logging.getLogger(__name__)
 _STATE = record(evaluated_step=whole(), best=number(most=sys.float_info.max), best_step=whole())
@@ -21,12 +21,16 @@ class Validation(Callback):
 
     It saves a checkpoint before: an evaluation that fails must not cost the training before it.
 
+    report: called at the end of the training, in process 0, with the detections of its last evaluation.
     monitor: the metric whose highest value is the best. Raises UserError, after an evaluation, where there is none of
         that name.
     """
 
-    def __init__(self, *, evaluator: CocoEvaluator, monitor: str) -> None:
-        self.evaluator, self.monitor = evaluator, monitor
+    def __init__(
+        self, *, evaluator: CocoEvaluator, monitor: str, report: Callable[[CocoResults], None] | None = None
+    ) -> None:
+        self.evaluator, self.monitor, self.report = evaluator, monitor, report
+        self.results: CocoResults | None = None
         self.evaluated_step = self.best_step = 0
         self.best = -math.inf
 
@@ -42,6 +46,8 @@ class Validation(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         best = trainer.state.path("best.pt")
+        if trainer.finished and self.report is not None and self.results is not None:
+            self.report(self.results)
         if trainer.finished and math.isfinite(self.best):
             logger.info("The best is step %d, with %s %.3f: %s", self.best_step, self.monitor, self.best, best)
 
@@ -59,6 +65,7 @@ class Validation(Callback):
         step = self.evaluated_step = trainer.state.step
         metrics = distributed.from_first(evaluation.metrics.summary if evaluation else {})
         if evaluation is not None:
+            self.results = evaluation.results
             trainer.state.thresholds = evaluation.metrics.thresholds
             evaluation.metrics.save(trainer.run_dir / "evaluation" / "metrics.json")
             trainer.reporter.evaluation(step, {**metrics, **evaluation.diagnostics}, evaluation.samples)
