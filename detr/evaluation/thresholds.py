@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 from detr.contents import check_content, mapping, number, record, whole
 from detr.errors import UserError
 from detr.evaluation.comparison import Comparison, loaded
-from detr.evaluation.matches import coco_matches
+from detr.evaluation.matching import match
 from detr.types import Category
 
 # Of a class, for a threshold of its own: a compromise. With 5 to 19 objects, on held-out photographs of blood cells, it
@@ -80,7 +80,7 @@ def best_thresholds(
 ) -> Thresholds | None:
     """The thresholds with the best F1; None where no object is found.
 
-    Detections are matched by COCO's rules (`coco_matches`). Every score between two neighboring detections gives the
+    Detections are matched by COCO's rules (`match`). Every score between two neighboring detections gives the
     same F1: the middle is taken, which small changes of the scores hardly cross, or the lowest score of all where
     there is none below. Of scores with the same F1 it is the highest.
 
@@ -90,10 +90,10 @@ def best_thresholds(
     comparison: of boxes. iou: the least overlap of a detection with what it finds. max_dets: most detections counted in
     an image and class.
     """
-    matches = coco_matches(comparison, iou, max_dets)
-    found, counted, hits = comparison.found, matches.counted, matches.hits[matches.counted]
-    scores, classes = found.scores[counted], found.categories[counted]
-    objects = np.bincount(comparison.truth.categories[matches.wanted], minlength=len(comparison.names))
+    matching = match(comparison, max_dets, thresholds=[iou], sizes=False)
+    counted = matching.counted(iou)
+    scores, classes, hits = matching.scores[counted], matching.classes[counted], matching.at(iou)[counted] >= 0
+    objects = np.bincount(matching.object_classes[matching.wanted[0]], minlength=len(comparison.names))
     common = _best_score(scores, hits, int(objects.sum()))
     if common is None:
         return None

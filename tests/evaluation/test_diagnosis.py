@@ -14,7 +14,7 @@ from detr.evaluation.backends import pycocotools_evaluation
 from detr.evaluation.comparison import Comparison
 from detr.evaluation.diagnosis import Diagnosis, diagnose
 from detr.evaluation.diagnosis.intervals import resamples, weighted_metrics
-from detr.evaluation.diagnosis.matching import match
+from detr.evaluation.matching import match
 from detr.evaluation.thresholds import best_thresholds
 from tests.helpers.coco import KEYS, hard_case, synthetic
 

@@ -11,7 +11,7 @@ from detr.errors import UserError
 from detr.evaluation import Threshold, Thresholds, best_thresholds, read_thresholds
 from detr.evaluation.backends import pycocotools_evaluation
 from detr.evaluation.comparison import Comparison
-from detr.evaluation.matches import coco_matches
+from detr.evaluation.matching import match
 from detr.types import Category
 from tests.helpers.coco import KEYS, hard_case, synthetic
 
@@ -33,12 +33,13 @@ def judged(comparison: Comparison, max_dets: int) -> tuple[np.ndarray, np.ndarra
 @pytest.mark.parametrize("seed", range(7))
 def test_matches_are_those_of_pycocotools(seed: int, max_dets: int) -> None:
     comparison = Comparison(*hard_case(seed, KEYS["negative"]), "bbox")
-    matches = coco_matches(comparison, 0.5, max_dets)
+    matching = match(comparison, max_dets, thresholds=[0.5], sizes=False)
     annotations, counted, wanted = judged(comparison, max_dets)
-    np.testing.assert_array_equal(matches.annotations, annotations)
-    np.testing.assert_array_equal(matches.counted, counted)
-    np.testing.assert_array_equal(matches.wanted, wanted)
-    assert matches.hits.any() and not counted.all() and not wanted.all()
+    np.testing.assert_array_equal(matching.at(0.5), annotations[matching.rows])
+    np.testing.assert_array_equal(matching.counted(0.5), counted[matching.rows])
+    np.testing.assert_array_equal(matching.wanted[0], wanted)
+    left_out = np.delete(np.arange(len(counted)), matching.rows)
+    assert not counted[left_out].any() and (annotations >= 0).any() and not counted.all() and not wanted.all()
 
 
 def f1_at(comparison: Comparison, score: float, category: int | None) -> float:

@@ -18,7 +18,7 @@ from tests.helpers.coco import synthetic
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too'"
 HEADINGS = [
-    "COCO’s numbers",
+    "COCO\u2019s numbers",
     "What errors cost",
     "Precision and recall",
     "Classes",

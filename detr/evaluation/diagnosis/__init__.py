@@ -32,8 +32,8 @@ from detr.evaluation.diagnosis.intervals import (
     resamples,
     weighted_metrics,
 )
-from detr.evaluation.diagnosis.matching import AREAS, THRESHOLDS, Matching, match
 from detr.evaluation.diagnosis.slices import Slice, slices
+from detr.evaluation.matching import AREAS, THRESHOLDS, Matching, match
 from detr.evaluation.results import CocoResults
 from detr.evaluation.thresholds import Threshold, Thresholds, best_thresholds
 
@@ -141,7 +141,8 @@ def diagnose(
     evaluation = hotcoco_evaluation(comparison, max_dets)
     thresholds = best_thresholds(comparison, IOU, max_dets)
 
-    counted = _counted(matching, len(comparison.found.scores))
+    counted = np.zeros(len(comparison.found.scores), dtype=bool)
+    counted[matching.rows[matching.counted(IOU)]] = True
     without_crowds = hotcoco_evaluation(selected(comparison, counted), max_dets)
     least = np.array([thresholds.per_class[name].score if thresholds else _WITHOUT for name in comparison.names])
     kept = counted & (comparison.found.scores >= least[comparison.found.categories])
@@ -169,15 +170,6 @@ def diagnose(
         slices=slices(matching, listed, number, seed),
         difference=difference,
     )
-
-
-def _counted(matching: Matching, detections: int) -> np.ndarray:
-    """(detections,) those that COCO counts: among the best of their image and class, and not of a crowd."""
-    counted = np.zeros(detections, dtype=bool)
-    counted[matching.rows] = True
-    found = matching.at(IOU)
-    counted[matching.rows[(found >= 0) & ~np.append(matching.wanted[0], True)[found]]] = False
-    return counted
 
 
 def _curves(evaluation: Any) -> dict[str, np.ndarray]:

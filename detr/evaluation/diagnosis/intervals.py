@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Integer
 from scipy.sparse import csr_array
 
-from detr.evaluation.diagnosis.matching import AREAS, THRESHOLDS, Matching
+from detr.evaluation.matching import AREAS, THRESHOLDS, Matching
 
 LEVEL = 0.95
 _RECALLS = np.linspace(0, 1, 101)

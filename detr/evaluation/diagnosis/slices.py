@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from detr.annotations import COCO_KEYS
 from detr.evaluation.diagnosis.intervals import Interval, interval, resamples, weighted_metrics
-from detr.evaluation.diagnosis.matching import Matching
+from detr.evaluation.matching import Matching
 
 _MOST_ATTRIBUTES, _MOST_VALUES = 8, 8
 SIZE, OBJECTS = "image size in pixels", "objects in the image"

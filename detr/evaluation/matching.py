@@ -1,6 +1,6 @@
-"""COCO's matching of detections with objects, at all overlaps and in all ranges of areas, as arrays."""
+"""COCO's matching of detections with objects, at several overlaps and in ranges of areas, as arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -37,6 +37,7 @@ class Matching:
     found: (K, A, T) the row of the object that each of them found, or -1.
     object_images, object_classes: (M,) of each annotation. wanted: (A, M) whether it is to be found: no crowd, and its
         area in the range.
+    thresholds: (T,) the least overlaps.
     """
 
     rows: Int64[np.ndarray, " n"]
@@ -50,30 +51,46 @@ class Matching:
     object_images: Int64[np.ndarray, " m"]
     object_classes: Int64[np.ndarray, " m"]
     wanted: Bool[np.ndarray, "a m"]
+    thresholds: Float64[np.ndarray, " t"]
     number_of_images: int
     number_of_classes: int
 
     def at(self, threshold: float) -> Int64[np.ndarray, " n"]:
         """The object that each detection found at this threshold in any area, or -1."""
-        column = int(np.abs(THRESHOLDS - threshold).argmin())
+        column = int(np.abs(self.thresholds - threshold).argmin())
         found = np.full(len(self.rows), -1)
         found[self.matched] = self.found[:, 0, column]
         return found
 
+    def counted(self, threshold: float) -> Bool[np.ndarray, " n"]:
+        """Whether each detection counts at this threshold, in any area: what found a crowd does not."""
+        found = self.at(threshold)
+        return np.where(found >= 0, np.append(self.wanted[0], False)[found], self.in_area[0])
 
-def match(comparison: Comparison, max_dets: int = 100) -> Matching:
+
+def match(
+    comparison: Comparison,
+    max_dets: int = 100,
+    *,
+    thresholds: Sequence[float] | np.ndarray = THRESHOLDS,
+    sizes: bool = True,
+) -> Matching:
     """Match by COCO's rules (https://cocodataset.org/#detection-eval): boxes of one image and class, the best scores
     first, each with the free object that it overlaps most; one that does not count only where no other one is free.
 
     The back ends match in the same way, but hotcoco lists what it matched only as dicts, which takes five minutes for
     5,000 images, and pycocotools is slower still.
+
+    thresholds: the least overlaps, rising. sizes: also in the ranges of small, medium and large objects.
     """
     truth, found = comparison.truth, comparison.found
+    ranges = _RANGES if sizes else _RANGES[:1]
+    least = np.minimum(thresholds, _ALMOST_ONE)
     order, rank = _ranked(found, max_dets)
-    wanted = np.array([~truth.crowds & _within(truth.areas, *limits) for limits in _RANGES]).reshape(4, -1)
+    wanted = np.array([~truth.crowds & _within(truth.areas, *limits) for limits in ranges]).reshape(len(ranges), -1)
     hits: dict[int, np.ndarray] = {}
-    for pairs in _groups(order, truth, found):
-        _match_group(pairs, truth.crowds, wanted, hits)
+    for pairs in _groups(order, truth, found, least[0]):
+        _match_group(pairs, truth.crowds, wanted, least, hits)
     places = sorted(hits)
     return Matching(
         rows=order,
@@ -81,12 +98,13 @@ def match(comparison: Comparison, max_dets: int = 100) -> Matching:
         classes=found.categories[order],
         scores=found.scores[order],
         rank=rank,
-        in_area=np.array([_within(found.areas[order], *limits) for limits in _RANGES]).reshape(4, -1),
+        in_area=np.array([_within(found.areas[order], *limits) for limits in ranges]).reshape(len(ranges), -1),
         matched=np.array(places, dtype=np.int64),
-        found=np.array([hits[place] for place in places], dtype=np.int64).reshape(-1, len(AREAS), len(THRESHOLDS)),
+        found=np.array([hits[place] for place in places], dtype=np.int64).reshape(-1, len(ranges), len(least)),
         object_images=truth.images,
         object_classes=truth.categories,
         wanted=wanted,
+        thresholds=np.asarray(thresholds, dtype=np.float64),
         number_of_images=len(comparison.images),
         number_of_classes=len(comparison.names),
     )
@@ -109,8 +127,8 @@ def _ranked(found: Entries, max_dets: int) -> tuple[np.ndarray, np.ndarray]:
     return order[by_class], rank[by_class]
 
 
-def _groups(order: np.ndarray, truth: Entries, found: Entries) -> Iterator[list[Pair]]:
-    """The pairs of each image and class, the best detections first."""
+def _groups(order: np.ndarray, truth: Entries, found: Entries, least: float) -> Iterator[list[Pair]]:
+    """The pairs of each image and class with at least this overlap, the best detections first."""
     count = int(max(found.images.max(initial=-1), truth.images.max(initial=-1))) + 1
     by_image = np.argsort(found.images[order], kind="stable")  # so that places rise in each image
     detections = np.split(by_image, np.searchsorted(found.images[order][by_image], np.arange(1, count)))
@@ -122,7 +140,7 @@ def _groups(order: np.ndarray, truth: Entries, found: Entries) -> Iterator[list[
         rows = order[places]
         overlaps = pycocotools.mask.iou(found.boxes[rows], truth.boxes[own], truth.crowds[own].tolist())
         classes = found.categories[rows]
-        near = (classes[:, None] == truth.categories[own]) & (overlaps >= THRESHOLDS[0])
+        near = (classes[:, None] == truth.categories[own]) & (overlaps >= least)
         group: list[Pair] = []
         last = -1
         at, column = near.nonzero()  # places rise with classes, then with falling scores
@@ -138,21 +156,23 @@ def _groups(order: np.ndarray, truth: Entries, found: Entries) -> Iterator[list[
             yield group
 
 
-def _match_group(pairs: list[Pair], crowds: np.ndarray, wanted: np.ndarray, hits: dict[int, np.ndarray]) -> None:
+def _match_group(
+    pairs: list[Pair], crowds: np.ndarray, wanted: np.ndarray, thresholds: np.ndarray, hits: dict[int, np.ndarray]
+) -> None:
     """Add what each detection of an image and class found, (A, T), by its place."""
     objects = {pair.object for pair in pairs}
     crowd = {row for row in objects if crowds[row]}
-    for area in range(len(AREAS)):
+    for area in range(len(wanted)):
         counting = {row for row in objects if wanted[area, row]}
         # Which objects count only matters where some do and others do not.
         if area > 0 and not crowd and len(counting) in (0, len(objects)):
             for place in {pair.detection for pair in pairs} & hits.keys():
                 hits[place][area] = hits[place][0]
             continue
-        for column, threshold in enumerate(np.minimum(THRESHOLDS, _ALMOST_ONE).tolist()):
+        for column, threshold in enumerate(thresholds.tolist()):
             for place, row in _greedy(pairs, threshold, crowd, counting).items():
                 if place not in hits:
-                    hits[place] = np.full((len(AREAS), len(THRESHOLDS)), -1)
+                    hits[place] = np.full((len(wanted), len(thresholds)), -1)
                 hits[place][area, column] = row
 
 
