@@ -18,7 +18,7 @@ from tests.helpers.coco import synthetic
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too'"
 HEADINGS = [
-    "COCO\u2019s numbers",
+    "COCO\N{RIGHT SINGLE QUOTATION MARK}s numbers",
     "What errors cost",
     "Precision and recall",
     "Classes",
