@@ -55,12 +55,12 @@ def page_template(name: str, folder: Path = _TEMPLATES) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def number(value: float | None, form: str = ".3f") -> str:
+def number(value: float | int | None, form: str = ".3f") -> str:
     """A number as text; a dash where there is none."""
     return "\N{EN DASH}" if value is None else format(value, form).replace("-", MINUS)
 
 
-def significant(value: float) -> str:
+def significant(value: float | int) -> str:
     """Three figures of a positive number."""
     return f"{value:,.{max(2 - math.floor(math.log10(value)), 0)}f}"
 
