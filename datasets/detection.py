@@ -15,9 +15,11 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from datasets.files import with_files
+from datasets.findings import Finding, some
 from datasets.formats.base import Annotations, ImageRecord
-from datasets.formats.checks import annotation_warnings
+from datasets.formats.checks import annotation_findings
 from datasets.mixing import Mixing, Sample
+from datasets.records import Records
 from datasets.schedule import Augmentation, Phase, Recipe, Transforms
 from detr.boxes import xyxy_to_cxcywh
 from detr.errors import UserError
@@ -69,15 +71,17 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         self.source, self.folder = annotations.source, annotations.images
         self.seed, self.unreadable = seed, unreadable
         self._phases = [Phase(0, Recipe(transforms), mixing)]
-        self._own_categories = annotations.categories
+        self.own_categories = annotations.categories
         self.categories = list(annotations.categories if categories is None else categories)
         _check_same_categories(annotations.categories, self.categories, self.source)
         rank_of = {category.id: rank for rank, category in enumerate(self.categories)}
         self._rank_of_own = np.array([rank_of[category.id] for category in annotations.categories], dtype=np.int64)
         records = with_files(annotations.records, self.folder, self.source)
-        for text in annotation_warnings(records, annotations.categories):
-            logger.warning("%s: %s", self.source, text)
-        self.records = _usable(records, self.source)
+        usable, dropped = _usable(records, self.source)
+        self.records = Records(usable)
+        self.findings = [*annotation_findings(records, annotations.categories), *dropped]
+        for finding in self.findings:
+            logger.warning("%s: %s", self.source, finding)
         self._advice = ""
         self._skipped = torch.zeros(len(self.records), dtype=torch.bool)  # of each image whether it was
 
@@ -89,7 +93,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         counts = self.objects_per_image()
         empty = int((counts == 0).sum())
         return (
-            f"{len(counts):,} images, {counts.sum():,} objects of {len(self._own_categories)} classes, "
+            f"{len(counts):,} images, {counts.sum():,} objects of {len(self.own_categories)} classes, "
             f"{counts.sum() / max(len(counts), 1):.1f} an image, at most {counts.max(initial=0)}"
             + (f"; {empty:,} images without objects" if empty else "")
         )
@@ -100,12 +104,12 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
 
     def objects_per_image(self) -> np.ndarray:
         """The objects to be found in each of the images, without crowds."""
-        return np.array([int((~record.crowds).sum()) for record in self.records], dtype=np.int64)
+        records = self.records
+        return np.bincount(records.places[~records.crowds], minlength=len(records))
 
     def count_by_category(self) -> np.ndarray:
         """The objects to be found of each of the categories, without crowds."""
-        labels = [record.labels[~record.crowds] for record in self.records]
-        ranks = self._rank_of_own[np.concatenate([np.empty(0, np.int64), *labels])]
+        ranks = self._rank_of_own[self.records.labels[~self.records.crowds]]
         return np.bincount(ranks, minlength=len(self.categories))
 
     def begin_training(self, *, workers: int) -> None:
@@ -144,7 +148,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
 
     def ground_truth(self) -> dict[str, Any]:
         """What to evaluate against, as the content of a COCO annotation file; without the boxes that were dropped."""
-        categories = self._own_categories
+        categories = self.own_categories
         rows = [
             {"image_id": record.id, "category_id": categories[label].id, "bbox": box, "area": area, "iscrowd": crowd}
             for record in self.records
@@ -282,16 +286,16 @@ def _check_same_categories(own: Sequence[Category], wanted: Sequence[Category], 
             )
 
 
-def _usable(records: Sequence[ImageRecord], source: Path) -> list[ImageRecord]:
-    """The records without the objects whose boxes have no area inside their image; a warning counts these."""
+def _usable(records: Sequence[ImageRecord], source: Path) -> tuple[list[ImageRecord], list[Finding]]:
+    """The records without the objects whose boxes have no area inside their image, and a finding of these."""
     if not records:
-        return []
+        return [], []
     counts = [len(record.boxes) for record in records]
     boxes = np.concatenate([record.boxes for record in records])
     problems = _problems(boxes, np.repeat([record.size for record in records], counts, axis=0))
     usable = problems < 0
     if usable.all():
-        return list(records)
+        return list(records), []
     dropped = np.bincount(problems[~usable], minlength=len(_PROBLEMS)).tolist()
     text = ", ".join(f"{count} {problem}" for count, problem in zip(dropped, _PROBLEMS, strict=True) if count)
     if not usable.any():
@@ -299,9 +303,17 @@ def _usable(records: Sequence[ImageRecord], source: Path) -> list[ImageRecord]:
             f"{source}: not one of the {len(boxes)} boxes is usable ({text}). Boxes are [x, y, width, height] in "
             "pixels of the image, with the origin at the top left."
         )
-    logger.warning("%s: dropped %d of %d boxes: %s.", source, sum(dropped), len(boxes), text)
     parts = np.split(usable, np.cumsum(counts)[:-1])
-    return [record if part.all() else record.select(part) for record, part in zip(records, parts, strict=True)]
+    finding = Finding(
+        kind="unusable boxes",
+        severity="warning",
+        count=sum(dropped),
+        text=f"dropped {sum(dropped)} of {len(boxes)} boxes: {text}.",
+        advice="Correct them, or remove them from the file.",
+        files=some(record.file_name for record, part in zip(records, parts, strict=True) if not part.all()),
+    )
+    kept = [record if part.all() else record.select(part) for record, part in zip(records, parts, strict=True)]
+    return kept, [finding]
 
 
 def _problems(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

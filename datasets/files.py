@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from datasets.findings import Finding, some
 from datasets.formats.base import ImageRecord
 from detr.errors import UserError, brief
 
@@ -22,6 +23,14 @@ def with_files(records: Sequence[ImageRecord], folder: Path, source: Path) -> li
     A name may have the slashes of Windows, other capitals, or its accents composed otherwise; a warning counts these.
     Raises UserError where a file is missing or no regular one, or where its name or a link leads out of the folder.
     """
+    found, problems = find_files(records, folder, source)
+    for problem in problems:
+        raise UserError(str(problem))
+    return found
+
+
+def find_files(records: Sequence[ImageRecord], folder: Path, source: Path) -> tuple[list[ImageRecord], list[Finding]]:
+    """Likewise, but without the records whose files are missing, or outside of the folder, and findings of these."""
     for record in records:
         _check_name(record, source)
     if not folder.is_dir():
@@ -34,17 +43,35 @@ def with_files(records: Sequence[ImageRecord], folder: Path, source: Path) -> li
         records, names = _found_otherwise(records, set(missing), folder, source)
         present, outside = _listed(folder, names)
         missing = [name for name in names if _plain(name) not in present]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(records)} image files are missing in {folder}, the first is "
-            f"{brief(missing[0])}. Complete the folder, or remove the images from the annotation file."
+    leading = [name for name in names if _plain(name) in outside]
+    kinds = (
+        (
+            "missing images",
+            missing,
+            f"missing in {folder}",
+            "Complete the folder, or remove the images from the annotation file.",
+        ),
+        (
+            "images outside",
+            leading,
+            f"links that lead out of {folder}",
+            "Put the files themselves there, or name the folder that holds them all.",
+        ),
+    )
+    problems = [
+        Finding(
+            kind=kind,
+            severity="error",
+            count=len(wrong),
+            text=f"{len(wrong)} of {len(records)} image files are {what}, the first is {brief(wrong[0])}.",
+            advice=advice,
+            files=some(wrong),
         )
-    if leading := [name for name in names if _plain(name) in outside]:
-        raise UserError(
-            f"{len(leading)} of {len(records)} image files are links that lead out of {folder}, the first is "
-            f"{brief(leading[0])}. Put the files themselves there, or name the folder that holds them all."
-        )
-    return list(records)
+        for kind, wrong, what, advice in kinds
+        if wrong
+    ]
+    lost = {*missing, *leading}
+    return [record for record in records if record.file_name not in lost], problems
 
 
 def _check_name(record: ImageRecord, source: Path) -> None:

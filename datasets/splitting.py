@@ -2,28 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from datasets.files import with_files
 from datasets.formats.base import Annotations, ImageRecord
+from datasets.similarity import similar_images, thumbnails
 from detr.errors import UserError
-from detr.images import read_gray
 
 logger = logging.getLogger(__name__)
-_SIDE = 16  # of thumbnails
-# The least correlation of thumbnails of images that are nearly the same. Other photographs stay below 0.72 (blood cells
-# under a microscope, COCO); copies that are recompressed, scaled, of other contrast or moved by 1% are above 0.974.
-_ALIKE = 0.97
-_BLOCK = 1024  # images that are compared with all others at a time
-_READERS = 4  # files that are read at a time
 
 
 def hold_out(annotations: Annotations, fraction: float, seed: int = 0) -> tuple[Annotations, Annotations]:
@@ -37,7 +27,9 @@ def hold_out(annotations: Annotations, fraction: float, seed: int = 0) -> tuple[
     Raises UserError where an image cannot be read, and where a part would be empty.
     """
     records = with_files(annotations.records, annotations.images, annotations.source)
-    groups = _unless_most(similar_images(records, annotations.images), annotations.source)
+    groups = _unless_most(
+        similar_images(thumbnails(annotations.images / record.file_name for record in records)), annotations.source
+    )
     held_out = _stratified(_counts(records, len(annotations.categories), groups), fraction, seed)[groups]
     if held_out.all() or not held_out.any():
         raise UserError(
@@ -59,32 +51,6 @@ def hold_out(annotations: Annotations, fraction: float, seed: int = 0) -> tuple[
     ]
     training, validation = (replace(annotations, records=part) for part in parts)
     return training, validation
-
-
-def similar_images(records: Sequence[ImageRecord], folder: Path) -> Int64[np.ndarray, " images"]:
-    """The group of each image, numbered from 0: images are in one where a chain of similar ones joins them.
-
-    Similar are those whose thumbnails correlate. A difference hash would be no cheaper, and does not tell images with a
-    plain background apart, where its bits are noise.
-    """
-    with ThreadPoolExecutor(_READERS) as readers:
-        found = readers.map(_thumbnail, [folder / record.file_name for record in records])
-        thumbnails = np.array(list(found), dtype=np.float32).reshape(len(records), _SIDE * _SIDE)
-    pairs = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(records), _BLOCK):
-        alike = thumbnails[start : start + _BLOCK] @ thumbnails.T >= _ALIKE
-        pairs.append(np.argwhere(alike) + np.array([start, 0]))
-    rows, columns = np.concatenate(pairs).T
-    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(len(records), len(records)))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
-
-
-def _thumbnail(path: Path) -> np.ndarray:
-    """Shades of gray of mean 0 and length 1; all 0 where there is one shade only."""
-    small = read_gray(path, _SIDE * 8).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    shades = np.asarray(small, dtype=np.float64).ravel()
-    shades -= shades.mean()
-    return shades / (np.linalg.norm(shades) or 1)
 
 
 def _unless_most(groups: Int64[np.ndarray, " images"], source: Path) -> Int64[np.ndarray, " images"]:

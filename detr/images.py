@@ -76,11 +76,18 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[T
         return _to_tensor(_turned(file, size, path), depth, path)
 
 
-def check_image(path: str | Path, size: tuple[int, int] | None = None) -> None:
-    """Raise the UserErrors of `read_image` that the file's header shows, without reading its pixels."""
+def check_image(path: str | Path, size: tuple[int, int] | None = None) -> bool:
+    """Whether the EXIF data turn an image without that `size` could tell whether this is meant.
+
+    Raises the UserErrors of `read_image` that the file's header shows, without reading its pixels.
+    """
     with _opened(path) as file:
         if size != (file.height, file.width):
             _orientation_for(file, size, path)
+            return False
+        # Pillow would read all of a PNG file for EXIF data that may stand at its end.
+        known = file.format != "PNG" or "exif" in file.info
+        return known and _orientation_for(file, size, path) in _UPRIGHT
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -7,13 +7,18 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from datasets.findings import Finding, some
 from datasets.formats.base import ImageRecord
 from detr.errors import brief
 from detr.types import Category
 
+# Kinds of findings after which no size of a box means anything.
+UNITS = ("relative boxes", "boxes given as corners", "boxes given as centers", "boxes of smaller images")
 _MOST = 0.95  # of the boxes: a few may be wrong beside
 _SOME = 0.1  # more than are wrong by chance
+_ENOUGH = 20  # boxes that say something together
 _ROUNDED = 0.51  # pixels that rounding moves an edge
+_SHOWN = 1000  # objects among which a few files are looked for
 _NEIGHBORS = 4  # in the order of their left edges, among which a copy is looked for
 
 
@@ -50,101 +55,131 @@ class _Objects:
         width, height = self.sides[index]
         return f"[{box}] in image {self.records[self.place[index]].id} of {width:g}x{height:g} pixels"
 
-
-def annotation_warnings(records: Sequence[ImageRecord], categories: Sequence[Category]) -> list[str]:
-    """One line a kind, with its count and an example. records: with the names that their files have."""
-    found = [*_file_warnings(records), *_name_warnings(categories)]
-    if any(len(record.labels) for record in records):
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            objects = _Objects.of(records)
-            units = list(_unit_warnings(objects))
-            found += [*units, *_copy_warnings(objects), *([] if units else _area_warnings(objects))]
-    return found
-
-
-def _file_warnings(records: Sequence[ImageRecord]) -> Iterator[str]:
-    counts = Counter(str(PurePosixPath(record.file_name)) for record in records)
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
-        yield (
-            f"{len(repeated)} files are listed as several images, such as {brief(repeated[0])}. Each is trained on and "
-            "evaluated on several times, with a part of its objects or the same ones; list it once."
+    def finding(self, kind: str, chosen: np.ndarray, text: str, advice: str) -> Finding:
+        """Of the chosen objects. text: with {share} and {example} for these."""
+        places = self.place[chosen][:_SHOWN].tolist()
+        return Finding(
+            kind=kind,
+            severity="warning",
+            count=int(chosen.sum()),
+            text=text.format(share=f"{int(chosen.sum())} of {len(chosen)}", example=self.example(chosen)),
+            advice=advice,
+            files=some(self.records[place].file_name for place in places),
         )
 
 
-def _name_warnings(categories: Sequence[Category]) -> Iterator[str]:
+def annotation_findings(records: Sequence[ImageRecord], categories: Sequence[Category]) -> list[Finding]:
+    """One a kind. records: with the names that their files have."""
+    found = [*_of_files(records), *_of_names(categories)]
+    if any(len(record.labels) for record in records):
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            objects = _Objects.of(records)
+            units = list(_of_units(objects))
+            found += [*units, *_of_copies(objects), *([] if units else _of_areas(objects))]
+            found += [] if units else _of_extents(objects)
+    return found
+
+
+def _of_files(records: Sequence[ImageRecord]) -> Iterator[Finding]:
+    counts = Counter(str(PurePosixPath(record.file_name)) for record in records)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        yield Finding(
+            kind="file listed twice",
+            severity="warning",
+            count=len(repeated),
+            text=f"{len(repeated)} files are listed as several images, such as {brief(repeated[0])}.",
+            advice="Each is trained on and evaluated on several times, with a part of its objects or the same ones; "
+            "list it once.",
+            files=some(repeated),
+        )
+
+
+def _of_names(categories: Sequence[Category]) -> Iterator[Finding]:
     of_name: dict[str, list[str]] = {}
     for category in categories:
         of_name.setdefault(category.name.strip().casefold(), []).append(f"{category.id} {brief(category.name)}")
     repeated = [same for same in of_name.values() if len(same) > 1]
     if repeated:
-        yield (
-            f"{len(repeated)} names belong to several categories, such as {' and '.join(repeated[0])}. These count as "
-            "different classes; give them one id, or names of their own."
+        yield Finding(
+            kind="class named twice",
+            severity="warning",
+            count=len(repeated),
+            text=f"{len(repeated)} names belong to several categories, such as {' and '.join(repeated[0])}.",
+            advice="These count as different classes; give them one id, or names of their own.",
         )
 
 
-def _unit_warnings(objects: _Objects) -> Iterator[str]:
+def _of_units(objects: _Objects) -> Iterator[Finding]:
     """Boxes that are no x, y, width, height in pixels."""
     near, extent = objects.boxes[:, :2], objects.boxes[:, 2:]
     far = near + extent
     relative = np.asarray((objects.boxes <= 1).all(1) & (extent > 0).all(1) & (objects.sides > 4).all(1))
     if relative.any():
-        yield (
-            f"{_share(relative)} boxes are in [0, 1], such as {objects.example(relative)}. Wanted pixels: multiply by "
-            "width and height."
-        )
+        text = "{share} boxes are in [0, 1], such as {example}."
+        yield objects.finding("relative boxes", relative, text, "Wanted pixels: multiply by width and height.")
     if relative.mean() >= _MOST:
         return
     beyond = (far > 1.05 * objects.sides).any(1)
     as_corners = (extent > near).all(1) & (extent <= objects.sides + 1).all(1)
     kinds = (
-        ("[left, top, right, bottom]", as_corners, "subtract left and top"),
-        ("[center x, center y, width, height]", (near - extent / 2 >= -1).all(1), "subtract half of width and height"),
+        ("corners", "[left, top, right, bottom]", as_corners, "subtract left and top"),
+        (
+            "centers",
+            "[center x, center y, width, height]",
+            (near - extent / 2 >= -1).all(1),
+            "subtract half of width and height",
+        ),
     )
-    for kind, fits, remedy in kinds:
+    for kind, form, fits, remedy in kinds:
         if beyond.mean() >= _SOME and fits.mean() >= _MOST:
-            yield (
-                f"the boxes look like {kind}: as [x, y, width, height] {_share(beyond)} reach out of their image, "
-                f"such as {objects.example(beyond)}. Wanted [x, y, width, height]: {remedy}."
-            )
+            text = f"the boxes look like {form}: as [x, y, width, height] {{share}} reach out of their image, such as "
+            advice = f"Wanted [x, y, width, height]: {remedy}."
+            yield objects.finding(f"boxes given as {kind}", beyond, text + "{example}.", advice)
             return
     moved = as_corners & ~np.isclose(extent.prod(1), objects.areas, rtol=0.02)
     as_areas = moved & np.isclose((extent - near).prod(1), objects.areas, rtol=0.02)
     if as_areas.mean() >= _SOME:
-        yield (
-            f"{_share(as_areas)} boxes look like [left, top, right, bottom], because these fit their areas, such as "
-            f"{objects.example(as_areas)}. Wanted [x, y, width, height]: subtract left and top."
+        yield objects.finding(
+            "boxes given as corners",
+            as_areas,
+            "{share} boxes look like [left, top, right, bottom], because these fit their areas, such as {example}.",
+            "Wanted [x, y, width, height]: subtract left and top.",
         )
         return
     inside = np.minimum(far, objects.sides) - np.maximum(near, 0)
     outside = (inside > 0).all(1) & (inside.prod(1) < 0.5 * extent.prod(1))
     if outside.any():
-        yield (
-            f"{_share(outside)} boxes reach far out of their image, with more than half of their area, such as "
-            f"{objects.example(outside)}. They are cut at its edges; see whether they are of another image or size."
+        yield objects.finding(
+            "boxes far out",
+            outside,
+            "{share} boxes reach far out of their image, with more than half of their area, such as {example}.",
+            "They are cut at its edges; see whether they are of another image or size.",
         )
-    if len(objects) >= 20 and (far < 0.5 * objects.sides).all(1).mean() >= _MOST:
-        corner = (far < 0.5 * objects.sides).all(1)
-        yield (
-            f"{_share(corner)} boxes are in the upper left quarter of their image, such as {objects.example(corner)}. "
-            "See whether they are in percent, or of smaller images."
+    corner = (far < 0.5 * objects.sides).all(1)
+    if len(objects) >= _ENOUGH and corner.mean() >= _MOST:
+        yield objects.finding(
+            "boxes of smaller images",
+            corner,
+            "{share} boxes are in the upper left quarter of their image, such as {example}.",
+            "See whether they are in percent, or of smaller images.",
         )
 
 
-def _copy_warnings(objects: _Objects) -> Iterator[str]:
-    for keys, text in (
-        (
-            (objects.place, objects.labels, objects.crowds),
-            "objects are copies of another one, of the same class and box, such as {}. Each copy counts as an object "
-            "that has to be found; remove them.",
-        ),
-        ((objects.place,), "boxes are there under several classes, such as {}. Each counts as an object of its own."),
-    ):
-        copies = _copies(np.column_stack(keys), objects.boxes)
-        if copies.any():
-            yield f"{_share(copies)} {text.format(objects.example(copies))}"
-            return
+def _of_copies(objects: _Objects) -> Iterator[Finding]:
+    copies = _copies(np.column_stack((objects.place, objects.labels, objects.crowds)), objects.boxes)
+    if copies.any():
+        yield objects.finding(
+            "repeated boxes",
+            copies,
+            "{share} objects are copies of another one, of the same class and box, such as {example}.",
+            "Each copy counts as an object that has to be found; remove them.",
+        )
+        return
+    copies = _copies(objects.place[:, None], objects.boxes)
+    if copies.any():
+        text = "{share} boxes are there under several classes, such as {example}."
+        yield objects.finding("boxes of two classes", copies, text, "Each counts as an object of its own.")
 
 
 def _copies(keys: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -159,17 +194,28 @@ def _copies(keys: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return copies
 
 
-def _area_warnings(objects: _Objects) -> Iterator[str]:
+def _of_areas(objects: _Objects) -> Iterator[Finding]:
     extent = objects.boxes[:, 2:]
     ratio = objects.areas / extent.prod(1)
     odd = ((ratio > 1.5) | (ratio < 0.01)) & (extent > 0).all(1) & ~objects.crowds
     if odd.mean() >= 0.1:
-        index = int(odd.argmax())
-        yield (
-            f"{_share(odd)} areas do not fit their boxes, such as {objects.areas[index]:g} of {objects.example(odd)}. "
-            "They decide which objects count as small, medium and large; wanted pixels."
+        area = f"{objects.areas[int(odd.argmax())]:g}"
+        yield objects.finding(
+            "areas of another unit",
+            odd,
+            f"{{share}} areas do not fit their boxes, such as {area} of {{example}}.",
+            "They decide which objects count as small, medium and large; wanted pixels.",
         )
 
 
-def _share(chosen: np.ndarray) -> str:
-    return f"{int(chosen.sum())} of {len(chosen)}"
+def _of_extents(objects: _Objects) -> Iterator[Finding]:
+    """Boxes around the whole image, as labels of images become where a tool turns them into boxes."""
+    near, far = objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]
+    whole = (near <= 0).all(1) & (far >= objects.sides).all(1) & ~objects.crowds
+    if len(objects) >= _ENOUGH and whole.mean() >= _SOME:
+        yield objects.finding(
+            "boxes around the image",
+            whole,
+            "{share} boxes cover their whole image, such as {example}.",
+            "See whether they are labels of images instead of objects; if so, draw boxes.",
+        )

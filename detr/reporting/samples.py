@@ -18,7 +18,7 @@ def draw_sample(sample: Sample) -> Image.Image:
     a model that has hardly learned one sees what it finds most likely.
     """
     image = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
-    truth = _captioned(
+    truth = captioned(
         draw_detections(image, sample.truth, enlarge=True, scores=False), f"{len(sample.truth)} annotated"
     )
     if sample.found is None:
@@ -26,15 +26,16 @@ def draw_sample(sample: Sample) -> Image.Image:
     sure = len(sample.found.above(_SCORE))
     shown = sample.found[: min(max(sure, len(sample.truth), 1), _MOST)]
     text = f"{sure} found" if len(shown) == sure else f"{sure} above {_SCORE}; drawn: the best {len(shown)}"
-    return _grid([truth, _captioned(draw_detections(image, shown, enlarge=True), text)], columns=2)
+    return grid([truth, captioned(draw_detections(image, shown, enlarge=True), text)], columns=2)
 
 
 def draw_batch(samples: Sequence[Sample]) -> Image.Image:
     """Images of training with their objects."""
-    return _grid([draw_sample(sample) for sample in samples], columns=4)
+    return grid([draw_sample(sample) for sample in samples], columns=4)
 
 
-def _captioned(picture: Image.Image, text: str) -> Image.Image:
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """With a line of text above it."""
     height = max(22, picture.height // 30)
     framed = Image.new("RGB", (picture.width, picture.height + height), "white")
     framed.paste(picture, (0, height))
@@ -43,10 +44,11 @@ def _captioned(picture: Image.Image, text: str) -> Image.Image:
     return framed
 
 
-def _grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures in rows, each with the room that the largest needs."""
     width, height = (max(sizes) + _GAP for sizes in zip(*(picture.size for picture in pictures), strict=True))
     rows, columns = -(-len(pictures) // columns), min(columns, len(pictures))
-    grid = Image.new("RGB", (columns * width - _GAP, rows * height - _GAP), "white")
+    sheet = Image.new("RGB", (columns * width - _GAP, rows * height - _GAP), "white")
     for index, picture in enumerate(pictures):
-        grid.paste(picture, (index % columns * width, index // columns * height))
-    return grid
+        sheet.paste(picture, (index % columns * width, index // columns * height))
+    return sheet

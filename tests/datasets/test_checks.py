@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from datasets import DetectionDataset, TrainLoader, before_training, evaluation_loader
-from datasets.formats.checks import annotation_warnings
+from datasets.formats.checks import annotation_findings
 from datasets.formats.coco import read_coco
 from detr.errors import UserError
 from tests.helpers.data import coco_set, shapes_set
@@ -125,7 +125,7 @@ ODD: dict[str, tuple[Callable[[Content], Any], str]] = {
 def warned(content: Content, folder: Path) -> list[str]:
     (folder / "a.json").write_text(json.dumps(content))
     annotations = read_coco(images=folder, annotations=folder / "a.json")
-    return annotation_warnings(annotations.records, annotations.categories)
+    return [str(finding) for finding in annotation_findings(annotations.records, annotations.categories)]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -167,7 +167,7 @@ def test_nothing_is_said_of_coco(shared: Path) -> None:
     folder = shared / "data" / "coco_sample"
     for split in ("train", "val"):
         annotations = read_coco(images=folder, annotations=folder / f"instances_{split}.json")
-        assert not annotation_warnings(annotations.records, annotations.categories)
+        assert not annotation_findings(annotations.records, annotations.categories)
 
 
 # Before a training
@@ -297,7 +297,7 @@ def test_images_to_evaluate_on_must_be_readable(root: Path, unreadable: str) -> 
 
 
 def test_each_process_reads_its_part(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import checks
+    from datasets import image_checks as checks
 
     monkeypatch.setattr(checks.distributed, "rank", lambda: 1)
     monkeypatch.setattr(checks.distributed, "world_size", lambda: 2)
@@ -305,8 +305,9 @@ def test_each_process_reads_its_part(root: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(checks.distributed, "from_first", lambda value: value)
     for number in (4, 5):
         enlarge(root / "train" / f"{number:06d}.jpg")
-    found = checks.unusable_images(shapes_set(root, "train"))
-    assert found[0] == "of process 0" and len(found) == 2 and "000005.jpg" in found[1]
+    found = checks.image_files(shapes_set(root, "train"))
+    assert found[0] == "of process 0" and len(found) == 13
+    assert [file.name for file in found[1:] if file.problem is not None] == ["000005.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,8 @@ def test_more_objects_than_queries_in_mixed_samples(root: Path, num_queries: int
     for _ in range(mixed_images):
         total = np.convolve(total, share)  # how likely each number of objects is in so many images
     expected = total[1 + (num_queries or 0) :].sum() if mixed_images > 1 and num_queries else 0.0
-    found = [text for text in checks.training_warnings(dataset, num_queries, mixed_images) if "data.mixing" in text]
+    texts = map(str, checks.training_findings(dataset, num_queries, mixed_images))
+    found = [text for text in texts if "data.mixing" in text]
     assert len(found) == (expected > 0.01)
     for text in found:
         told = re.search(r"samples of up to 4 images\. About (\d+)% of these have more objects than queries", text)

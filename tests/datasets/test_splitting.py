@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 from datasets import hold_out
 from datasets.formats import Annotations, ImageRecord
 from datasets.formats.coco import read_coco
-from datasets.splitting import similar_images
+from datasets.similarity import similar_images, thumbnails
 from detr.errors import UserError
 from detr.types import Category
 from tests.helpers.commands import TINY_MODEL, run
@@ -81,14 +81,14 @@ def test_copies_stay_on_one_side(shared: Path, tmp_path: Path) -> None:
             file = f"{kind}{record.file_name}"
             changed.save(tmp_path / file, quality=30 if kind == "b" else 90)
             records.append(ImageRecord.of(file, [], [], id=len(records), size=changed.size[::-1]))
-    groups = similar_images(records, tmp_path).reshape(-1, 4)
+    groups = similar_images(thumbnails(tmp_path / record.file_name for record in records)).reshape(-1, 4)
     assert (groups == groups[:, :1]).all() and len(np.unique(groups)) == len(groups), "copies, and nothing else"
 
 
 def test_blood_cells_have_two_photographs_of_one_place(shared: Path) -> None:
     folder = shared / "data" / "bccd"
     whole = read_coco(images=folder / "images" / "train", annotations=folder / "instances_train.json")
-    groups = similar_images(whole.records, whole.images)
+    groups = similar_images(thumbnails(whole.images / record.file_name for record in whole.records))
     [same] = [group for group in range(groups.max() + 1) if (groups == group).sum() > 1]
     assert [whole.records[i].file_name for i in np.flatnonzero(groups == same)] == [
         "BloodImage_00037.jpg",
