@@ -23,9 +23,10 @@ _REMEDY = 'Wanted rows {"image_id", "category_id", "bbox": [x, y, width, height]
 def read_results(path: str | Path, annotations: Mapping[str, Any]) -> CocoResults:
     """The detections of a file, with the ids of the annotations.
 
-    A row whose image_id is not listed may have a `file_name` instead, and one whose category_id is not, or is that of
-    another class, a `category_name`, as results.json of predict.py has them. Rows of classes that are not listed are
-    left out with a warning. Scores may have any range, since their order alone counts.
+    A row whose image_id is not listed, or is that of an image of another name, may have a listed `file_name`, and one
+    whose category_id is not, or is that of another class, a `category_name`, as results.json of predict.py has them.
+    Rows of classes that are not listed are left out with a warning. Scores may have any range, since their order alone
+    counts.
 
     path: a list of rows {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}, or an object
     with such a list as "annotations". annotations: the content of a COCO annotation file.
@@ -74,10 +75,10 @@ class _Images:
     def of(self, row: Mapping[str, Any]) -> Any:
         """None where no image is meant, or several could be."""
         key = _id(row.get("image_id"))
-        if key in self.ids:
-            return key
         names = _endings(row["file_name"]) if isinstance(row.get("file_name"), str) else []
         found = next((self.by_name[name] for name in names if name in self.by_name), set())
+        if key in self.ids and (key in found or not found):
+            return key
         return next(iter(found)) if len(found) == 1 else None
 
 

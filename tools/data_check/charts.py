@@ -45,10 +45,10 @@ def sides_chart(part: Part, size: int) -> dict[str, str]:
         axes.set_xticks([1, 2, 4, 8, 16, 32, 64, 128, 256, 512][: int(np.log2(edges[-1])) + 1])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
-        axes.set_xlabel(f"short side of boxes in pixels at data.size={size}")
+        axes.set_xlabel(f"short side in pixels at data.size={size}")
         axes.set_ylabel("boxes")
-        _mark(axes, CELL, "1 cell")
-        _mark(axes, 2 * CELL, "2")
+        _mark(axes, CELL, "1")
+        _mark(axes, 2 * CELL, "2 cells")
         return figure
 
     return drawn(draw, "sides")
