@@ -7,8 +7,9 @@ python evaluate.py results=FILE data=coco data.root=DIR
 import hashlib
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -29,6 +30,7 @@ from detr.weights import weights_file
 logger = logging.getLogger(__name__)
 CONFIG, METRICS, DETECTIONS = "evaluate.yaml", "evaluation/metrics.json", "evaluation/detections.json"
 REPORT, NUMBERS = "evaluation/report.html", "evaluation/report.json"
+IMAGES = ("number of images", "names or order of images")  # of a data set's fingerprint
 
 
 def unread(data: DictConfig) -> str | None:
@@ -57,25 +59,24 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
         lambda: OutputFolder(run_dir, names, overwrite=config.overwrite, option="run_dir=PATH")
     )
     if config.results is None:
-        found = evaluate_checkpoint(config, device)
+        found = evaluate_checkpoint(config, device, other)
     else:
-        found = evaluate_results(config) if distributed.rank() == 0 else None
+        found = evaluate_results(config, other) if distributed.rank() == 0 else None
     if found is None:  # process 0 reports
         return
-    metrics, results, dataset = found
-    output.write(METRICS, metrics.as_json().encode())
+    metrics, results, dataset, against = found
+    output.write(METRICS, metrics.as_json(data=dataset.fingerprint()).encode())
     output.write(DETECTIONS, json.dumps(results.rows()).encode())
     output.write(CONFIG, as_yaml(config).encode())
     print(metrics.table())
     print(best_threshold(metrics))
     logger.info("Metrics are in %s, detections in %s.", output.folder / METRICS, output.folder / DETECTIONS)
     if config.report:
-        truth = dataset.ground_truth()
         diagnosis = diagnose(
-            truth,
+            dataset.ground_truth(),
             results,
             max_dets=config.evaluation.max_dets,
-            against=None if other is None else read_results(other, truth),
+            against=against,
             against_name=str(config.report_against),
         )
         title = f"{config.checkpoint or config.results} on {dataset.source}"
@@ -99,9 +100,31 @@ def report_against(config: DictConfig) -> Path | None:
     return file
 
 
-def evaluate_checkpoint(
-    config: DictConfig, device: torch.device
-) -> tuple[CocoMetrics, CocoResults, DetectionDataset] | None:
+def results_against(file: Path | None, dataset: DetectionDataset) -> CocoResults | None:
+    """The detections to compare with, which are to be of the same images."""
+    if file is None:
+        return None
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError, AttributeError):  # evaluate.py writes both; others' detections stand alone
+        known = json.loads(file.with_name(Path(METRICS).name).read_bytes()).get("data", {})
+    own = dataset.fingerprint()
+    if known and any(known.get(name) != own[name] for name in IMAGES):
+        raise UserError(
+            f"report_against={file} is of other images than {dataset.source}. Give an evaluation on the same images."
+        )
+    return read_results(file, dataset.ground_truth(), option="report_against")
+
+
+class Judged(NamedTuple):
+    """Results and what they are worth. against: those to compare with."""
+
+    metrics: CocoMetrics
+    results: CocoResults
+    dataset: DetectionDataset
+    against: CocoResults | None
+
+
+def evaluate_checkpoint(config: DictConfig, device: torch.device, other: Path | None) -> Judged | None:
     with distributed.first_on_machine():
         file = weights_file(config.checkpoint)
     detector = Detector.from_checkpoint(
@@ -114,6 +137,7 @@ def evaluate_checkpoint(
         annotations = annotations.classified(detector.categories)  # readers of names number them anew
     categories = categories_of_data(detector.categories, annotations.categories, annotations.source)
     dataset = DetectionDataset(annotations, resized)
+    against = results_against(other, dataset)
     if distributed.world_size() > 1:
         weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
@@ -126,17 +150,18 @@ def evaluate_checkpoint(
         **config.evaluation,
     )
     evaluation = evaluator(detector.model)
-    return None if evaluation is None else (evaluation.metrics, evaluation.results, dataset)
+    return None if evaluation is None else Judged(evaluation.metrics, evaluation.results, dataset, against)
 
 
-def evaluate_results(config: DictConfig) -> tuple[CocoMetrics, CocoResults, DetectionDataset]:
+def evaluate_results(config: DictConfig, other: Path | None) -> Judged:
     """Of detections that are there already, which need no model."""
     annotations, _ = read_annotations(config, None)
     dataset = DetectionDataset(annotations)
     truth = dataset.ground_truth()
     results = read_results(config.results, truth)
     logger.info("Judging %d detections in %d images.", len(results), len(truth["images"]))
-    return coco_metrics(truth, results, **config.evaluation, thresholds=True), results, dataset
+    metrics = coco_metrics(truth, results, **config.evaluation, thresholds=True)
+    return Judged(metrics, results, dataset, results_against(other, dataset))
 
 
 def read_annotations(config: DictConfig, trained: dict[str, Any] | None) -> tuple[Annotations, dict[str, Any]]:

@@ -14,11 +14,12 @@ class Records(Sequence[ImageRecord]):
     The processes of a loader share the arrays. Of lists of records each would get a copy of its own, page by page: a
     look at an object of Python counts its references, beside it.
 
-    places: (objects,) of the image of each object among the records; boxes, labels, crowds, areas: those of all objects
-    in this order, as in ImageRecord.
+    places: (objects,) of the image of each object among the records. arrays: those of all objects in this order, by the
+    names of their fields; all records are of one class.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
+        self._kind = type(records[0]) if records else ImageRecord
         counts = [len(record.labels) for record in records]
         self._ends = np.cumsum([0, *counts])
         self._ids = np.array([record.id for record in records], dtype=np.int64)
@@ -27,10 +28,21 @@ class Records(Sequence[ImageRecord]):
         self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
         self._name_ends = np.cumsum([0, *map(len, names)])
         self.places = np.repeat(np.arange(len(records)), counts)
-        self.boxes = np.concatenate([np.empty((0, 4)), *(record.boxes for record in records)])
-        self.labels = np.concatenate([np.empty(0, np.int64), *(record.labels for record in records)])
-        self.crowds = np.concatenate([np.empty(0, bool), *(record.crowds for record in records)])
-        self.areas = np.concatenate([np.empty(0), *(record.areas for record in records)])
+        own = [record.arrays() for record in records] or [ImageRecord.of("", [], []).arrays()]
+        self.arrays = {name: np.concatenate([arrays[name] for arrays in own]) for name in own[0]}
+        self._attributes = {place: record.attributes for place, record in enumerate(records) if record.attributes}
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return self.arrays["boxes"]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.arrays["labels"]
+
+    @property
+    def crowds(self) -> np.ndarray:
+        return self.arrays["crowds"]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -52,12 +64,10 @@ class Records(Sequence[ImageRecord]):
         own = slice(self._ends[place], self._ends[place + 1])
         name = self._names[self._name_ends[place] : self._name_ends[place + 1]].tobytes()
         height, width = self._sizes[place].tolist()
-        return ImageRecord(
+        return self._kind(
             id=int(self._ids[place]),
             file_name=name.decode(errors="surrogateescape"),
             size=(height, width),
-            boxes=self.boxes[own],
-            labels=self.labels[own],
-            crowds=self.crowds[own],
-            areas=self.areas[own],
+            attributes=self._attributes.get(place, {}),
+            **{name: values[own] for name, values in self.arrays.items()},
         )

@@ -151,7 +151,7 @@ class Detector:
                     f'Detector.predict: wanted a threshold of at least 0 and at most 1, or "best", got {threshold}.'
                 )
             return float(threshold)
-        thresholds = self.thresholds if threshold == "best" else read_thresholds(threshold)
+        thresholds = self.thresholds if threshold == "best" else self._thresholds_of(threshold)
         if thresholds is None:
             raise UserError(
                 "threshold=best needs the thresholds of an evaluation, and these weights hold none. Evaluate them with "
@@ -159,6 +159,20 @@ class Detector:
                 "threshold=PATH. Or give a number."
             )
         return torch.tensor(thresholds.scores(self.categories), dtype=torch.float64)
+
+    def _thresholds_of(self, path: str | Path) -> Thresholds:
+        """Those of a metrics.json; a warning names classes that it does not know."""
+        thresholds = read_thresholds(path)
+        unknown = [category.name for category in self.categories if thresholds.of(category) is None]
+        if len(unknown) == len(self.categories):
+            raise UserError(
+                f"threshold={path} knows none of the model's classes, such as {printable(unknown[0])}. Give the "
+                "metrics.json of an evaluation of this model."
+            )
+        if unknown:
+            text = "threshold=%s does not know %d of the model's %d classes, such as %s. They get that of all together."
+            logger.warning(text, path, len(unknown), len(self.categories), printable(unknown[0]))
+        return thresholds
 
     def predict(
         self,

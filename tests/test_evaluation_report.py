@@ -59,6 +59,22 @@ def test_what_to_compare_with_is_there(data: list[str], tmp_path: Path) -> None:
     assert needless.code == 2 and "there is no report. Wanted report=true" in needless.message
 
 
+def test_an_evaluation_of_other_images_is_not_compared(data: list[str], shapes_root: Path, tmp_path: Path) -> None:
+    first = run("evaluate.py", f"results={tmp_path / 'found.json'}", *data, f"run_dir={tmp_path / 'first'}")
+    assert first.code == 0, first.output
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    content["images"].pop()
+    ids = {image["id"] for image in content["images"]}
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in ids]
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    rows = [row for row in json.loads((tmp_path / "found.json").read_text()) if row["image_id"] in ids]
+    (tmp_path / "found.json").write_text(json.dumps(rows))
+    options = [f"results={tmp_path / 'found.json'}", *data, f"run_dir={tmp_path / 'second'}", "report=true"]
+    done = run("evaluate.py", *options, f"report_against={tmp_path / 'first'}")
+    assert done.code == 2 and "detections.json is of other images than" in done.message, done.output
+    assert not (tmp_path / "second" / "evaluation").exists()
+
+
 def test_report_of_a_training(tiny_options: list[str], tmp_path: Path) -> None:
     options = [*tiny_options, f"run_dir={tmp_path}", "trainer.epochs=1", "report=true"]
     done = run("train.py", *options)

@@ -66,6 +66,19 @@ def test_each_class_has_its_threshold(shapes_root: Path, tmp_path: Path) -> None
         assert all(row["score"] >= least[row["category_name"]] - 1e-6 for row in rows)
 
 
+def test_thresholds_of_other_classes_are_told(
+    shapes_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector = Detector.from_checkpoint(make_checkpoint(tmp_path / "best.pt", shapes_root, None))
+    file = tmp_path / "metrics.json"
+    file.write_text(json.dumps({"thresholds": Thresholds(threshold(0.25), {"square": threshold(0.5)}).content()}))
+    assert detector.limit(file).tolist() == [0.25, 0.5, 0.25]
+    assert "does not know 2 of the model's 3 classes, such as circle. They get that of all together" in caplog.text
+    file.write_text(json.dumps({"thresholds": Thresholds(threshold(0.25), {"cube": threshold(0.5)}).content()}))
+    with pytest.raises(UserError, match="knows none of the model's classes, such as circle"):
+        detector.limit(file)
+
+
 def test_results_are_judged_as_those_of_a_model(shapes_root: Path, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "best.pt", shapes_root, None)
     data = ["data=coco", f"data.root={shapes_root}", *splits(shapes_root), "device=cpu", "data.workers=0"]

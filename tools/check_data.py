@@ -88,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_config(config)
     output = OutputFolder(options.output, [PAGE, CONTENT, SHEET], overwrite=True, option="--output DIR")
     report = check(config, options.overrides)
+    for part in report.parts:
+        if output.folder.resolve().is_relative_to(part.dataset.folder.resolve()):
+            raise UserError(
+                f"--output {options.output} is in the folder of the images, {part.dataset.folder}: the sheet would "
+                "become one of them. Give a folder outside, such as --output data_check."
+            )
     for row in report.rows():
         print(f"{row['severity']} ({row['split']}): {row['text']} {row['advice']}")
     _write(report, config, output)

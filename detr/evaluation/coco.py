@@ -32,10 +32,10 @@ class CocoMetrics:
     per_class: dict[str, dict[str, float]]
     thresholds: Thresholds | None = None
 
-    def as_json(self) -> str:
-        """{"bbox": summary, "per_class": ..., "thresholds": ...}, these last where there are any."""
+    def as_json(self, **more: Any) -> str:
+        """{"bbox": summary, "per_class": ..., "thresholds": ...}, these last where there are any, and `more`."""
         thresholds = {} if self.thresholds is None else {"thresholds": self.thresholds.content()}
-        return json.dumps({"bbox": self.summary, "per_class": self.per_class, **thresholds}, indent=2) + "\n"
+        return json.dumps({"bbox": self.summary, "per_class": self.per_class, **thresholds, **more}, indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""

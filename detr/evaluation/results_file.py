@@ -20,7 +20,7 @@ _MANY = 0.2  # of the boxes; detectors let few of theirs reach out of the image
 _REMEDY = 'Wanted rows {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, as COCO has them.'
 
 
-def read_results(path: str | Path, annotations: Mapping[str, Any]) -> CocoResults:
+def read_results(path: str | Path, annotations: Mapping[str, Any], *, option: str = "results") -> CocoResults:
     """The detections of a file, with the ids of the annotations.
 
     A row whose image_id is not listed, or is that of an image of another name, may have a listed `file_name`, and one
@@ -29,15 +29,17 @@ def read_results(path: str | Path, annotations: Mapping[str, Any]) -> CocoResult
     counts.
 
     path: a list of rows {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}, or an object
-    with such a list as "annotations". annotations: the content of a COCO annotation file.
+    with such a list as "annotations". annotations: the content of a COCO annotation file. option: names the path in
+    messages.
     Raises UserError for anything else, for images that are not listed, and for sides below 0.
     """
     path = Path(path).expanduser()
-    rows = _rows(path)
+    source = f"{option}={path}"
+    rows = _rows(path, source)
     images, categories = _Images(annotations["images"]), _Categories(annotations["categories"])
     kept, unknown = [], []
     for number, row in enumerate(rows):
-        place = f"results={path}: row {number}"
+        place = f"{source}: row {number}"
         image = images.of(row)
         if image is None:
             of = brief(row.get("image_id") if row.get("file_name") is None else row["file_name"])
@@ -51,14 +53,14 @@ def read_results(path: str | Path, annotations: Mapping[str, Any]) -> CocoResult
     if unknown:
         listed = ", ".join(f"{key} {name}" for key, name in list(categories.names.items())[:5])
         text = (
-            f"results={path}: {len(unknown)} of {len(rows)} rows have a category_id that the data do not list, such as "
+            f"{source}: {len(unknown)} of {len(rows)} rows have a category_id that the data do not list, such as "
             f"{brief(unknown[0])}; those listed are {listed}."
         )
         if not kept:
             raise UserError(f"{text} Give results with the category ids of the data.")
         logger.warning("%s These rows do not count.", text)
     results = CocoResults.from_rows(kept)
-    _warn_of_corners(results, annotations["images"], path)
+    _warn_of_corners(results, annotations["images"], source)
     return results
 
 
@@ -97,22 +99,22 @@ class _Categories:
         return self.ids.get(name) if isinstance(name, str) else None
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path, source: str) -> list[dict[str, Any]]:
     try:
         content = loaded(path)
     except FileNotFoundError:
-        raise UserError(f"results={path} does not exist. Give a COCO results file.") from None
+        raise UserError(f"{source} does not exist. Give a COCO results file.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"results={path} cannot be read as JSON: {error}. {_REMEDY}") from None
+        raise UserError(f"{source} cannot be read as JSON: {error}. {_REMEDY}") from None
     rows = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(rows, list):
-        raise UserError(f"results={path} holds no list of results, nor one as 'annotations'. {_REMEDY}")
+        raise UserError(f"{source} holds no list of results, nor one as 'annotations'. {_REMEDY}")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f"results={path}: row {number} is {brief(row)}. {_REMEDY}")
+            raise UserError(f"{source}: row {number} is {brief(row)}. {_REMEDY}")
         for name in ("category_id", "bbox", "score"):
             if name not in row:
-                raise UserError(f"results={path}: row {number} lacks {name}. {_REMEDY}")
+                raise UserError(f"{source}: row {number} lacks {name}. {_REMEDY}")
     return rows
 
 
@@ -132,15 +134,15 @@ def _number(value: Any, name: str, place: str) -> float:
     return float(value)
 
 
-def _warn_of_corners(results: CocoResults, images: Iterable[Mapping[str, Any]], path: Path) -> None:
+def _warn_of_corners(results: CocoResults, images: Iterable[Mapping[str, Any]], source: str) -> None:
     sizes = {row["id"]: (row["width"], row["height"]) for row in images}
     limits = np.array([sizes[key] for key in results.image_ids], dtype=float).reshape(-1, 2)
     beyond = (results.boxes[:, :2] + results.boxes[:, 2:] > 1.05 * limits).any(axis=1)
     if beyond.sum() > _MANY * len(results):
         logger.warning(
-            "results=%s: %d of %d boxes reach out of their images. If they are corners x1, y1, x2, y2, convert them to "
+            "%s: %d of %d boxes reach out of their images. If they are corners x1, y1, x2, y2, convert them to "
             "x, y, width, height; if they are of resized images, to pixels of the originals.",
-            *(path, beyond.sum(), len(results)),
+            *(source, beyond.sum(), len(results)),
         )
 
 

@@ -44,10 +44,13 @@ class Thresholds:
     overall: Threshold
     per_class: dict[str, Threshold]
 
+    def of(self, category: Category) -> Threshold | None:
+        """That of a class; None where it is not known."""
+        return self.per_class.get(category.name) or self.per_class.get(f"{category.name} ({category.id})")
+
     def scores(self, categories: Sequence[Category]) -> list[float]:
         """By label: the score of each class, and the overall one where it is not known."""
-        found = (self.per_class.get(one.name) or self.per_class.get(f"{one.name} ({one.id})") for one in categories)
-        return [(threshold or self.overall).score for threshold in found]
+        return [(self.of(category) or self.overall).score for category in categories]
 
     def content(self) -> dict[str, Any]:
         """As checkpoints and metrics.json hold them."""
@@ -84,8 +87,8 @@ def best_thresholds(
     same F1: the middle is taken, which small changes of the scores hardly cross, or the lowest score of all where
     there is none below. Of scores with the same F1 it is the highest.
 
-    With few objects the best score is a matter of chance. So a class with fewer than `least_objects` has the overall
-    score, which is best for the detections of all classes together, as has one of which nothing is found.
+    With few objects the best score is a matter of chance. So a class of which fewer than `least_objects` are found at
+    its best score has the overall score, which is best for the detections of all classes together.
 
     comparison: of boxes. iou: the least overlap of a detection with what it finds. max_dets: most detections counted in
     an image and class.
@@ -100,8 +103,10 @@ def best_thresholds(
     per_class = {}
     for label, name in enumerate(comparison.names):
         own, wanted = classes == label, int(objects[label])
-        score = _best_score(scores[own], hits[own], wanted) if wanted >= least_objects else None
-        per_class[name] = _at(common if score is None else score, scores[own], hits[own], wanted)
+        score = _best_score(scores[own], hits[own], wanted)
+        if score is None or hits[own & (scores >= score)].sum() < least_objects:
+            score = common
+        per_class[name] = _at(score, scores[own], hits[own], wanted)
     return Thresholds(overall=_at(common, scores, hits, int(objects.sum())), per_class=per_class)
 
 

@@ -37,7 +37,8 @@ def test_there_are_as_many_as_there_should_be() -> None:
 
 @pytest.mark.parametrize(("name", "option"), LIMITED)
 def test_refused_outside_of_its_range(name: str, option: str) -> None:
-    names = option.endswith(("precision", "non_finite", "unreadable", "backend", "check"))
-    far = f"[{FAR[0]}]" if option.endswith("_sizes") else FAR[names]
-    with pytest.raises(UserError, match=rf"^{option}: wanted .+, got '?{re.escape(far)}"):
-        compose([*NEEDED[name], f"{option}={far}"], name)
+    names = option.endswith(("precision", "non_finite", "unreadable", "backend", "check", "formats"))
+    far = FAR[names]
+    given = f"[{far}]" if option.endswith(("_sizes", "formats")) else far
+    with pytest.raises(UserError, match=rf"^{option}: wanted .+, got \[?'?{re.escape(far)}"):
+        compose([*NEEDED[name], f"{option}={given}"], name)

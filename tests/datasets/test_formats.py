@@ -149,7 +149,7 @@ def test_records_of_any_format_are_checked(lines: Path, monkeypatch: pytest.Monk
     assert len(read("000001.jpg 48 48 0 3 3 5 5 1 60 3 5 5").ground_truth()["annotations"]) == 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MarkedRecord(ImageRecord):
     """A record with one more thing to know of each object, as a mask head would want."""
 

@@ -1,12 +1,21 @@
 """Records in arrays: the same ones as in a list, for any process that reads them."""
 
 import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from datasets.formats.base import ImageRecord
 from datasets.records import Records
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedRecord(ImageRecord):
+    """A record with one more thing to know of each object."""
+
+    marks: np.ndarray
+
 
 ODD = ["a ä/b.jpg", "c\udcff.png", "d.jpg"]
 
@@ -18,12 +27,14 @@ def made() -> list[ImageRecord]:
         corners = np.sort(rng.uniform(0, 50, (count, 2, 2)), axis=1).reshape(count, 4)
         labels, crowds = rng.integers(0, 9, count), rng.integers(0, 2, count).astype(bool)
         record = ImageRecord.of(name, corners, labels, id=2**40 - key, size=(50 + key, 70), crowds=crowds)
-        records.append(record)
+        records.append(MarkedRecord(**{**vars(record), "attributes": {"sun": True} if key else {}}, marks=labels + 7))
     return records
 
 
 def assert_same(one: ImageRecord, other: ImageRecord) -> None:
+    assert type(one) is type(other) and one.arrays().keys() == other.arrays().keys()
     assert (one.id, one.file_name, one.size) == (other.id, other.file_name, other.size)
+    assert one.attributes == other.attributes
     for name, values in one.arrays().items():
         found = getattr(other, name)
         assert found.dtype == values.dtype and found.shape == values.shape and (found == values).all()

@@ -34,8 +34,8 @@ def scripted(trainer: Trainer, values: Sequence[float] = VALUES) -> Trainer:
     """With these values of AP after its epochs, whatever it predicts."""
 
     def evaluate(model: Any, stop: Any) -> Any:
-        metrics = SimpleNamespace(summary={"AP": values[trainer.epoch - 1]}, save=lambda path: None)
-        return SimpleNamespace(metrics=metrics, diagnostics={}, samples=[])
+        metrics = SimpleNamespace(summary={"AP": values[trainer.epoch - 1]}, thresholds=None, save=lambda path: None)
+        return SimpleNamespace(metrics=metrics, results=None, diagnostics={}, samples=[])
 
     trainer.callbacks["validation"].evaluator = evaluate
     return trainer

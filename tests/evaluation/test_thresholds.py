@@ -113,6 +113,13 @@ def test_classes_with_few_objects_or_without_any_found_share_a_threshold() -> No
     }
 
 
+def test_a_class_of_which_little_is_found_has_no_threshold_of_its_own() -> None:
+    """One hit among noise: its best F1 would keep all of the noise."""
+    found = [*[(1, 0.75, True)] * 3, *[(2, 0.125, False)] * 9, (2, 0.0625, True)]
+    own = best_thresholds(scene(*found, objects={1: 3, 2: 5}), least_objects=2).per_class
+    assert (own["class 1"].score, own["class 2"].score) == (0.75, 0.4375)
+
+
 @pytest.mark.parametrize("results", [[], [{"image_id": 0, "category_id": 1, "bbox": [900, 9, 5, 5], "score": 1.0}]])
 def test_where_nothing_is_found_there_is_none(results: list[dict[str, Any]]) -> None:
     annotations, _ = synthetic(1, 20)

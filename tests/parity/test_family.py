@@ -404,7 +404,8 @@ def test_files_of_the_authors(kind: str, tmp_path: Path) -> None:
     assert found.options == options
     model = build(found.options, *SIZES)
     report = load_weights(model, path, CATEGORIES)
-    assert not report.fresh and not report.skipped and len(report.loaded) == len(trained.state_dict())
+    assert not report.fresh and set(report.skipped.values()) <= {"copies of other tensors"}
+    assert len(report.loaded) == len(trained.state_dict())
     detector = Detector.from_checkpoint(path, model=compose([*found.options.split(), *SIZES]).model)
     assert detector.categories == CATEGORIES
     for name, tensor in trained.state_dict().items():

@@ -355,6 +355,13 @@ def test_the_page_and_the_code(root: Path, tmp_path: Path) -> None:
     )
 
 
+def test_the_sheet_never_becomes_an_image_of_the_data(root: Path) -> None:
+    before = sorted(root.rglob("*"))
+    done = run("tools/check_data.py", *options(root), "--output", str(root / "val" / "check"))
+    assert done.code == 2 and "the sheet would become one of them" in done.message, done.output
+    assert sorted(root.rglob("*")) == before
+
+
 def test_large_data_get_a_published_recipe() -> None:
     choices = recommendation._model(recommendation.LARGE).choices
     assert compose([choices[0].option, "data.root=x"]).model.num_queries == 300

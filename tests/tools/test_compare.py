@@ -42,7 +42,7 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def configuration(*overrides: str) -> str:
-    return OmegaConf.to_yaml(compose([*TINY_MODEL, "data.root=x", "data.size=64", *overrides]), resolve=True)
+    return OmegaConf.to_yaml(compose([*TINY_MODEL, "data.root=x", "data.size=64", *overrides]))
 
 
 @pytest.fixture
