@@ -12,7 +12,7 @@ from datasets.formats.coco import read_coco
 from detr.config import build, compose
 from detr.evaluation import evaluate_coco
 from tests.helpers import exports
-from tests.helpers.commands import TINY_MODEL, run
+from tests.helpers.commands import TINY_MODEL, figures, run
 
 FORMATS = sorted(exports.WRITERS)
 # What rounding in floating point may change, in pixels.
@@ -79,7 +79,7 @@ def train(name: str, shapes_root: Path, tmp_path: Path) -> tuple[list[str], Path
 
 
 def metrics(folder: Path) -> dict[str, dict[str, float]]:
-    return json.loads((folder / "evaluation" / "metrics.json").read_text())
+    return figures(folder)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -20,7 +20,7 @@ from detr.errors import UserError
 from detr.evaluation import evaluate_coco
 from detr.types import Category
 from tests.helpers import commands
-from tests.helpers.commands import TINY_MODEL
+from tests.helpers.commands import TINY_MODEL, figures
 from tests.helpers.data import coco_set, shapes_set
 
 READER = """
@@ -106,10 +106,10 @@ def test_a_format_of_ones_own_trains_and_evaluates(
 
     def metrics(name: str, *options: str) -> dict[str, object]:
         run("evaluate.py", *options, checkpoint, *batches, f"run_dir={lines / name}")
-        return json.loads((lines / name / "evaluation" / "metrics.json").read_text())
+        return figures(lines / name)
 
     found = metrics("again", "device=cpu", "allow_targets=[line_format]")
-    assert found == json.loads((lines / "run" / "evaluation" / "metrics.json").read_text())
+    assert found == figures(lines / "run")
     assert metrics("given", *own, splits[1]) == found, "what training would need may be missing"
     coco = [f"data.val.images={shapes_root / 'val'}", f"data.val.annotations={shapes_root / 'instances_val.json'}"]
     assert metrics("coco", "data=custom", "device=cpu", *coco) == found, "another format may be evaluated on"

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import traceback
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -90,6 +92,12 @@ def run_process(script: str, *overrides: str) -> Outcome:
         [sys.executable, script, *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
     )
     return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def figures(run_dir: Path) -> dict[str, Any]:
+    """What an evaluation found, without what it was of."""
+    content = json.loads((run_dir / "evaluation" / "metrics.json").read_text())
+    return {name: value for name, value in content.items() if name != "data"}
 
 
 def checksum(path: Path) -> str:
