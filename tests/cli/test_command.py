@@ -86,7 +86,13 @@ def test_an_error_inside_ends_it_too(run: Run) -> None:
     assert run("predict", fail, "checkpoint=x", "source=x") == 2
 
 
-@pytest.mark.parametrize(("error", "code"), [(UserError("a: wanted b."), 2), (RuntimeError("ours"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("a: wanted b."), 2),
+        pytest.param(RuntimeError("ours"), 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_failed_job_of_a_sweep_leaves_the_others_to_run(
     run: Run, error: Exception, code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

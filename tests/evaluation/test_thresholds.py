@@ -1,6 +1,7 @@
 """The best thresholds by class, judged by pycocotools' matches and by trying every score."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,31 +43,36 @@ def test_matches_are_those_of_pycocotools(seed: int, max_dets: int) -> None:
     assert not counted[left_out].any() and (annotations >= 0).any() and not counted.all() and not wanted.all()
 
 
-def f1_at(comparison: Comparison, score: float, category: int | None) -> float:
-    """F1 of one category, or of all, when detections with at least this score are kept."""
+def f1_of(comparison: Comparison) -> Callable[[float, int | None], float]:
+    """F1 of one category, or of all, when detections with at least a score are kept."""
     annotations, counted, wanted = judged(comparison, 100)
     found, truth = comparison.found, comparison.truth
-    kept = counted & (found.scores >= score) & ((found.categories == category) | (category is None))
-    objects = wanted & ((truth.categories == category) | (category is None))
-    return 2 * (kept & (annotations >= 0)).sum() / (kept.sum() + objects.sum())
+
+    def f1_at(score: float, category: int | None) -> float:
+        kept = counted & (found.scores >= score) & ((found.categories == category) | (category is None))
+        objects = wanted & ((truth.categories == category) | (category is None))
+        return 2 * (kept & (annotations >= 0)).sum() / (kept.sum() + objects.sum())
+
+    return f1_at
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_other_score_is_better(seed: int) -> None:
     comparison = Comparison(*hard_case(seed, KEYS["from 0"]), "bbox")
+    f1_at = f1_of(comparison)
     scores = [*np.unique(comparison.found.scores), 3]
-    overall = max(scores, key=lambda score: f1_at(comparison, score, None))
+    overall = max(scores, key=lambda score: f1_at(score, None))
     common = best_thresholds(comparison, least_objects=10**6).per_class
     thresholds = best_thresholds(comparison, least_objects=1)
     own = thresholds.per_class
-    assert thresholds.overall.f1 == pytest.approx(f1_at(comparison, overall, None))
+    assert thresholds.overall.f1 == pytest.approx(f1_at(overall, None))
     assert own.keys() == common.keys() == {"0", "1", "2"}
     for number, name in enumerate(comparison.names):
-        best = max(f1_at(comparison, score, number) for score in scores)
+        best = max(f1_at(score, number) for score in scores)
         assert own[name].f1 == pytest.approx(best if best else 0)
-        assert f1_at(comparison, own[name].score, number) == pytest.approx(own[name].f1)
-        assert f1_at(comparison, common[name].score, number) == pytest.approx(common[name].f1)
-        assert f1_at(comparison, common[name].score, None) == f1_at(comparison, overall, None)
+        assert f1_at(own[name].score, number) == pytest.approx(own[name].f1)
+        assert f1_at(common[name].score, number) == pytest.approx(common[name].f1)
+        assert f1_at(common[name].score, None) == f1_at(overall, None)
 
 
 def scene(*found: tuple[int, float, bool], objects: dict[int, int]) -> Comparison:
