@@ -76,9 +76,8 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         _check_same_categories(annotations.categories, self.categories, self.source)
         rank_of = {category.id: rank for rank, category in enumerate(self.categories)}
         self._rank_of_own = np.array([rank_of[category.id] for category in annotations.categories], dtype=np.int64)
-        records = with_files(annotations.records, self.folder, self.source)
-        usable, dropped = _usable(records, self.source)
-        self.records = Records(usable)
+        records = Records(with_files(annotations.records, self.folder, self.source))
+        self.records, dropped = _usable(records, self.source)
         self.findings = [*annotation_findings(records, annotations.categories), *dropped]
         for finding in self.findings:
             logger.warning("%s: %s", self.source, finding)
@@ -286,16 +285,13 @@ def _check_same_categories(own: Sequence[Category], wanted: Sequence[Category], 
             )
 
 
-def _usable(records: Sequence[ImageRecord], source: Path) -> tuple[list[ImageRecord], list[Finding]]:
+def _usable(records: Records, source: Path) -> tuple[Records, list[Finding]]:
     """The records without the objects whose boxes have no area inside their image, and a finding of these."""
-    if not records:
-        return [], []
-    counts = [len(record.boxes) for record in records]
-    boxes = np.concatenate([record.boxes for record in records])
-    problems = _problems(boxes, np.repeat([record.size for record in records], counts, axis=0))
+    boxes = records.boxes
+    problems = _problems(boxes, records.sizes[records.places])
     usable = problems < 0
     if usable.all():
-        return list(records), []
+        return records, []
     dropped = np.bincount(problems[~usable], minlength=len(_PROBLEMS)).tolist()
     text = ", ".join(f"{count} {problem}" for count, problem in zip(dropped, _PROBLEMS, strict=True) if count)
     if not usable.any():
@@ -303,17 +299,15 @@ def _usable(records: Sequence[ImageRecord], source: Path) -> tuple[list[ImageRec
             f"{source}: not one of the {len(boxes)} boxes is usable ({text}). Boxes are [x, y, width, height] in "
             "pixels of the image, with the origin at the top left."
         )
-    parts = np.split(usable, np.cumsum(counts)[:-1])
     finding = Finding(
         kind="unusable boxes",
         severity="warning",
         count=sum(dropped),
         text=f"dropped {sum(dropped)} of {len(boxes)} boxes: {text}.",
         advice="Correct them, or remove them from the file.",
-        files=some(record.file_name for record, part in zip(records, parts, strict=True) if not part.all()),
+        files=some(map(records.file_name, records.places[~usable].tolist())),
     )
-    kept = [record if part.all() else record.select(part) for record, part in zip(records, parts, strict=True)]
-    return kept, [finding]
+    return records.select(usable), [finding]
 
 
 def _problems(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

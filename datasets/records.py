@@ -15,7 +15,7 @@ class Records(Sequence[ImageRecord]):
     look at an object of Python counts its references, beside it.
 
     places: (objects,) of the image of each object among the records. arrays: those of all objects in this order, by the
-    names of their fields; all records are of one class.
+    names of their fields; all records are of one class. sizes: (records, 2) of the images.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
@@ -23,7 +23,7 @@ class Records(Sequence[ImageRecord]):
         counts = [len(record.labels) for record in records]
         self._ends = np.cumsum([0, *counts])
         self._ids = np.array([record.id for record in records], dtype=np.int64)
-        self._sizes = np.array([record.size for record in records], dtype=np.int64).reshape(-1, 2)
+        self.sizes = np.array([record.size for record in records], dtype=np.int64).reshape(-1, 2)
         names = [record.file_name.encode(errors="surrogateescape") for record in records]
         self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
         self._name_ends = np.cumsum([0, *map(len, names)])
@@ -60,13 +60,22 @@ class Records(Sequence[ImageRecord]):
         found = range(len(self))[index]
         return self._record(found) if isinstance(found, int) else [self._record(place) for place in found]
 
+    def select(self, chosen: np.ndarray) -> "Records":
+        """The same images with some of their objects."""
+        parts = np.split(chosen, self._ends[1:-1])
+        return Records([record.select(part) for record, part in zip(self, parts, strict=True)])
+
+    def file_name(self, place: int) -> str:
+        """Of one record, which need not be made for it."""
+        name = self._names[self._name_ends[place] : self._name_ends[place + 1]].tobytes()
+        return name.decode(errors="surrogateescape")
+
     def _record(self, place: int) -> ImageRecord:
         own = slice(self._ends[place], self._ends[place + 1])
-        name = self._names[self._name_ends[place] : self._name_ends[place + 1]].tobytes()
-        height, width = self._sizes[place].tolist()
+        height, width = self.sizes[place].tolist()
         return self._kind(
             id=int(self._ids[place]),
-            file_name=name.decode(errors="surrogateescape"),
+            file_name=self.file_name(place),
             size=(height, width),
             attributes=self._attributes.get(place, {}),
             **{name: values[own] for name, values in self.arrays.items()},

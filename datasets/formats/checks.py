@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from datasets.findings import Finding, some
-from datasets.formats.base import ImageRecord
+from datasets.records import Records
 from detr.errors import brief
 from detr.types import Category
 
@@ -22,28 +21,14 @@ _SHOWN = 1000  # objects among which a few files are looked for
 _NEIGHBORS = 4  # in the order of their left edges, among which a copy is looked for
 
 
-@dataclass(frozen=True)
 class _Objects:
-    """All objects of a set. place: of their image among the records."""
+    """All objects of a set. place: of their image among the records. sides: (width, height) of their image."""
 
-    records: Sequence[ImageRecord]
-    place: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    areas: np.ndarray
-    crowds: np.ndarray
-    sides: np.ndarray  # (width, height) of their image
-
-    @classmethod
-    def of(cls, records: Sequence[ImageRecord]) -> "_Objects":
-        counts = [len(record.labels) for record in records]
-        sides = np.array([record.size[::-1] for record in records], dtype=np.float64).reshape(-1, 2)
-        arrays = {
-            name: np.concatenate([getattr(record, name) for record in records])
-            for name in ("boxes", "labels", "areas", "crowds")
-        }
-        place = np.repeat(np.arange(len(records)), counts)
-        return cls(records=records, place=place, sides=sides[place], **arrays)
+    def __init__(self, records: Records) -> None:
+        self.records, self.place = records, records.places
+        self.boxes, self.labels, self.crowds = records.boxes, records.labels, records.crowds
+        self.areas = records.arrays["areas"]
+        self.sides = records.sizes[self.place, ::-1].astype(np.float64)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,24 +49,24 @@ class _Objects:
             count=int(chosen.sum()),
             text=text.format(share=f"{int(chosen.sum())} of {len(chosen)}", example=self.example(chosen)),
             advice=advice,
-            files=some(self.records[place].file_name for place in places),
+            files=some(map(self.records.file_name, places)),
         )
 
 
-def annotation_findings(records: Sequence[ImageRecord], categories: Sequence[Category]) -> list[Finding]:
+def annotation_findings(records: Records, categories: Sequence[Category]) -> list[Finding]:
     """One a kind. records: with the names that their files have."""
     found = [*_of_files(records), *_of_names(categories)]
-    if any(len(record.labels) for record in records):
+    if len(records.labels):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            objects = _Objects.of(records)
+            objects = _Objects(records)
             units = list(_of_units(objects))
             found += [*units, *_of_copies(objects), *([] if units else _of_areas(objects))]
             found += [] if units else _of_extents(objects)
     return found
 
 
-def _of_files(records: Sequence[ImageRecord]) -> Iterator[Finding]:
-    counts = Counter(str(PurePosixPath(record.file_name)) for record in records)
+def _of_files(records: Records) -> Iterator[Finding]:
+    counts = Counter(str(PurePosixPath(records.file_name(place))) for place in range(len(records)))
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         yield Finding(

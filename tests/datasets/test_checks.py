@@ -15,6 +15,7 @@ from PIL import Image
 from datasets import DetectionDataset, TrainLoader, before_training, evaluation_loader
 from datasets.formats.checks import annotation_findings
 from datasets.formats.coco import read_coco
+from datasets.records import Records
 from detr.errors import UserError
 from tests.helpers.data import coco_set, shapes_set
 
@@ -125,7 +126,7 @@ ODD: dict[str, tuple[Callable[[Content], Any], str]] = {
 def warned(content: Content, folder: Path) -> list[str]:
     (folder / "a.json").write_text(json.dumps(content))
     annotations = read_coco(images=folder, annotations=folder / "a.json")
-    return [str(finding) for finding in annotation_findings(annotations.records, annotations.categories)]
+    return [str(finding) for finding in annotation_findings(Records(annotations.records), annotations.categories)]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -167,7 +168,7 @@ def test_nothing_is_said_of_coco(shared: Path) -> None:
     folder = shared / "data" / "coco_sample"
     for split in ("train", "val"):
         annotations = read_coco(images=folder, annotations=folder / f"instances_{split}.json")
-        assert not annotation_findings(annotations.records, annotations.categories)
+        assert not annotation_findings(Records(annotations.records), annotations.categories)
 
 
 # Before a training
