@@ -22,9 +22,7 @@ from detr.config import as_yaml, build, evaluation_data
 from detr.detector import Detector
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, CocoMetrics, CocoResults, categories_of_data, coco_metrics, read_results
-from detr.evaluation.diagnosis import diagnose
 from detr.reporting import OutputFolder
-from detr.reporting.evaluation_page import folder_reader, report_page
 from detr.weights import weights_file
 
 logger = logging.getLogger(__name__)
@@ -72,16 +70,19 @@ def evaluate(config: DictConfig, run_dir: Path, device: torch.device) -> None:
     print(best_threshold(metrics))
     logger.info("Metrics are in %s, detections in %s.", output.folder / METRICS, output.folder / DETECTIONS)
     if config.report:
-        diagnosis = diagnose(
+        from detr.reporting.evaluation_page import explain  # it takes half a second, for charts
+
+        page, numbers = explain(
             dataset.ground_truth(),
             results,
+            dataset.folder,
+            title=f"{config.checkpoint or config.results} on {dataset.source}",
             max_dets=config.evaluation.max_dets,
             against=against,
             against_name=str(config.report_against),
         )
-        title = f"{config.checkpoint or config.results} on {dataset.source}"
-        output.write(REPORT, report_page(diagnosis, folder_reader(dataset.folder), title=title).encode())
-        output.write(NUMBERS, diagnosis.as_json().encode())
+        output.write(REPORT, page)
+        output.write(NUMBERS, numbers)
         logger.info("What it means is in %s, its numbers in %s.", output.folder / REPORT, output.folder / NUMBERS)
 
 

@@ -1,6 +1,5 @@
 """Detect on images and videos: python predict.py checkpoint=PATH source=FILE|DIR|GLOB output=DIR"""
 
-import io
 import itertools
 import logging
 import re
@@ -22,7 +21,7 @@ from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml
 from detr.drawing import draw_detections
 from detr.evaluation import ListedImage, ListedImages
-from detr.images import find_images, read_image
+from detr.images import find_images, jpeg, read_image
 from detr.reporting import FORMATS, OutputFolder, Result, draw_attention
 from detr.text import printable
 from detr.types import Category
@@ -30,6 +29,7 @@ from detr.videos import VIDEO_ENDINGS, Frame, VideoWriter, is_video, read_video
 
 logger = logging.getLogger(__name__)
 CONFIG = "predict.yaml"
+QUALITY = 92  # of JPEG
 
 
 @dataclass(frozen=True)
@@ -230,10 +230,10 @@ class Pictures:
         if shot.frame is not None:
             self._writer(shot.item, shot.frame).add(drawn, shot.frame.time)
             return
-        self._output.write(shot.item.picture, jpeg(drawn))
+        self._output.write(shot.item.picture, jpeg(drawn, QUALITY))
         if self._config.attention:
             maps = self._detector.attention(shot.image, self._config.attention_point, self._config.threshold)
-            self._output.write(f"attention/{shot.item.picture}", jpeg(draw_attention(photograph, maps)))
+            self._output.write(f"attention/{shot.item.picture}", jpeg(draw_attention(photograph, maps), QUALITY))
 
     def _writer(self, item: Item, frame: Frame) -> VideoWriter:
         """Of the video that the frame is of; the one before it ends."""
@@ -287,12 +287,6 @@ def written(picture: str) -> set[str]:
 
 def some(names: Sequence[str]) -> str:
     return printable(", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
-
-
-def jpeg(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=92)
-    return stream.getvalue()
 
 
 if __name__ == "__main__":

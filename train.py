@@ -26,9 +26,7 @@ from detr.config import build, build_criterion, build_model, plain
 from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics
-from detr.evaluation.diagnosis import diagnose
 from detr.reporting import Reporter, describe_model
-from detr.reporting.evaluation_page import folder_reader, report_page
 from detr.weights import PUBLISHED, load_weights, weights_file
 
 logger = logging.getLogger(__name__)
@@ -112,11 +110,12 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
 
 def write_report(val_set: DetectionDataset, run_dir: Path, max_dets: int, results: CocoResults) -> None:
     """Say in evaluation/report.html, and in numbers in report.json, where the detector fails."""
-    diagnosis = diagnose(val_set.ground_truth(), results, max_dets=max_dets)
-    page = report_page(diagnosis, folder_reader(val_set.folder), title=f"{run_dir} on {val_set.source}")
-    path = run_dir / "evaluation" / "report.html"
-    path.write_text(page, encoding="utf-8")
-    path.with_suffix(".json").write_text(diagnosis.as_json(), encoding="utf-8")
+    from detr.reporting.evaluation_page import explain  # it takes half a second, for charts
+
+    title, path = f"{run_dir} on {val_set.source}", run_dir / "evaluation" / "report.html"
+    page, numbers = explain(val_set.ground_truth(), results, val_set.folder, title=title, max_dets=max_dets)
+    path.write_bytes(page)
+    path.with_suffix(".json").write_bytes(numbers)
     logger.info("What the last evaluation means is in %s.", path)
 
 

@@ -119,13 +119,18 @@ def odd_images(files: Sequence[ImageFile]) -> Iterator[Finding]:
         )
 
 
-def repeated_images(parts: Mapping[str, Sequence[Path]]) -> dict[str, list[Finding]]:
-    """Files of the same bytes, inside a part and across parts. parts: the files of each, those that can be read."""
+def repeated_images(parts: Mapping[str, Sequence[Path]], *, pixels: bool) -> dict[str, list[Finding]]:
+    """Files of the same bytes, and images that look nearly the same, inside a part and across parts.
+
+    parts: the files of each, those that can be read. pixels: read these for what looks nearly the same; else only files
+    are compared.
+    """
     paths, groups = _numbered(parts)
+    copies = list(_copies(paths))
     same = np.full(len(paths), -1)
-    for number, copies in enumerate(_copies(paths)):
-        same[copies] = number
-    return {
+    for number, places in enumerate(copies):
+        same[places] = number
+    found = {
         part: [
             *_inside(
                 paths, groups, same, number, "repeated images", "warning", "copies of another file, byte for byte"
@@ -134,14 +139,15 @@ def repeated_images(parts: Mapping[str, Sequence[Path]]) -> dict[str, list[Findi
         ]
         for number, part in enumerate(parts)
     }
+    if not pixels:
+        return found
+    keep = np.delete(np.arange(len(paths)), [place for places in copies for place in places[1:]])
+    similar = _nearly_repeated([paths[place] for place in keep.tolist()], groups[keep], list(parts))
+    return {part: [*found[part], *similar[part]] for part in parts}
 
 
-def nearly_repeated_images(parts: Mapping[str, Sequence[Path]]) -> dict[str, list[Finding]]:
-    """Images that look nearly the same, inside a part and across parts, where their files are not."""
-    paths, groups = _numbered(parts)
-    copies = {path for same in _copies(paths) for path in same[1:]}
-    keep = np.array([number for number in range(len(paths)) if number not in copies], dtype=np.int64)
-    paths, groups = [paths[number] for number in keep.tolist()], groups[keep]
+def _nearly_repeated(paths: Sequence[Path], groups: np.ndarray, parts: Sequence[str]) -> dict[str, list[Finding]]:
+    """Images that look nearly the same. groups: the number of the part of each."""
     same = similar_images(thumbnails(paths))
     alone = np.bincount(same, minlength=1)[same] == 1
     same[alone] = -1

@@ -1,11 +1,10 @@
 """How detections show themselves in a notebook."""
 
-import base64
-import io
 from html import escape
 
 from detr.drawing import class_color
 from detr.errors import UserError
+from detr.images import embedded
 from detr.text import printable
 from detr.types import Detections
 
@@ -40,6 +39,4 @@ def _picture(found: Detections) -> str:
     if picture is None:
         return ""
     picture.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=80)
-    return f'<img alt="drawn detections" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}" />'
+    return f'<img alt="drawn detections" src="{embedded(picture, 80)}" />'

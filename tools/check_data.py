@@ -6,8 +6,6 @@ with data.check=nothing no image file is read. The exit code is 2 where a traini
 """
 
 import argparse
-import base64
-import io
 import json
 import logging
 import sys
@@ -31,7 +29,6 @@ from datasets.formats import Annotations
 from datasets.formats.checks import UNITS
 from datasets.image_checks import (
     image_files,
-    nearly_repeated_images,
     odd_images,
     repeated_images,
     unusable_images,
@@ -40,6 +37,7 @@ from detr.cli import exit_codes
 from detr.config import build, check_config, compose, explained, plain
 from detr.engine import TrainerConfig
 from detr.errors import UserError
+from detr.images import embedded, jpeg
 from detr.reporting import OutputFolder
 from detr.reporting.pages import page_template
 from detr.reporting.samples import captioned, grid
@@ -50,6 +48,7 @@ from train import BATCHES, build_augmentation, read_annotations, train_loader
 
 PAGE, CONTENT, SHEET = "check.html", "check.json", "sheet.jpg"
 _ORDER = ("error", "warning", "note")
+_QUALITY = 85  # of JPEG
 
 
 @dataclass
@@ -190,11 +189,8 @@ def _check_images(report: Report, what: str) -> None:
         found += unusable_images(part.dataset, part.files, replaceable=part.name == "train")
         found += odd_images(part.files)
         usable[part.name] = [(part.dataset.folder / file.name).resolve() for file in part.files if file.problem is None]
-    for name, repeated in repeated_images(usable).items():
+    for name, repeated in repeated_images(usable, pixels=what == "pixels").items():
         report.findings[name] += repeated
-    if what == "pixels":
-        for name, similar in nearly_repeated_images(usable).items():
-            report.findings[name] += similar
 
 
 @contextmanager
@@ -243,22 +239,12 @@ def _write(report: Report, config: DictConfig, output: OutputFolder) -> None:
         charts={}
         if first is None
         else {"objects": charts.objects_chart(first, queries), "sides": charts.sides_chart(first, config.data.size)},
-        pictures=[(_embedded(picture.image), picture.caption) for picture in drawn],
+        pictures=[(embedded(picture.image, _QUALITY), picture.caption) for picture in drawn],
         today=date.today(),
     )
     output.write(CONTENT, json.dumps(content, indent=2, ensure_ascii=False).encode())
     output.write(PAGE, page.encode())
-    output.write(SHEET, _jpeg(grid(sheet, columns=4) if sheet else Image.new("RGB", (1, 1))))
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
-
-
-def _embedded(image: Image.Image) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(image)).decode()
+    output.write(SHEET, jpeg(grid(sheet, columns=4) if sheet else Image.new("RGB", (1, 1)), _QUALITY))
 
 
 if __name__ == "__main__":

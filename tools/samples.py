@@ -4,7 +4,6 @@ Writes samples.jpg, 16 training samples of that epoch with their boxes, as the m
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from detr.cli import exit_codes
 from detr.config import compose, plain
 from detr.engine import TrainerConfig
 from detr.evaluation.samples import Sample
+from detr.images import jpeg
 from detr.reporting import OutputFolder
 from detr.reporting.samples import draw_batch
 from train import build_augmentation, data_sets, train_loader
@@ -42,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         samples += _samples(batch, names)
         if len(samples) >= COUNT:
             break
-    stream = io.BytesIO()
-    draw_batch(samples[:COUNT]).save(stream, "JPEG", quality=92)
-    output.write(NAME, stream.getvalue())
+    output.write(NAME, jpeg(draw_batch(samples[:COUNT]), 92))
     print(f"{len(samples[:COUNT])} samples of epoch {options.epoch} are in {output.folder / NAME}.")
 
 

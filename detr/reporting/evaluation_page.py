@@ -1,8 +1,6 @@
 """A page that explains an evaluation (templates/evaluation.html.j2)."""
 
-import base64
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -16,8 +14,9 @@ from PIL import Image, ImageDraw
 
 from detr.drawing import draw_detections
 from detr.errors import UserError
-from detr.evaluation.diagnosis import LEVEL, Box, Confusion, Diagnosis, ImageErrors, Interval, Suspect
-from detr.images import read_image
+from detr.evaluation import CocoResults
+from detr.evaluation.diagnosis import LEVEL, Box, Confusion, Diagnosis, ImageErrors, Interval, Suspect, diagnose
+from detr.images import embedded, read_image
 from detr.reporting.pages import HIGHER, INK, LOWER, MUTED, SHADE, WIDTHS, blank_figure, drawn, number, page_template
 from detr.types import Detections
 
@@ -46,6 +45,24 @@ _MEANINGS = {
     "ARm": "recall of medium objects",
     "ARl": "recall of large objects",
 }
+
+
+def explain(
+    annotations: Mapping[str, Any],
+    results: CocoResults,
+    folder: Path,
+    *,
+    title: str,
+    max_dets: int,
+    against: CocoResults | None = None,
+    against_name: str = "",
+) -> tuple[bytes, bytes]:
+    """The page of an evaluation and its numbers as JSON, as files have them. Arguments as of `diagnose`.
+
+    folder: of the images. title: what was evaluated.
+    """
+    diagnosis = diagnose(annotations, results, max_dets=max_dets, against=against, against_name=against_name)
+    return report_page(diagnosis, folder_reader(folder), title=title).encode(), diagnosis.as_json().encode()
 
 
 def report_page(diagnosis: Diagnosis, read: Reader, *, title: str) -> str:
@@ -351,7 +368,11 @@ def _pair(image: ImageErrors, read: Reader) -> dict[str, Any]:
     picture = read(image.file_name)
     if picture is None:
         return {"of": image, "truth": None, "found": None}
-    return {"of": image, "truth": _jpeg(_drawn(picture, image.truth)), "found": _jpeg(_drawn(picture, image.found))}
+    return {
+        "of": image,
+        "truth": embedded(_drawn(picture, image.truth), _QUALITY),
+        "found": embedded(_drawn(picture, image.found), _QUALITY),
+    }
 
 
 def _drawn(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
@@ -381,7 +402,7 @@ def _part(suspect: Suspect, read: Reader) -> str | None:
     part = picture.crop((left, top, right, bottom))
     factor = _PART / max(part.size)
     moved = _detections([suspect.found], factor, (left, top))
-    return _jpeg(draw_detections(_resized(part, factor), moved))
+    return embedded(draw_detections(_resized(part, factor), moved), _QUALITY)
 
 
 def _resized(picture: Image.Image, factor: float) -> Image.Image:
@@ -403,9 +424,3 @@ def _detections(boxes: Sequence[Box], factor: float, origin: tuple[int, int] = (
         names=[box.name for box in boxes],
         queries=torch.arange(len(boxes)),
     )
-
-
-def _jpeg(picture: Image.Image) -> str:
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_QUALITY, optimize=True)
-    return base64.b64encode(stream.getvalue()).decode()

@@ -1,6 +1,5 @@
 """Places that a run's records go to. Each is switched on and off in the `logger` configuration."""
 
-import io
 import json
 import logging
 import math
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from detr.files import read_regular
+from detr.images import jpeg
 
 logger = logging.getLogger(__name__)
 _MOST = 2**31  # bytes of metrics.jsonl that a run goes on with
@@ -147,9 +147,8 @@ def shrunk(picture: Image.Image) -> Image.Image:
 
 def _compressed(picture: Image.Image) -> Summary.Image:
     """As JPEG of moderate size: SummaryWriter alone would write PNG."""
-    small, stream = shrunk(picture), io.BytesIO()
-    small.save(stream, "JPEG", quality=75)
-    return Summary.Image(width=small.width, height=small.height, colorspace=3, encoded_image_string=stream.getvalue())
+    small = shrunk(picture)
+    return Summary.Image(width=small.width, height=small.height, colorspace=3, encoded_image_string=jpeg(small, 75))
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
