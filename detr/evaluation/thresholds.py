@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 from detr.contents import check_content, mapping, number, record, whole
 from detr.errors import UserError
 from detr.evaluation.comparison import Comparison, loaded
-from detr.evaluation.matching import match
+from detr.evaluation.matching import Matching, match
 from detr.types import Category
 
 # Of a class, for a threshold of its own: a compromise. With 5 to 19 objects, on held-out photographs of blood cells, it
@@ -94,14 +94,21 @@ def best_thresholds(
     an image and class.
     """
     matching = match(comparison, max_dets, thresholds=[iou], sizes=False)
+    return thresholds_of(matching, comparison.names, iou, least_objects)
+
+
+def thresholds_of(
+    matching: Matching, names: Sequence[str], iou: float, least_objects: int = LEAST_OBJECTS
+) -> Thresholds | None:
+    """Those of `best_thresholds`, of what is matched already. names: of the classes."""
     counted = matching.counted(iou)
     scores, classes, hits = matching.scores[counted], matching.classes[counted], matching.at(iou)[counted] >= 0
-    objects = np.bincount(matching.object_classes[matching.wanted[0]], minlength=len(comparison.names))
+    objects = np.bincount(matching.object_classes[matching.wanted[0]], minlength=len(names))
     common = _best_score(scores, hits, int(objects.sum()))
     if common is None:
         return None
     per_class = {}
-    for label, name in enumerate(comparison.names):
+    for label, name in enumerate(names):
         own, wanted = classes == label, int(objects[label])
         score = _best_score(scores[own], hits[own], wanted)
         if score is None or hits[own & (scores >= score)].sum() < least_objects:

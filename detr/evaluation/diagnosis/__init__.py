@@ -35,7 +35,7 @@ from detr.evaluation.diagnosis.intervals import (
 from detr.evaluation.diagnosis.slices import Slice, slices
 from detr.evaluation.matching import AREAS, THRESHOLDS, Matching, match
 from detr.evaluation.results import CocoResults
-from detr.evaluation.thresholds import Threshold, Thresholds, best_thresholds
+from detr.evaluation.thresholds import Threshold, Thresholds, thresholds_of
 
 __all__ = [
     "AREAS",
@@ -139,7 +139,7 @@ def diagnose(
         other = weighted_metrics(match(Comparison(annotations, against, "bbox"), max_dets), weights)
         difference = _difference(weighted, other, comparison.names, max_dets, against_name)
     evaluation = hotcoco_evaluation(comparison, max_dets)
-    thresholds = best_thresholds(comparison, IOU, max_dets)
+    thresholds = thresholds_of(matching, comparison.names, IOU)
 
     counted = np.zeros(len(comparison.found.scores), dtype=bool)
     counted[matching.rows[matching.counted(IOU)]] = True
