@@ -17,10 +17,9 @@ from PIL import Image
 
 from datasets import DetectionDataset
 from detr import Detector
-from detr.config import build_model, compose, plain
 from detr.types import Target
-from detr.weights import read_checkpoint, save
-from tests.helpers.commands import REPOSITORY, TINY_MODEL, Outcome, checksum
+from detr.weights import read_checkpoint
+from tests.helpers.commands import REPOSITORY, TINY_MODEL, Outcome, checksum, save_untrained
 from tests.helpers.commands import run as run_inside
 
 
@@ -32,15 +31,7 @@ def run(*command: str, expect: int = 0) -> str:
 
 def save_tiny(path: Path, *overrides: str) -> None:
     """A checkpoint as train.py writes it, of an untrained model for two classes."""
-    torch.manual_seed(0)
-    config = compose(overrides)
-    content = {
-        "config": plain(config),
-        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
-        "model": build_model(config.model, num_classes=2).state_dict(),
-        "training": {},
-    }
-    save(path, content)
+    save_untrained(path, overrides, ("a", "b"))
 
 
 def test_train_evaluate_predict(tiny_options: list[str], shapes_root: Path, tmp_path: Path) -> None:

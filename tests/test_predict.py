@@ -14,18 +14,16 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detr import Detections, Detector, UserError
-from detr.config import build_model, compose, plain
+from detr.config import compose
 from detr.evaluation import ListedImage, ListedImages
 from detr.images import find_images
 from detr.types import Category
-from detr.weights import save
-from tests.helpers.commands import REPOSITORY, TINY_MODEL, Outcome, run
+from tests.helpers.commands import REPOSITORY, TINY_MODEL, Outcome, predict, run, save_untrained
 
 NAMES = ("circle", "square", "triangle")
 SIGMOID = [option for option in TINY_MODEL if "backbone=" not in option]
@@ -38,21 +36,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, shapes_root: Path) -> P
 
 
 def make_checkpoint(path: Path, root: Path, names: tuple[str, ...] = NAMES) -> Path:
-    torch.manual_seed(0)
-    config = compose(["model=small", *SIGMOID, f"data.root={root}", "data.size=48", "data.max_size=64"])
-    content = {
-        "config": plain(config),
-        "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
-        "model": build_model(config.model, num_classes=3).state_dict(),
-        "training": {},
-    }
-    save(path, content)
-    return path
-
-
-def predict(checkpoint: Path, source: Path | str, output: Path, *more: str) -> Outcome:
-    options = [f"checkpoint={checkpoint}", f"source='{source}'", f"output='{output}'", "threshold=0", "device=cpu"]
-    return run("predict.py", *options, f"run_dir={output.parent / 'log'}", *more)
+    overrides = ["model=small", *SIGMOID, f"data.root={root}", "data.size=48", "data.max_size=64"]
+    return save_untrained(path, overrides, names)
 
 
 def evaluate(checkpoint: Path, folder: Path, *more: str) -> Outcome:

@@ -14,11 +14,10 @@ from PIL import Image
 
 from datasets.formats.csv import read_csv
 from detr import Detector
-from detr.config import build_model, compose, plain
+from detr.config import compose
 from detr.errors import UserError
 from detr.images import find_images
-from detr.weights import save
-from tests.helpers.commands import TINY_MODEL, Outcome, run
+from tests.helpers.commands import TINY_MODEL, predict, save_untrained
 from tests.helpers.videos import frames, make_video, properties
 
 NAMES = ("circle", "square: #1", "狗")
@@ -27,22 +26,8 @@ NAMES = ("circle", "square: #1", "狗")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, shapes_root: Path) -> Path:
     """Of an untrained model for three classes."""
-    torch.manual_seed(0)
-    config = compose([*TINY_MODEL, f"data.root={shapes_root}", "data.size=48", "data.max_size=64"])
-    content = {
-        "config": plain(config),
-        "categories": [{"id": number, "name": name} for number, name in enumerate(NAMES, start=5)],
-        "model": build_model(config.model, num_classes=3).state_dict(),
-        "training": {},
-    }
-    path = tmp_path_factory.mktemp("checkpoint") / "best.pt"
-    save(path, content)
-    return path
-
-
-def predict(checkpoint: Path, source: Path | str, output: Path, *more: str) -> Outcome:
-    options = [f"checkpoint={checkpoint}", f"source='{source}'", f"output='{output}'", "threshold=0", "device=cpu"]
-    return run("predict.py", *options, f"run_dir={output.parent / 'log'}", *more)
+    overrides = [*TINY_MODEL, f"data.root={shapes_root}", "data.size=48", "data.max_size=64"]
+    return save_untrained(tmp_path_factory.mktemp("checkpoint") / "best.pt", overrides, NAMES, first=5)
 
 
 def rows_of(folder: Path, name: str) -> list[dict[str, object]]:

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from detr import Detector, UserError
-from detr.config import build_model, compose, plain
 from detr.evaluation import Threshold, Thresholds
-from detr.weights import save
-from tests.helpers.commands import TINY_MODEL, run
+from tests.helpers.commands import TINY_MODEL, run, save_untrained
 
 NAMES = ("circle", "square", "triangle")
 
@@ -22,17 +20,8 @@ def threshold(score: float) -> Threshold:
 
 def make_checkpoint(path: Path, root: Path, thresholds: Thresholds | None) -> Path:
     """Of an untrained model for the shapes, with the thresholds of an evaluation."""
-    torch.manual_seed(0)
-    config = compose([*TINY_MODEL, f"data.root={root}", "data.size=48", "data.max_size=64"])
-    content = {
-        "config": plain(config),
-        "categories": [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)],
-        "model": build_model(config.model, num_classes=3).state_dict(),
-        "training": {},
-        **({} if thresholds is None else {"thresholds": asdict(thresholds)}),
-    }
-    save(path, content)
-    return path
+    overrides = [*TINY_MODEL, f"data.root={root}", "data.size=48", "data.max_size=64"]
+    return save_untrained(path, overrides, NAMES, **({} if thresholds is None else {"thresholds": asdict(thresholds)}))
 
 
 def test_each_class_has_its_threshold(shapes_root: Path, tmp_path: Path) -> None:

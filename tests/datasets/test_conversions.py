@@ -78,14 +78,10 @@ def train(name: str, shapes_root: Path, tmp_path: Path) -> tuple[list[str], Path
     return own, tmp_path / "run"
 
 
-def metrics(folder: Path) -> dict[str, dict[str, float]]:
-    return figures(folder)
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_data_set_trains_as_it_is(name: str, shapes_root: Path, tmp_path: Path) -> None:
     _, folder = train(name, shapes_root, tmp_path)
-    assert metrics(folder)["per_class"].keys() == PER_CLASS
+    assert figures(folder)["per_class"].keys() == PER_CLASS
 
 
 @pytest.mark.parametrize(
@@ -98,17 +94,17 @@ def test_evaluation_and_conversion_give_the_same_figures(name: str, shapes_root:
         best = f"checkpoint={folder / 'checkpoints' / 'best.pt'}"
         done = run("evaluate.py", best, *options, *ON_CPU, "data.batch_size=4", f"run_dir={tmp_path / name}")
         assert done.code == 0, done.output
-        return metrics(tmp_path / name)
+        return figures(tmp_path / name)
 
-    assert evaluated("stored") == evaluated("given", *own) == metrics(folder)
+    assert evaluated("stored") == evaluated("given", *own) == figures(folder)
     coco = [f"data.val.images={shapes_root / 'val'}", f"data.val.annotations={shapes_root / 'instances_val.json'}"]
     if name in ("yolo", "cvat", "roboflow"):  # in the others the classes have another order, and COCO's ids are fixed
-        assert evaluated("coco", "data=custom", *coco) == metrics(folder)
+        assert evaluated("coco", "data=custom", *coco) == figures(folder)
     done = run("tools/convert_data.py", *own, f"output={tmp_path / 'coco'}")
     assert done.code == 0, done.output
     found = json.loads((tmp_path / "given" / "evaluation" / "detections.json").read_text())
     judged = evaluate_coco(tmp_path / "coco" / "instances_val.json", found, backend="pycocotools")
-    assert judged == pytest.approx(metrics(folder)["bbox"], abs=1e-9)
+    assert judged == pytest.approx(figures(folder)["bbox"], abs=1e-9)
 
 
 def test_conversion_writes_what_pycocotools_reads(shared: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from detr.weights import read_checkpoint
+from detr.config import build_model, compose, plain
+from detr.weights import read_checkpoint, save
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY_MODEL = (
@@ -92,6 +94,30 @@ def run_process(script: str, *overrides: str) -> Outcome:
         [sys.executable, script, *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
     )
     return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def save_untrained(path: Path, overrides: Sequence[str], names: Sequence[str], *, first: int = 1, **more: Any) -> Path:
+    """A checkpoint as train.py writes it, of an untrained model.
+
+    overrides: its configuration. names: of its classes, whose ids count from `first`. more: further content.
+    """
+    torch.manual_seed(0)
+    config = compose(overrides)
+    content = {
+        "config": plain(config),
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=first)],
+        "model": build_model(config.model, num_classes=len(names)).state_dict(),
+        "training": {},
+        **more,
+    }
+    save(path, content)
+    return path
+
+
+def predict(checkpoint: Path, source: Path | str, output: Path, *more: str) -> Outcome:
+    """Run predict.py with everything that was found."""
+    options = [f"checkpoint={checkpoint}", f"source='{source}'", f"output='{output}'", "threshold=0", "device=cpu"]
+    return run("predict.py", *options, f"run_dir={output.parent / 'log'}", *more)
 
 
 def figures(run_dir: Path) -> dict[str, Any]:
