@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from detr.errors import UserError
+from detr.masks import Masks
 from detr.text import printable
 
 Container = TypeVar("Container", bound="TensorContainer")
@@ -105,12 +106,14 @@ class Target(TensorContainer):
     boxes: (n, 4) as center x, center y, width, height in [0, 1] of the image.
     image_id: as in the annotation file.
     original_size: (height, width) in pixels that detections are reported in.
+    masks: (n, H, W) in the pixels of the image, without its padding; None where they are not asked for.
     """
 
     labels: Int64[Tensor, " n"]
     boxes: Float[Tensor, "n 4"]
     image_id: int
     original_size: tuple[int, int]
+    masks: Bool[Tensor, "n height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,6 +150,8 @@ class Predictions(TensorContainer):
 
     distributions: (L, B, Q, 4, N + 1) logits of how far the left, top, right and bottom edges move from those of the
         preliminary boxes, as in `detr.edges`; from models that have such (D-FINE: Peng et al., ICLR 2025).
+    masks: (1, B, Q, h, w) logits of the last layer's masks over the padded images, at a fraction of their size; from
+        models that have such.
 
     Further predictions are there in training only, from models that have such parts. They are no tensors: only
     `everything` includes them. All other methods, `to` among them, leave them as they are, except for `preliminary`,
@@ -162,6 +167,7 @@ class Predictions(TensorContainer):
     logits: Float[Tensor, "layers batch queries classes"]
     boxes: Float[Tensor, "layers batch queries 4"]
     distributions: Float[Tensor, "layers batch queries 4 bins"] | None = None
+    masks: Float[Tensor, "1 batch queries h w"] | None = None
     preliminary: "Predictions | None" = None
     proposals: "Predictions | None" = None
     groups: "Predictions | None" = None
@@ -236,6 +242,7 @@ class Detections(TensorContainer):
     labels: (n,) contiguous class indices; `names` holds the same as text.
     queries: (n,) index of the object query that found it; with sigmoid scores one query may find several.
     path: the file of their image, where they were found in a file.
+    masks: in pixels of the original image; None from models without masks.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -244,6 +251,7 @@ class Detections(TensorContainer):
     names: list[str]
     queries: Int64[Tensor, " n"]
     path: str | Path | None = None
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -317,7 +325,8 @@ class Detections(TensorContainer):
     def select(self, chosen: Int64[Tensor, " chosen"]) -> "Detections":
         """Some of the detections."""
         names = [self.names[index] for index in chosen.tolist()]
-        return replace(self.map(lambda tensor: tensor[chosen]), names=names)
+        masks = None if self.masks is None else self.masks.select(chosen)
+        return replace(self.map(lambda tensor: tensor[chosen]), names=names, masks=masks)
 
     def draw(self, image: Image.Image | str | Path | None = None, *, enlarge: bool = False) -> Image.Image:
         """A copy of their image, upright, with boxes, names and scores.

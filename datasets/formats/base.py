@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detr.errors import UserError, brief
+from detr.masks import Masks
 from detr.types import Category
 
 MOST_CATEGORIES = 20_000
@@ -35,6 +36,7 @@ class ImageRecord:
     crowds: which boxes hold a crowd: evaluation ignores detections in them, training leaves them out.
     areas: in pixels, which decide whether an object counts as small, medium or large.
     attributes: what else is known of the image, such as its weather: texts, numbers or bools by name.
+    masks: of each object, in pixels of the image; None where they were not asked for.
     """
 
     id: int
@@ -45,6 +47,7 @@ class ImageRecord:
     crowds: Bool[np.ndarray, " n"]
     areas: Float64[np.ndarray, " n"]
     attributes: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    masks: Masks | None = None
 
     @classmethod
     def of(
