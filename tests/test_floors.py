@@ -12,6 +12,7 @@ FLOORS = (
     ("detr.types", 0),
     ("detr.boxes", 0),
     ("detr.classes", 0),
+    ("detr.masks", 0),
     ("detr.edges", 0),
     ("detr.distributed", 0),
     ("detr.images", 0),
