@@ -1,14 +1,19 @@
 """From predictions to detections in image pixels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from detr import boxes as box_ops
+from detr.masks import Masks
 from detr.types import Detections, Predictions
 
 PUBLISHED_PAIRS = 300  # of DINO; Conditional and Deformable DETR take 100
+_MASKS = 8  # that are enlarged together
 
 
 @torch.no_grad()
@@ -17,12 +22,18 @@ def postprocess(
     original_sizes: Sequence[tuple[int, int]],
     names: Sequence[str],
     max_dets: int = PUBLISHED_PAIRS,
+    *,
+    sizes: Sequence[tuple[int, int]] = (),
+    threshold: float | Float[Tensor, " classes"] = 0.0,
 ) -> list[Detections]:
-    """Detections of each image, best score first: no threshold and no suppression of overlaps, as published.
+    """Detections of each image, best score first: no suppression of overlaps, as published.
 
     Where the last layer has an output for no object (C = K + 1), the best class of each of the Q queries with its
     softmax probability (DETR). Where not (C = K), the best `max_dets` of the Q * K pairs of query and class by their
-    sigmoid, as in DINO. original_sizes: (height, width) for each image. names: the K class names.
+    sigmoid, as in DINO.
+
+    original_sizes: (height, width) for each image. names: the K class names. sizes: (height, width) for each image as
+    the model got it, without padding; needed for masks. threshold: as in `Detections.above`.
     """
     logits, num_classes = predictions.logits[-1].float(), len(names)
     if logits.shape[-1] == num_classes:
@@ -33,12 +44,40 @@ def postprocess(
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
         scores, queries = scores.sort(dim=-1, descending=True, stable=True)
         labels = labels.gather(1, queries)
-    found = predictions.layers(slice(-1, None)).gather(queries)
-    boxes = box_ops.cxcywh_to_xyxy(found.boxes[-1].float())
+    images = torch.arange(len(queries), device=queries.device)[:, None]
+    boxes = box_ops.cxcywh_to_xyxy(predictions.boxes[-1, images, queries].float())
     scale = torch.tensor([(w, h, w, h) for h, w in original_sizes], dtype=boxes.dtype, device=boxes.device)
     boxes = boxes * scale[:, None]
-    images = zip(boxes.cpu(), scores.cpu(), labels.cpu(), queries.cpu(), strict=True)
-    return [_detections(*image, names) for image in images]
+    columns = zip(boxes.cpu(), scores.cpu(), labels.cpu(), queries.cpu(), strict=True)
+    found = [_detections(*image, names).above(threshold) for image in columns]
+    if predictions.masks is None or predictions.mask_size is None:
+        return found
+    everything = zip(found, predictions.masks[-1], sizes, original_sizes, strict=True)
+    return [
+        replace(detections, masks=_masks(detections.queries, logits, predictions.mask_size, size, original))
+        for detections, logits, size, original in everything
+    ]
+
+
+def _masks(
+    queries: Int64[Tensor, " n"],
+    logits: Float[Tensor, "all_queries h w"],
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    original: tuple[int, int],
+) -> Masks:
+    """As published: enlarged to the padded image, at least a half each, without padding, as large as the original.
+
+    A few at a time, and each query once, however often it was found: those of a photograph take gigabytes.
+    """
+    height, width = size
+    unique, place = queries.unique(return_inverse=True)
+    parts = []
+    for chosen in unique.to(logits.device).split(_MASKS):
+        enlarged = F.interpolate(logits[None, chosen].float(), size=padded, mode="bilinear")[0, :, :height, :width]
+        pixels = (enlarged.sigmoid() > 0.5)[None].byte()
+        parts.append(Masks.encode(F.interpolate(pixels, size=original, mode="nearest")[0].bool()))
+    return Masks(size=original, counts=tuple(count for part in parts for count in part.counts)).select(place)
 
 
 def non_finite(predictions: Predictions) -> list[int]:

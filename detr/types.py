@@ -151,7 +151,7 @@ class Predictions(TensorContainer):
     distributions: (L, B, Q, 4, N + 1) logits of how far the left, top, right and bottom edges move from those of the
         preliminary boxes, as in `detr.edges`; from models that have such (D-FINE: Peng et al., ICLR 2025).
     masks: (1, B, Q, h, w) logits of the last layer's masks over the padded images, at a fraction of their size; from
-        models that have such.
+        models that have such. mask_size: (height, width) in pixels of the images with their padding.
 
     Further predictions are there in training only, from models that have such parts. They are no tensors: only
     `everything` includes them. All other methods, `to` among them, leave them as they are, except for `preliminary`,
@@ -168,6 +168,7 @@ class Predictions(TensorContainer):
     boxes: Float[Tensor, "layers batch queries 4"]
     distributions: Float[Tensor, "layers batch queries 4 bins"] | None = None
     masks: Float[Tensor, "1 batch queries h w"] | None = None
+    mask_size: tuple[int, int] | None = None
     preliminary: "Predictions | None" = None
     proposals: "Predictions | None" = None
     groups: "Predictions | None" = None
@@ -189,11 +190,6 @@ class Predictions(TensorContainer):
 
     def select(self, *, images: slice = slice(None), queries: slice = slice(None)) -> "Predictions":
         """Some of the images or queries."""
-        return self.map(lambda tensor: tensor[:, images, queries])
-
-    def gather(self, queries: Int64[Tensor, "batch chosen"]) -> "Predictions":
-        """Of each image the queries with these indices, in their order."""
-        images = torch.arange(len(queries), device=queries.device)[:, None]
         return self.map(lambda tensor: tensor[:, images, queries])
 
     def everything(self) -> Iterator[Tensor]:

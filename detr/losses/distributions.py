@@ -21,6 +21,7 @@ class FGL(Term):
     """
 
     needs = "distributions"
+    models = ", such as model=d_fine_l"
 
     def __init__(self, *, weight: float = 1.0, up: float = 0.5, reg_scale: float = 4.0) -> None:
         super().__init__(weight=weight)
@@ -52,6 +53,7 @@ class DDF(Term):
     """
 
     needs = "distributions"
+    models = ", such as model=d_fine_l"
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 5.0) -> None:
         super().__init__(weight=weight)

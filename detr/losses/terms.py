@@ -116,10 +116,11 @@ class Term(nn.Module):
     A term of your own is a subclass with `forward`; it is trained with once `criterion.terms` names it.
 
     weight: its factor in the total. Losses are logged without it.
-    needs: a field of `Predictions` that the model must have for it.
+    needs: a field of `Predictions` that the model must have for it. models: which models have it, for messages.
     """
 
     needs: str | None = None
+    models = ""
 
     def __init__(self, *, weight: float = 1.0) -> None:
         super().__init__()

@@ -15,9 +15,10 @@ from detr.models.decoders.base import Decoder, Reference
 from detr.models.denoising import DenoisingLayout, DenoisingQueries, self_attention_mask
 from detr.models.encoders.base import Encoder
 from detr.models.heads import Head
+from detr.models.mask_heads import MaskHead
 from detr.models.neck import ChannelMapper
 from detr.models.queries import LearnedQueries, ObjectQueries
-from detr.models.values import Memory, masks_for
+from detr.models.values import Detail, Memory, masks_for
 from detr.types import ImageBatch, Predictions, Target
 
 
@@ -35,6 +36,7 @@ class DETR(nn.Module):
     denoising: queries made from disturbed targets in training; called with `d_model` and `num_classes`.
     head: what makes predictions of a decoder layer's output; called with `d_model`, `num_classes` and `background`.
     proposal_head: what makes proposals of the encoder's tokens, for two-stage queries; called likewise.
+    masks: what makes a mask of each query of the last layer; called with what MaskHead says. None: boxes alone.
     background: the class head has one more output, the last, for no object, as the softmax loss needs; sigmoid losses
         do without.
     refine: each decoder layer moves the anchors for the next one (Deformable DETR: Zhu et al., ICLR 2021).
@@ -57,6 +59,7 @@ class DETR(nn.Module):
         denoising: Callable[..., DenoisingQueries] | None = None,
         head: Callable[..., Head] = Head,
         proposal_head: Callable[..., Head] = Head,
+        masks: Callable[..., MaskHead] | None = None,
         background: bool = True,
         refine: bool = False,
         look_forward_twice: bool = False,
@@ -73,7 +76,7 @@ class DETR(nn.Module):
         self.num_classes, self.num_queries, self.aux_loss = num_classes, num_queries, aux_loss
         self.refine, self.look_forward_twice = refine, look_forward_twice
         d_model = encoder.d_model
-        self.neck = neck(in_channels=backbone.channels, d_model=encoder.in_channels)
+        self.neck = neck(in_channels=[backbone.channels[i] for i in backbone.selected], d_model=encoder.in_channels)
         self._plug(attention or {})
         self.queries = queries(num_queries=num_queries, d_model=d_model)
         self.denoising = None if denoising is None else denoising(d_model=d_model, num_classes=num_classes)
@@ -90,6 +93,15 @@ class DETR(nn.Module):
             self.proposal_head = proposal_head(d_model=d_model, num_classes=classes, background=background)
             self.proposal_head.class_agnostic = self.queries.class_agnostic
             self.proposal_head.start_at_anchors(0.0)
+        self.mask_head = None
+        if masks is not None:
+            self.mask_head = masks(
+                d_model=d_model,
+                in_channels=encoder.in_channels,
+                channels=backbone.channels,
+                strides=backbone.strides,
+                selected=backbone.selected,
+            )
 
     def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Predictions:
         """L layers of class logits (B, Q, C) and boxes (B, Q, 4).
@@ -103,7 +115,8 @@ class DETR(nn.Module):
         """What the encoder makes of images, which are uint8 or normalized."""
         backbone = self.backbone
         batch = batch.normalized(backbone.mean, backbone.std).padded_to(backbone.size_divisor)
-        maps = self.neck(backbone(batch.images, batch.mask))
+        found = backbone(batch.images, batch.mask)
+        maps = self.neck([found[index] for index in backbone.selected])
         if len(maps) != self.encoder.num_levels:
             raise UserError(
                 f"{type(self.encoder).__name__}: wanted num_levels={len(maps)}, the number of maps that come in, got "
@@ -112,7 +125,12 @@ class DETR(nn.Module):
         masks = masks_for(batch.mask, maps)
         for level, blocks in enumerate(self.attention):
             maps[level] = blocks(maps[level], masks[level])
-        return self.encoder(maps, masks, padded=bool(batch.padded))
+        memory = self.encoder(maps, masks, padded=bool(batch.padded))
+        if self.mask_head is None:
+            return memory
+        height, width = batch.images.shape[-2:]
+        detail = Detail(maps=found, neck=maps, mask=batch.mask if batch.padded else None, size=(height, width))
+        return replace(memory, detail=detail)
 
     def decode(self, memory: Memory, targets: Sequence[Target] | None = None) -> Predictions:
         """What the decoder finds in the encoder's memory."""
@@ -133,9 +151,17 @@ class DETR(nn.Module):
             look_forward_twice=self.look_forward_twice,
         )
         predictions = self._predict(outputs, references)
-        if not self.training:
+        if self.training:
+            predictions = replace(_split(predictions, groups, layout), proposals=proposals)
+        return self._with_masks(predictions, outputs[-1], 0 if layout is None else layout.count, memory)
+
+    def _with_masks(self, predictions: Predictions, outputs: Tensor, start: int, memory: Memory) -> Predictions:
+        """The same with masks of the queries that are matched. start: of these in the last layer's outputs."""
+        if self.mask_head is None or memory.detail is None:
             return predictions
-        return replace(_split(predictions, groups, layout), proposals=proposals)
+        queries = outputs[:, start : start + predictions.logits.shape[2]]
+        masks = self.mask_head(queries, memory, memory.detail)
+        return replace(predictions, masks=masks[None], mask_size=memory.detail.size)
 
     def _refine(self, layer: int, x: Tensor, anchors: Tensor | None) -> Tensor:
         return self._head(layer).refine(x, anchors)

@@ -25,6 +25,7 @@ class Memory:
     sizes: (levels, 2) the same as a tensor, (width, height).
     valid_ratios: (B, levels, 2) which share of each map's width and height is not padding.
     centers: (B, S, 2) center (x, y) of each token's cell, in [0, 1] of its image without padding and beyond 1 in that.
+    detail: for a head of masks, where there is one.
     """
 
     tokens: Float[Tensor, "batch tokens d_model"]
@@ -34,6 +35,7 @@ class Memory:
     sizes: Int64[Tensor, "levels 2"]
     valid_ratios: Float[Tensor, "batch levels 2"]
     centers: Float[Tensor, "batch tokens 2"]
+    detail: "Detail | None" = None
 
     @classmethod
     def from_maps(
@@ -73,6 +75,21 @@ class Memory:
         """Points (x, y) or boxes (cxcywh) in [0, 1] of the image without padding, in [0, 1] of each padded map."""
         ratios = self.valid_ratios.repeat(1, 1, anchors.shape[-1] // 2)
         return anchors[:, :, None] * ratios[:, None]
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What heads of masks see beside the memory.
+
+    maps: of the backbone, all that it gives, largest first. neck: what the neck makes of some of them.
+    mask: (B, H, W) True = padding of the images; None where there is none.
+    size: (height, width) in pixels of the images with their padding.
+    """
+
+    maps: Sequence[Float[Tensor, "batch _ _ _"]]
+    neck: Sequence[Float[Tensor, "batch _ _ _"]]
+    mask: Bool[Tensor, "batch height width"] | None
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -28,13 +29,18 @@ def fixture_or_skip(shared: Path, name: str) -> dict[str, Any]:
     return load_fixture(shared, name)
 
 
-def weights_of(shared: Path, name: str, fixture: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights under their published names, which the rule beside the fixture makes of these names."""
-    path = (shared / "fixtures" / name).with_name("weights.py")
+def rule_of(path: Path) -> ModuleType:
+    """The module that fills tensors from their published names."""
     spec = importlib.util.spec_from_file_location(f"weights_of_{path.parent.name}", path)
     assert spec is not None and spec.loader is not None
     rule = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rule)
+    return rule
+
+
+def weights_of(shared: Path, name: str, fixture: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights under their published names, which the rule beside the fixture makes of these names."""
+    rule = rule_of((shared / "fixtures" / name).with_name("weights.py"))
     constants = (fixture["constants"],) if "constants" in fixture else ()
     return rule.state(fixture["state_keys"], fixture["salt"], *constants)
 

@@ -1,8 +1,5 @@
 """Detections from softmax and sigmoid outputs, against a search pair by pair."""
 
-from dataclasses import dataclass
-from itertools import product
-
 import pytest
 import torch
 
@@ -56,23 +53,3 @@ def test_images_with_predictions_that_are_not_finite_are_found(value: float) -> 
         assert non_finite(predictions) == []
         getattr(predictions, field)[-1, 1, 4, 2] = value
         assert non_finite(predictions) == [1]
-
-
-@dataclass(frozen=True)
-class MaskPredictions(Predictions):
-    """What a mask head would add."""
-
-    masks: torch.Tensor | None = None
-
-
-def test_a_further_field_is_gathered_with_the_boxes() -> None:
-    boxes = random_predictions(outputs=3)
-    predictions = MaskPredictions(logits=boxes.logits, boxes=boxes.boxes, masks=torch.rand(2, 2, 5, 7, 11))
-    chosen = torch.tensor([[4, 0, 4], [1, 2, 0]])
-    found = predictions.gather(chosen).tensors()
-    assert found.keys() == {"logits", "boxes", "masks"}
-    for name, values in found.items():
-        whole = getattr(predictions, name)
-        assert values.shape == (2, 2, 3, *whole.shape[3:])
-        for (image, place), query in zip(product(range(2), range(3)), chosen.flatten().tolist(), strict=True):
-            assert torch.equal(values[:, image, place], whole[:, image, query])

@@ -1,6 +1,5 @@
 """Our DETR against numbers from the published implementation, and its state-dict names."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +19,7 @@ from detr.postprocess import postprocess
 from detr.types import Predictions, Target
 from detr.weights import from_published, load_state, to_published
 from tests.helpers import make_batch, make_target
+from tests.helpers.published import rule_of
 
 VARIANTS = ["base", "learned", "pre_norm", "dc5", "no_aux"]
 LOSSES = ["loss", "loss_one_empty", "loss_all_empty", "loss_many"]
@@ -36,11 +36,7 @@ def fixtures(shared: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def recipe(shared: Path) -> ModuleType:
     """The rule that fills every tensor from its published name."""
-    spec = importlib.util.spec_from_file_location("weights", shared / "fixtures" / "detr" / "weights.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return rule_of(shared / "fixtures" / "detr" / "weights.py")
 
 
 def build(config: dict[str, Any]) -> DETR:

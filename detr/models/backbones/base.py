@@ -34,6 +34,7 @@ class Backbone(nn.Module):
     mean, std: buffers, what images are normalized with, RGB, in [0, 1]; ImageNet's. They are persistent where weights
         may need others, so that a checkpoint has those of its weights.
     size_divisor: height and width of its images are multiples of it; 1.
+    selected: which of its maps the neck gets, by index; all. Heads of masks get the others too.
     """
 
     channels: list[int]
@@ -52,6 +53,10 @@ class Backbone(nn.Module):
     @property
     def layers(self) -> Iterable[nn.Module]:
         return ()
+
+    @property
+    def selected(self) -> list[int]:
+        return list(range(len(self.channels)))
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], mask: Bool[Tensor, "batch height width"] | None = None
@@ -125,6 +130,13 @@ def stages_for(features: Sequence[str | int], strides: Mapping[str, int], owner:
             f"order: {there}; got {list(features)}. Correct features."
         )
     return chosen
+
+
+def with_detail(chosen: Sequence[str], strides: Mapping[str, int], detail: int | None) -> list[str]:
+    """The chosen stages, and all others from stride `detail` up to the last of them; none where it is None."""
+    order = list(strides)
+    before = order[: order.index(chosen[-1]) + 1]
+    return [stage for stage in before if stage in chosen or (detail is not None and strides[stage] >= detail)]
 
 
 def is_file(weights: str) -> bool:

@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from detr.errors import UserError
 from detr.models.attention.placement import Blocks, Placement, blocks_for
-from detr.models.backbones.base import Backbone, is_file, read_state_dict, stages_for
+from detr.models.backbones.base import Backbone, is_file, read_state_dict, stages_for, with_detail
 from detr.models.values import masks_for
 
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
@@ -66,6 +66,7 @@ class ResNet(Backbone):
     freeze: stages that do not train; published DETR freezes stem and layer1.
     features: stages whose output is given, in order, by name or stride; what comes after the last of them is not built.
         Strides are 4, 8, 16 and 32 from layer1 to layer4.
+    detail: a stride, from which on the maps of all stages are given too, for a head of masks; None: no others.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ResNet(Backbone):
         dilation: bool = False,
         freeze: Sequence[Stage] = ("stem", "layer1"),
         features: Sequence[Stage | int] = ("layer4",),
+        detail: int | None = None,
     ) -> None:
         super().__init__()
         choices = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
@@ -87,7 +89,9 @@ class ResNet(Backbone):
         self.body = self._network(name, NORMS[norm], dilation)
         order: list[str] = [*STAGES]
         strides = {stage: min(4 * 2**index, 16 if dilation else 32) for index, stage in enumerate(order)}
-        self.features, self.stages = stages_for(features, strides, "ResNet"), typing.get_args(Stage)
+        chosen, self.stages = stages_for(features, strides, "ResNet"), typing.get_args(Stage)
+        self.features = with_detail(chosen, strides, detail)
+        self._selected = [self.features.index(stage) for stage in chosen]
         self.strides = [strides[stage] for stage in self.features]
         unused = order[order.index(self.features[-1]) + 1 :]
         self.channels = [64 * 2 ** order.index(stage) * self.body.layer1[0].expansion for stage in self.features]
@@ -101,6 +105,10 @@ class ResNet(Backbone):
     @property
     def layers(self) -> Iterable[nn.Module]:
         return [block for stage in self._built for block in getattr(self.body, stage)]
+
+    @property
+    def selected(self) -> list[int]:
+        return self._selected
 
     @property
     def _built(self) -> list[str]:

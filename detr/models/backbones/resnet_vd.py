@@ -58,8 +58,9 @@ class ResNetVD(ResNet):
         norm: Literal["frozen", "batch", "group"] = "frozen",
         freeze: Sequence[Stage] = ("stem",),
         features: Sequence[Stage | int] = (8, 16, 32),
+        detail: int | None = None,
     ) -> None:
-        super().__init__(name=name, weights=weights, norm=norm, freeze=freeze, features=features)
+        super().__init__(name=name, weights=weights, norm=norm, freeze=freeze, features=features, detail=detail)
         self.mean.zero_()
         self.std.fill_(1.0)
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from detr.errors import UserError
 from detr.models.added import Added
 from detr.models.attention.placement import Placement, blocks_for
-from detr.models.backbones.base import Backbone, stages_for
+from detr.models.backbones.base import Backbone, stages_for, with_detail
 from detr.models.backbones.timm_networks import Source, canonical, library, module_named
 from detr.models.backbones.timm_probe import parts_of, probe
 from detr.models.values import masks_for
@@ -44,6 +44,7 @@ class Timm(Backbone):
         place, for random weights. Other norms train.
     freeze: stages that do not train.
     features: stages whose maps are given, in order, by name or by stride.
+    detail: a stride, from which on the maps of all stages are given too, for a head of masks; None: no others.
     mean, std: what images are normalized with, RGB, in [0, 1], where it is not what timm has for the weights.
     """
 
@@ -55,6 +56,7 @@ class Timm(Backbone):
         norm: Literal["frozen", "batch", "group"] = "frozen",
         freeze: Sequence[str] = ("stem", "stage1"),
         features: Sequence[str | int] = (32,),
+        detail: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -66,10 +68,14 @@ class Timm(Backbone):
         strides = {info.stage: info.stride for info in infos}
         scales, patch = None, infos[0].stride
         if len(infos) > 1 and set(strides.values()) == {patch} and all(isinstance(one, int) for one in features):
-            scales = _scales(features, patch, name)
+            own = _scales(features, patch, name)
+            scales = _with_detail(own, patch, detail)
+            self._selected = [scales.index(scale) for scale in own]
             chosen = [infos[-1].stage]
         else:
-            chosen = stages_for(features, strides, f"Timm: {name}")
+            wanted = stages_for(features, strides, f"Timm: {name}")
+            chosen = with_detail(wanted, strides, detail)
+            self._selected = [chosen.index(stage) for stage in wanted]
         built = infos[: list(strides).index(chosen[-1]) + 1]
         indices = [info.index for info in built if info.stage in chosen]
         sketch = source.network(indices, norm, meta=True)
@@ -104,6 +110,10 @@ class Timm(Backbone):
                     _freeze(module)
                     self._frozen.append(module)
         self.freeze(freeze)
+
+    @property
+    def selected(self) -> list[int]:
+        return self._selected
 
     @property
     def layers(self) -> Iterable[nn.Module]:
@@ -226,7 +236,7 @@ def _level(channels: int, scale: int) -> nn.Module:
 
 def _scales(features: Sequence[Any], patch: int, name: str) -> list[int]:
     """How many times the stride of a plain transformer doubles for each map that is wanted by stride."""
-    there = {scale: int(patch * 2.0**scale) for scale in range(-2, 3) if (patch * 2.0**scale).is_integer()}
+    there = _pyramid_strides(patch)
     found = [round(math.log2(max(feature, 1) / patch)) for feature in features]
     near = all(
         scale in there and abs(math.log2(max(feature, 1) / there[scale])) < 0.25
@@ -242,6 +252,19 @@ def _scales(features: Sequence[Any], patch: int, name: str) -> list[int]:
     if strides != list(features):
         logger.info("The maps of %s have strides %s in place of %s.", name, strides, list(features))
     return found
+
+
+def _with_detail(scales: Sequence[int], patch: int, detail: int | None) -> list[int]:
+    """These scales, and those from the one nearest to stride `detail` up to the last of them."""
+    if detail is None:
+        return [*scales]
+    first = min(_pyramid_strides(patch), key=lambda scale: abs(scale - math.log2(max(detail, 1) / patch)))
+    return sorted({*scales, *(scale for scale in _pyramid_strides(patch) if first <= scale <= scales[-1])})
+
+
+def _pyramid_strides(patch: int) -> dict[int, int]:
+    """The strides of a plain transformer's feature pyramid, by how many times that of its patches doubles."""
+    return {scale: int(patch * 2.0**scale) for scale in range(-2, 3) if (patch * 2.0**scale).is_integer()}
 
 
 def _checked(name: str, values: Sequence[float]) -> list[float]:

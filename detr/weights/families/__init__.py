@@ -22,13 +22,14 @@ from detr.weights.families.deformable_detr import (
     REFINED_DEFORMABLE_DETR,
     TWO_STAGE_DEFORMABLE_DETR,
 )
-from detr.weights.families.detr import DETR
+from detr.weights.families.detr import DETR, DETR_WITH_MASKS
 from detr.weights.families.dino import DINO
 from detr.weights.families.naming import Family, decoder_layers, has_marks, pack_attention, reversed_names
 from detr.weights.families.rt_detr import DEIM_RT_DETRV2, RT_DETR, RT_DETRV2
 
 # The first whose marks are all there is the one.
 FAMILIES = (
+    DETR_WITH_MASKS,
     D_FINE,
     DEIM_RT_DETRV2,
     RT_DETRV2,
@@ -44,7 +45,7 @@ FAMILIES = (
 )
 _NAMES = ", ".join(family.name for family in FAMILIES)
 _HEAD = re.compile(
-    r"((model\.decoder\.)?class_embed\.(\d+\.)?|class_labels_classifier\.|decoder\.dec_score_head\.\d+\.)weight"
+    r"(detr\.)?((model\.decoder\.)?class_embed\.(\d+\.)?|class_labels_classifier\.|decoder\.dec_score_head\.\d+\.)weight"
 )
 _OTHERS = re.compile(r"label_enc|tgt_embed")  # relatives of DINO and DN-DETR
 
@@ -104,7 +105,7 @@ def convert(state: Mapping[str, Tensor], family: Family | None = None) -> Conver
             f"Wanted weights of {_NAMES}, got tensors such as {_examples(state)}. Use a file of their authors or of "
             "transformers."
         )
-    library = any(name.startswith("model.") for name in state)
+    library = any(name.startswith(("model.", "detr.model.")) for name in state)
     renamed = Renaming(family.transformers if library else family.authors)
     ours: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}

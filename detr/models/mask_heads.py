@@ -1,0 +1,183 @@
+"""Heads that make a mask of each query: published DETR's, and a light one of dot products."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detr.errors import UserError
+from detr.models.added import Added
+from detr.models.layers.mlp import MLP
+from detr.models.layers.multihead import check_heads
+from detr.models.values import Detail, Memory, masks_for
+
+_GROUPS = 8  # of channels that are normalized together in DETR's head
+_QUERIES = 16  # whose masks DETR's head makes at once in inference: together, those of a photograph take gigabytes
+
+
+class MaskHead(Added):
+    """From the last decoder layer's queries to logits of their masks, at the stride of the backbone's finest map.
+
+    A head of your own is a subclass, which DETR calls with what `__init__` takes beside its options:
+
+    d_model: of queries and memory. in_channels: of the neck's maps.
+    channels, strides: of all maps of the backbone, largest first.
+    selected: which of them the neck has, by index.
+    """
+
+    def forward(
+        self, queries: Float[Tensor, "batch queries d_model"], memory: Memory, detail: Detail
+    ) -> Float[Tensor, "batch queries h w"]:
+        raise NotImplementedError
+
+
+class DETRMaskHead(MaskHead):
+    """DETR's (Carion et al., ECCV 2020, section 4.4): where each query looks, enlarged with the backbone's maps.
+
+    Queries attend to the memory of the backbone's last map, and the weights of all heads, which are 1 in sum, become
+    channels beside those of that map. Convolutions for each query alone bring them to the finest map, step by step. So
+    this head costs as much for each query as others for the whole image.
+
+    nhead: of that attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        in_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        selected: Sequence[int],
+        nhead: int = 8,
+    ) -> None:
+        super().__init__()
+        check_heads(self, d_model, nhead)
+        self.level, self.nhead, self.in_channels = len(selected) - 1, nhead, in_channels
+        self.query_proj, self.key_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        finer = [*channels][: selected[-1]][::-1]
+        widths = [in_channels // 2 ** (step + 1) for step in range(len(finer) + 1)]
+        multiple = _GROUPS * 2 ** len(widths)
+        if in_channels % multiple:
+            raise UserError(
+                f"DETRMaskHead: wanted channels of the neck as a multiple of {multiple}, for {len(finer)} finer maps, "
+                f"got {in_channels}. Change model.encoder.d_model, or choose model/masks=dot_product."
+            )
+        if nhead % _GROUPS:
+            raise UserError(f"DETRMaskHead: wanted nhead as a multiple of {_GROUPS}, got {nhead}.")
+        first = in_channels + nhead
+        self.first = nn.Conv2d(first, first, kernel_size=3, padding=1)
+        self.first_norm = nn.GroupNorm(_GROUPS, first)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, kernel_size=3, padding=1) for a, b in zip([first, *widths], widths, strict=False)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(_GROUPS, width) for width in widths)
+        self.adapters = nn.ModuleList(nn.Conv2d(a, b, kernel_size=1) for a, b in zip(finer, widths, strict=False))
+        self.last = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        for linear in (self.query_proj, self.key_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, queries: Float[Tensor, "batch queries d_model"], memory: Memory, detail: Detail
+    ) -> Float[Tensor, "batch queries h w"]:
+        source = detail.neck[self.level]
+        finer = [adapter(x) for adapter, x in zip(self.adapters, self._finer(detail), strict=True)]
+        # What all queries of an image share is convolved once.
+        weight = self.first.weight
+        shared = F.conv2d(source, weight[:, : self.in_channels], self.first.bias, padding=1)
+        own = weight[:, self.in_channels :]
+        parts = queries.split(queries.shape[1] if torch.is_grad_enabled() else _QUERIES, dim=1)
+        return torch.cat([self._enlarged(self._attention(part, memory), own, shared, finer) for part in parts], dim=1)
+
+    def _finer(self, detail: Detail) -> Sequence[Tensor]:
+        """The backbone's maps before the one whose memory is attended to, coarsest first."""
+        return detail.maps[len(self.adapters) - 1 :: -1] if len(self.adapters) else ()
+
+    def _attention(self, queries: Tensor, memory: Memory) -> Float[Tensor, "batch queries heads h w"]:
+        start = sum(height * width for height, width in memory.shapes[: self.level])
+        height, width = memory.shapes[self.level]
+        tokens = slice(start, start + height * width)
+        query, key = (
+            proj(x).unflatten(-1, (self.nhead, -1)).transpose(1, 2)
+            for proj, x in ((self.query_proj, queries), (self.key_proj, memory.tokens[:, tokens]))
+        )
+        logits = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)).transpose(1, 2)
+        if memory.mask is not None:
+            logits = logits.masked_fill(memory.mask[:, None, None, tokens], float("-inf"))
+        weights = logits.float().flatten(2).softmax(-1).to(logits.dtype)
+        return weights.unflatten(-1, (self.nhead, height, width))
+
+    def _enlarged(
+        self, attention: Tensor, own: Tensor, shared: Tensor, finer: Sequence[Tensor]
+    ) -> Float[Tensor, "batch queries h w"]:
+        count = attention.shape[1]
+        x = F.conv2d(attention.flatten(0, 1), own, padding=1) + shared.repeat_interleave(count, dim=0)
+        x = F.relu(self.first_norm(x))
+        for step, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if step > 0:
+                more = finer[step - 1].repeat_interleave(count, dim=0)
+                x = more + F.interpolate(x, size=more.shape[-2:], mode="nearest")
+            x = F.relu(norm(conv(x)))
+        return self.last(x)[:, 0].unflatten(0, (-1, count))
+
+
+class DotProductMaskHead(MaskHead):
+    """Dot products of embeddings of queries and of pixels (MaskFormer: Cheng et al., NeurIPS 2021).
+
+    Pixels are the memory of the neck's largest map, with its positions, enlarged step by step with the backbone's finer
+    maps, as in a feature pyramid (FPN: Lin et al., CVPR 2017). One embedding serves all queries, so many cost little.
+    Padding changes no mask: convolutions see it as zeros, and each cell is normalized alone.
+
+    embed_dim: of the embeddings, and of the maps that they are made of.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        in_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        selected: Sequence[int],
+        embed_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        if embed_dim < 1:
+            raise UserError(f"DotProductMaskHead: wanted embed_dim of at least 1, got {embed_dim}.")
+        finer = range(selected[0])[::-1]
+        self.factors = [round(strides[index + 1] / strides[index]) for index in finer]
+        self.source = nn.Conv2d(d_model, embed_dim, kernel_size=1)
+        self.laterals = nn.ModuleList(nn.Conv2d(channels[index], embed_dim, kernel_size=1) for index in finer)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(embed_dim, embed_dim, kernel_size=3, padding=1) for _ in range(len(finer) + 1)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(embed_dim) for _ in self.convs)
+        self.pixels = nn.Conv2d(embed_dim, embed_dim, kernel_size=1)
+        self.queries = MLP(d_model, d_model, embed_dim, layers=3)
+        self.scale = embed_dim**-0.5
+
+    def forward(
+        self, queries: Float[Tensor, "batch queries d_model"], memory: Memory, detail: Detail
+    ) -> Float[Tensor, "batch queries h w"]:
+        height, width = memory.shapes[0]
+        x = self.source(memory.key[:, : height * width].transpose(1, 2).unflatten(2, (height, width)))
+        x = self._smoothed(0, x, detail)
+        finer = detail.maps[: len(self.laterals)][::-1]
+        for step, (lateral, factor, more) in enumerate(zip(self.laterals, self.factors, finer, strict=True), start=1):
+            height, width = more.shape[-2:]
+            x = F.interpolate(x, scale_factor=float(factor), mode="nearest")[..., :height, :width]
+            x = self._smoothed(step, x + lateral(more), detail)
+        return torch.einsum("bqc,bchw->bqhw", self.queries(queries) * self.scale, self.pixels(x))
+
+    def _smoothed(self, step: int, x: Tensor, detail: Detail) -> Float[Tensor, "batch channels h w"]:
+        if detail.mask is not None:
+            x = x.masked_fill(masks_for(detail.mask, [x])[0][:, None], 0.0)
+        x = self.convs[step](x)
+        return F.relu(self.norms[step](x.movedim(1, -1)).movedim(-1, 1))
