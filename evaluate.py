@@ -18,7 +18,7 @@ from datasets import DetectionDataset, evaluation_loader, hold_out, transforms
 from datasets.formats import Annotations
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
-from detr.config import as_yaml, build, evaluation_data
+from detr.config import as_yaml, build, build_reader, evaluation_data
 from detr.detector import Detector
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, CocoMetrics, CocoResults, categories_of_data, coco_metrics, read_results
@@ -131,7 +131,7 @@ def evaluate_checkpoint(config: DictConfig, device: torch.device, other: Path | 
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
     )
-    annotations, data = read_annotations(config, detector.config)
+    annotations, data = read_annotations(config, detector.config, masks=detector.has_masks)
     detector.resize_to(config.data.size, config.data.max_size, config.data.square)
     resized = transforms.evaluation(size=detector.size, max_size=detector.max_size, square=detector.square)
     if annotations.named and {one.name for one in annotations.categories} <= {one.name for one in detector.categories}:
@@ -156,7 +156,7 @@ def evaluate_checkpoint(config: DictConfig, device: torch.device, other: Path | 
 
 def evaluate_results(config: DictConfig, other: Path | None) -> Judged:
     """Of detections that are there already, which need no model."""
-    annotations, _ = read_annotations(config, None)
+    annotations, _ = read_annotations(config, None, masks=False)
     dataset = DetectionDataset(annotations)
     truth = dataset.ground_truth()
     results = read_results(config.results, truth)
@@ -165,13 +165,19 @@ def evaluate_results(config: DictConfig, other: Path | None) -> Judged:
     return Judged(metrics, results, dataset, results_against(other, dataset))
 
 
-def read_annotations(config: DictConfig, trained: dict[str, Any] | None) -> tuple[Annotations, dict[str, Any]]:
-    """What to evaluate on, and the options of its data. trained: the checkpoint's configuration, where it has one."""
+def read_annotations(
+    config: DictConfig, trained: dict[str, Any] | None, *, masks: bool
+) -> tuple[Annotations, dict[str, Any]]:
+    """What to evaluate on, and the options of its data.
+
+    trained: the checkpoint's configuration, where it has one. masks: read these too.
+    """
     data = evaluation_data(config, trained)
     build(config.data.prepare, path="data.prepare")
     # The node may be the checkpoint's, which is not to be trusted with more.
     part = "val" if data["split"] is None else "train"
-    annotations = build(data[part], path=f"data.{part}", allow=("datasets.formats", *config.allow_targets))
+    allow = ("datasets.formats", *config.allow_targets)
+    annotations = build_reader(data[part], path=f"data.{part}", masks=masks, allow=allow)
     if data["split"] is not None:
         _, annotations = hold_out(annotations, data["split"], data["split_seed"])
     return annotations, data

@@ -22,7 +22,7 @@ from datasets import (
 from datasets.formats import Annotations
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
-from detr.config import build, build_criterion, build_model, plain
+from detr.config import build, build_criterion, build_model, build_reader, plain
 from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics
@@ -133,7 +133,7 @@ def data_sets(
     """For training, and for validation with the same categories."""
     data = config.data
     few = (options.overfit_batches or 0) * data.batch_size * distributed.world_size()
-    train, val = read_annotations(data, few)
+    train, val = read_annotations(data, few, masks=config.model.get("masks") is not None)
     if val is None:
         raise UserError("data.val: wanted a reader, got null. Or set data.split=0.2 to hold out images of data.train.")
     train_set = DetectionDataset(train, seed=config.seed, unreadable=data.unreadable)
@@ -149,16 +149,19 @@ def data_sets(
     return train_set, val_set
 
 
-def read_annotations(data: DictConfig, few: int = 0) -> tuple[Annotations, Annotations | None]:
-    """Those to train on, and those to validate on, None where `data.val` is null. few: both are so many images."""
+def read_annotations(data: DictConfig, few: int = 0, *, masks: bool = False) -> tuple[Annotations, Annotations | None]:
+    """Those to train on, and those to validate on, None where `data.val` is null.
+
+    few: both are so many images. masks: read these too.
+    """
     with distributed.first_on_machine():
         build(data.prepare, path="data.prepare")
-    train = build(data.train, path="data.train")
+    train = build_reader(data.train, path="data.train", masks=masks)
     if few:
         return train.first(few), train.first(few)
     if data.split is not None:
         return hold_out(train, data.split, data.split_seed)
-    return train, build(data.val, path="data.val")
+    return train, build_reader(data.val, path="data.val", masks=masks)
 
 
 def build_augmentation(data: DictConfig) -> Augmentation:

@@ -80,6 +80,11 @@ class Detector:
         return f"short side {self.size} and long side at most {self.max_size} pixels"
 
     @property
+    def has_masks(self) -> bool:
+        """Whether it finds masks too."""
+        return getattr(self.model, "mask_head", None) is not None
+
+    @property
     def _device(self) -> torch.device:
         return next(iter(self.model.parameters()), torch.empty(0)).device
 
@@ -200,12 +205,9 @@ class Detector:
         found: list[Detections] = []
         for start in range(0, len(images), batch_size):
             batch = [_to_tensor(image) for image in images[start : start + batch_size]]
-            found += self._predict_batch(batch, max_dets)
+            found += self._predict_batch(batch, limit, max_dets)
         paths = (image if isinstance(image, str | Path) else None for image in images)
-        return [
-            replace(detections.above(limit)[:max_dets], path=path)
-            for detections, path in zip(found, paths, strict=True)
-        ]
+        return [replace(detections[:max_dets], path=path) for detections, path in zip(found, paths, strict=True)]
 
     @torch.inference_mode()
     def attention(
@@ -227,7 +229,7 @@ class Detector:
             )
         place = float(point[0]), float(point[1])
         with watch(self.model, place) as seen:
-            found = self._predict_batch([_to_tensor(image)])[0].above(self.limit(threshold))
+            found = self._predict_batch([_to_tensor(image)], self.limit(threshold))[0]
         assert seen.decoder is not None
         return AttentionMaps(
             detections=found,
@@ -238,19 +240,26 @@ class Detector:
         )
 
     @torch.inference_mode()
-    def _predict_batch(self, images: Sequence[Tensor], max_dets: int = PUBLISHED_PAIRS) -> list[Detections]:
+    def _predict_batch(
+        self,
+        images: Sequence[Tensor],
+        limit: float | Float64[Tensor, " classes"],
+        max_dets: int = PUBLISHED_PAIRS,
+    ) -> list[Detections]:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         resized = [
             resize(image, model_size(*size, self.size, self.max_size, square=self.square))
             for image, size in zip(images, sizes, strict=True)
         ]
-        predictions = self.model(pad_to_batch(resized).to(self._device))
+        batch = pad_to_batch(resized)
+        predictions = self.model(batch.to(self._device))
         if damaged := non_finite(predictions):
             raise UserError(
                 f"The model's predictions became NaN or infinite for {len(damaged)} of {len(images)} images. Its "
                 "weights are damaged, or its training had diverged. Use another checkpoint, such as one from before."
             )
-        return postprocess(predictions, sizes, [category.name for category in self.categories], max_dets)
+        names = [category.name for category in self.categories]
+        return postprocess(predictions, sizes, names, max_dets, sizes=batch.sizes(), threshold=limit)
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Detections drawn on their image: boxes, names and scores. `class_color` chooses the color of each class."""
+"""Detections drawn on their image: masks, boxes, names and scores. `class_color` chooses the color of each class."""
 
 import colorsys
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ Color = tuple[int, int, int]  # red, green, blue, 0 to 255 each
 
 _LEGIBLE = 300  # pixels of the long side, for text to leave room for what it names
 _LONGEST = 30  # characters of a name
+_FILLING = 0.4  # of the color of a mask, over the image
 _MOST_HIDDEN = 0.5  # of a box, by a name
 _DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Latin, Greek, Cyrillic, Arabic ...
 
@@ -35,25 +36,69 @@ def class_color(label: int) -> Color:
 def draw_detections(
     image: Image.Image, detections: Detections, *, enlarge: bool = False, scores: bool = True
 ) -> Image.Image:
-    """A copy of an RGB image with boxes, names and scores, the best score on top.
+    """A copy of an RGB image with masks, boxes, names and scores, the best score on top.
 
     Each class has its `class_color`. A black rim around the boxes and a background behind the text keep both readable
-    on light and on dark images. Where a name would hide another name, or most of a box, it is left out: in a crowd the
-    color tells the class.
+    on light and on dark images. Masks let what is below show through, each in a shade of its own, and all outlines come
+    after all fillings, so that overlapping objects stay apart. Where a name would hide another name, or most of a box,
+    it is left out: in a crowd the color tells the class.
 
     enlarge: make an image that is too small for text larger by a whole factor. scores: write them behind the names.
     """
     factor = -(-_LEGIBLE // max(image.size)) if enlarge else 1
+    if detections.masks is not None and len(detections):
+        image = Image.fromarray(_with_masks(np.array(image), detections))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     width = max(round(max(image.size) / 400), 1)
     boxes = (detections.boxes.detach().cpu().double().numpy() * factor).clip(0, np.tile(image.size, 2) - 1.0)
     for found, box in reversed(list(zip(detections, boxes, strict=True))):
         left, top, right, bottom = box.tolist()
-        draw.rectangle((left - width, top - width, right + width, bottom + width), outline="black", width=3 * width)
+        if detections.masks is None:  # beside whose outlines rims would be too much
+            draw.rectangle((left - width, top - width, right + width, bottom + width), outline="black", width=3 * width)
         draw.rectangle((left, top, right, bottom), outline=class_color(found.label), width=width)
     _draw_names(draw, detections, boxes, scores=scores)
     return image
+
+
+def _with_masks(pixels: np.ndarray, detections: Detections) -> np.ndarray:
+    """An RGB image with the masks, which are of its size."""
+    assert detections.masks is not None
+    width = max(round(max(pixels.shape) / 400), 1)
+    shown = pixels.astype(np.float32)
+    outlines = []
+    for place, label in reversed([*enumerate(detections.labels.tolist())]):
+        mask = detections.masks.select([place]).decode()[0].numpy()
+        if not mask.any():
+            continue
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        region = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        inside, canvas = mask[region], shown[region]
+        color = np.array(_shade(label, int(detections.labels[:place].eq(label).sum())), dtype=np.float32)
+        canvas[inside] += _FILLING * (color - canvas[inside])
+        # Its region alone is looked at, at whose sides the mask ends.
+        padded = np.pad(inside, 1)
+        outlines.append((canvas, _edge(padded, 2 * width)[1:-1, 1:-1], _edge(padded, width)[1:-1, 1:-1], color))
+    for canvas, rim, line, color in outlines:
+        canvas[rim] = 0
+        canvas[line] = color
+    return shown.round().astype(np.uint8)
+
+
+def _shade(label: int, number: int) -> Color:
+    """Of the color of a class, for one of its objects: itself, then lighter and darker ones."""
+    share, target = ((0.0, 0), (0.5, 255), (0.45, 0), (0.25, 255), (0.25, 0))[number % 5]
+    red, green, blue = (round(part + share * (target - part)) for part in class_color(label))
+    return red, green, blue
+
+
+def _edge(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels of a mask that are so near to others, or to the side of the array."""
+    inside = mask
+    for _ in range(width):
+        around = np.pad(inside, 1)
+        inside = inside & around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    return mask & ~inside
 
 
 def _draw_names(draw: ImageDraw.ImageDraw, detections: Detections, boxes: np.ndarray, *, scores: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
@@ -31,7 +32,7 @@ class Masks:
     def decode(self) -> Bool[Tensor, "n height width"]:
         if not self.counts:
             return torch.zeros((0, *self.size), dtype=torch.bool)
-        return torch.from_numpy(pycocotools.mask.decode(self._encoded())).permute(2, 0, 1).bool()
+        return torch.from_numpy(np.asarray(pycocotools.mask.decode(self._encoded()))).permute(2, 0, 1).bool()
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -40,6 +41,11 @@ class Masks:
         """Some of them, by index."""
         numbers = chosen if isinstance(chosen, Sequence) else chosen.tolist()
         return Masks(size=self.size, counts=tuple(self.counts[number] for number in numbers))
+
+    def resized(self, size: tuple[int, int]) -> "Masks":
+        """The same in an image of another (height, width), by its nearest pixels."""
+        pixels = (F.interpolate(mask[None, None].byte(), size=size)[0].bool() for mask in self.decode())
+        return Masks(size=size, counts=tuple(count for one in pixels for count in Masks.encode(one).counts))
 
     def areas(self) -> Float64[np.ndarray, " n"]:
         """In pixels."""

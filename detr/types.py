@@ -73,6 +73,12 @@ class ImageBatch(TensorContainer):
     def __len__(self) -> int:
         return len(self.images)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image without padding."""
+        valid = ~self.mask
+        sides = torch.stack((valid[:, :, 0].sum(1), valid[:, 0].sum(1)), dim=1).tolist()
+        return [(height, width) for height, width in sides]
+
     def normalized(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> "ImageBatch":
         """uint8 images as float with a mean and a deviation taken out, padding exactly 0; others as they are.
 
@@ -282,12 +288,13 @@ class Detections(TensorContainer):
     def to_supervision(self) -> Any:
         """The same as `supervision.Detections`, with names in data["class_name"] and queries in data["query"].
 
-        Raises UserError where supervision is missing.
+        Masks are there as pixels. Raises UserError where supervision is missing.
         """
         columns = (self.boxes, self.scores, self.labels, self.queries)
         boxes, scores, labels, queries = (column.detach().cpu().numpy() for column in columns)
         data = {"class_name": np.array(self.names, dtype=str), "query": queries}
-        return _supervision().Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
+        mask = None if self.masks is None else self.masks.decode().numpy()
+        return _supervision().Detections(xyxy=boxes, confidence=scores, class_id=labels, mask=mask, data=data)
 
     @classmethod
     def from_supervision(cls, found: Any) -> "Detections":
@@ -310,6 +317,7 @@ class Detections(TensorContainer):
             labels=torch.tensor(found.class_id, dtype=torch.int64),
             names=[str(name) for name in names],
             queries=torch.tensor(queries, dtype=torch.int64),
+            masks=None if found.mask is None else Masks.encode(torch.tensor(found.mask, dtype=torch.bool)),
         )
         return detections.select(detections.scores.argsort(descending=True, stable=True))
 
@@ -325,7 +333,7 @@ class Detections(TensorContainer):
         return replace(self.map(lambda tensor: tensor[chosen]), names=names, masks=masks)
 
     def draw(self, image: Image.Image | str | Path | None = None, *, enlarge: bool = False) -> Image.Image:
-        """A copy of their image, upright, with boxes, names and scores.
+        """A copy of their image, upright, with masks, boxes, names and scores.
 
         image: a file or a Pillow image; None: `path`. enlarge: make one that is too small for text larger.
         Raises UserError where the file cannot be read, or is not known.
@@ -342,6 +350,7 @@ class Detections(TensorContainer):
     def save(self, path: str | Path) -> None:
         """Write them as JSON: a list of {"name", "score", "box": [x1, y1, x2, y2], "label"}.
 
+        Where there are masks, each has "segmentation" too, the run-length encoding of COCO's results.
         Raises UserError for a path that does not end in .json; `draw` returns a picture, which has a `save` too.
         """
         if Path(path).suffix != ".json":
@@ -349,7 +358,9 @@ class Detections(TensorContainer):
                 f"Detections.save: wanted a path that ends in .json, got {path}. A picture is saved with "
                 "found.draw(IMAGE).save(PATH)."
             )
-        Path(path).write_text(json.dumps([one._asdict() for one in self], indent=2) + "\n")
+        masks = [{}] * len(self) if self.masks is None else [{"segmentation": row} for row in self.masks.rows()]
+        rows = [{**one._asdict(), **mask} for one, mask in zip(self, masks, strict=True)]
+        Path(path).write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def _supervision() -> Any:

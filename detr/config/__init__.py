@@ -1,6 +1,6 @@
 """From YAML to objects: composing, checking and building. Nothing below this package knows of configurations."""
 
-from detr.config.build import build, build_block, build_criterion, build_model
+from detr.config.build import build, build_block, build_criterion, build_model, build_reader
 from detr.config.check import check_config, plain
 from detr.config.command_line import JobCallback, command_line, in_sweep, job, take_failure
 from detr.config.compose import as_yaml, compose, evaluation_data, explained, save, written_by_us
@@ -15,6 +15,7 @@ __all__ = [
     "build_block",
     "build_criterion",
     "build_model",
+    "build_reader",
     "build_stored_criterion",
     "build_stored_model",
     "check_config",

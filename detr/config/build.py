@@ -60,6 +60,23 @@ def build_block(config: Any, name: str, channels: int) -> nn.Module:
     return build(placements[name].block, path=f"model.attention.{name}.block")(channels)
 
 
+def build_reader(config: Any, *, path: str, masks: bool, allow: Sequence[str] = FRAMEWORK) -> Any:
+    """What the reader of a part of the data gives. masks: of the objects too.
+
+    Raises UserError as `build` does, and where masks are wanted of a reader that reads none.
+    """
+    content, allow = plain(config), _allowed(config, allow)
+    if not masks or not isinstance(content, dict) or "_target_" not in content:
+        return build(content, path=path, allow=allow)
+    target = content["_target_"]
+    if "masks" not in inspect.signature(resolve(target, path, allow)).parameters:
+        raise UserError(
+            f"{path}: {target} reads no masks, which model.masks is to learn. Choose data in a format with masks, such "
+            "as data=coco, or set model/masks=none."
+        )
+    return build(content, path=path, allow=allow, masks=True)
+
+
 def build(config: Any, *, path: str, allow: Sequence[str] = FRAMEWORK, **arguments: Any) -> Any:
     """What a node's `_target_` makes of its options and further `arguments`.
 

@@ -82,7 +82,8 @@ class CocoEvaluator:
             predictions = model(batch.to(device))
             if damaged := non_finite(predictions):
                 raise NonFiniteError("The model's predictions", [targets[index].image_id for index in damaged])
-            found = postprocess(predictions, [target.original_size for target in targets], names, most)
+            originals = [target.original_size for target in targets]
+            found = postprocess(predictions, originals, names, most, sizes=batch.sizes())
             for target, detections in zip(targets, found, strict=True):
                 results.append(CocoResults.from_detections(detections, target.image_id, self.categories))
             for index in range(min(spread(self.samples, self._batches(len(batch)), number), len(batch))):

@@ -8,12 +8,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from detr.boxes import cxcywh_to_xyxy
+from detr.masks import Masks
 from detr.types import Detections, ImageBatch, Target
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as the model got it, without its padding. Boxes are in its pixels.
+    """An image as the model got it, without its padding. Boxes and masks are in its pixels.
 
     truth: the annotated objects, in the form of detections with a score of 1. found: what the model found; None where
     the image is one of training.
@@ -34,8 +35,7 @@ class Sample:
         names: Sequence[str] = (),
     ) -> "Sample":
         """One of a batch. found: in pixels of the original image. names: of the classes; without them labels serve."""
-        valid = ~batch.mask[index]
-        height, width = int(valid[:, 0].sum()), int(valid[0].sum())
+        height, width = batch.sizes()[index]
         size = torch.tensor([width, height]).repeat(2)
         truth = Detections(
             boxes=cxcywh_to_xyxy(target.boxes) * size,
@@ -43,10 +43,12 @@ class Sample:
             labels=target.labels,
             names=[names[label] if names else str(label) for label in target.labels.tolist()],
             queries=torch.arange(len(target)),
+            masks=None if target.masks is None else Masks.encode(target.masks),
         )
         if found is not None:
             original = torch.tensor(target.original_size[::-1]).repeat(2)
-            found = replace(found, boxes=found.boxes * (size / original))
+            masks = None if found.masks is None else found.masks.resized((height, width))
+            found = replace(found, boxes=found.boxes * (size / original), masks=masks)
         return cls(image=batch.images[index, :, :height, :width].clone(), truth=truth, found=found)
 
 

@@ -133,8 +133,8 @@ class SetCriterion(nn.Module):
         for name, term in self._by_name():
             if term.needs is not None and getattr(predictions, term.needs) is None:
                 raise UserError(
-                    f"criterion.terms.{name}: wanted a model that predicts {term.needs}{term.models}. Use one, or leave "
-                    f"the term out with criterion.terms.{name}=null."
+                    f"criterion.terms.{name}: wanted a model that predicts {term.needs}{term.models}. Use one, or "
+                    f"leave the term out with criterion.terms.{name}=null."
                 )
 
     def _losses(self, matched: Matched) -> Losses:

@@ -68,14 +68,14 @@ class Timm(Backbone):
         strides = {info.stage: info.stride for info in infos}
         scales, patch = None, infos[0].stride
         if len(infos) > 1 and set(strides.values()) == {patch} and all(isinstance(one, int) for one in features):
-            own = _scales(features, patch, name)
-            scales = _with_detail(own, patch, detail)
-            self._selected = [scales.index(scale) for scale in own]
+            wanted = _scales(features, patch, name)
+            scales = _with_detail(wanted, patch, detail)
+            self._selected = [scales.index(scale) for scale in wanted]
             chosen = [infos[-1].stage]
         else:
-            wanted = stages_for(features, strides, f"Timm: {name}")
-            chosen = with_detail(wanted, strides, detail)
-            self._selected = [chosen.index(stage) for stage in wanted]
+            named = stages_for(features, strides, f"Timm: {name}")
+            chosen = with_detail(named, strides, detail)
+            self._selected = [chosen.index(stage) for stage in named]
         built = infos[: list(strides).index(chosen[-1]) + 1]
         indices = [info.index for info in built if info.stage in chosen]
         sketch = source.network(indices, norm, meta=True)
