@@ -24,6 +24,7 @@ from datasets.schedule import Augmentation, Phase, Recipe, Transforms
 from detr.boxes import xyxy_to_cxcywh
 from detr.errors import UserError
 from detr.images import read_image
+from detr.masks import Masks
 from detr.types import Category, Target
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,9 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
 
     annotations: from a reader of `datasets.formats`.
     transforms: called with an image (uint8 tensor) and {"boxes": tv_tensors.BoundingBoxes, "labels": Tensor}, as
-        those of torchvision.transforms.v2 are. Randomness must come from torch's default generator, which is seeded
-        from (seed, epoch, index): the k-th sample of an epoch is the same for any number of workers.
+        those of torchvision.transforms.v2 are, and "masks": tv_tensors.Mask where the annotations have them.
+        Randomness must come from torch's default generator, which is seeded from (seed, epoch, index): the k-th sample
+        of an epoch is the same for any number of workers.
     mixing: makes one sample of several, before `transforms`. A sample that it changed has "mixed" among its objects.
     categories: the classes to use, such as those that a checkpoint was trained on; the annotations' own by default.
     seed: of the augmentation.
@@ -140,7 +142,14 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         return {
             "number of images": str(len(records)),
             "names or order of images": _digest((record.id, record.file_name, record.size) for record in records),
-            "boxes or labels": _digest(part.tobytes() for record in records for part in record.arrays().values()),
+            "boxes or labels": _digest(
+                part
+                for record in records
+                for part in (
+                    *(values.tobytes() for values in record.arrays().values()),
+                    *(record.masks.counts if record.masks else ()),
+                )
+            ),
             "categories": _digest((category.id, category.name) for category in self.categories),
             "image files": _digest(_bytes(self.folder / record.file_name) for record in some),
         }
@@ -149,13 +158,21 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         """What to evaluate against, as the content of a COCO annotation file; without the boxes that were dropped."""
         categories = self.own_categories
         rows = [
-            {"image_id": record.id, "category_id": categories[label].id, "bbox": box, "area": area, "iscrowd": crowd}
+            {
+                "image_id": record.id,
+                "category_id": categories[label].id,
+                "bbox": box,
+                "area": area,
+                "iscrowd": crowd,
+                **mask,
+            }
             for record in self.records
-            for label, box, area, crowd in zip(
+            for label, box, area, crowd, mask in zip(
                 record.labels.tolist(),
                 record.boxes.tolist(),
                 record.areas.tolist(),
                 record.crowds.astype(int).tolist(),
+                [{} for _ in record.labels] if record.masks is None else _segmentations(record.masks),
                 strict=True,
             )
         ]
@@ -192,7 +209,8 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         boxes = boxes.clamp(min=0).minimum(limits)
         visible = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a crop can have cut a box away
         boxes = xyxy_to_cxcywh(boxes[visible]) / limits
-        target = Target(labels=labels[visible], boxes=boxes, image_id=record.id, original_size=record.size)
+        masks = objects["masks"].as_subclass(Tensor)[visible].bool() if "masks" in objects else None
+        target = Target(labels=labels[visible], boxes=boxes, image_id=record.id, original_size=record.size, masks=masks)
         return image.as_subclass(Tensor), target
 
     def report_unreadable(self) -> None:
@@ -222,13 +240,13 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         record, image = self._read(index)
         objects = record.select(~record.crowds)
         boxes = torch.from_numpy(_clipped(objects.boxes, np.array(record.size)).astype(np.float32))
-        return record, (
-            tv_tensors.Image(image),
-            {
-                "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=record.size),
-                "labels": torch.from_numpy(self._rank_of_own[objects.labels]),
-            },
-        )
+        found = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=record.size),
+            "labels": torch.from_numpy(self._rank_of_own[objects.labels]),
+        }
+        if objects.masks is not None:
+            found["masks"] = tv_tensors.Mask(objects.masks.decode().byte())
+        return record, (tv_tensors.Image(image), found)
 
     def _read(self, index: int) -> tuple[ImageRecord, UInt8[Tensor, "3 _ _"]]:
         index = range(len(self))[index]
@@ -251,6 +269,10 @@ def _seeded(seed: int, epoch: int, index: int) -> Iterator[None]:
         entropy = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
         torch.default_generator.manual_seed(int(entropy[0]))
         yield
+
+
+def _segmentations(masks: Masks) -> list[dict[str, Any]]:
+    return [{"segmentation": row} for row in masks.rows()]
 
 
 def _digest(values: Iterable[object]) -> str:

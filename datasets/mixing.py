@@ -14,7 +14,8 @@ from datasets.transforms import resized
 from detr.images import short_side_size
 from detr.ranges import checked
 
-# An image and what is in it: {"boxes": tv_tensors.BoundingBoxes in pixels, "labels": int64 (n,)}.
+# An image and what is in it: {"boxes": tv_tensors.BoundingBoxes in pixels, "labels": int64 (n,)}, and "masks":
+# tv_tensors.Mask (n, H, W) where the data have them.
 Sample = tuple[tv_tensors.Image, dict[str, Any]]
 Draw = Callable[[], Sample]
 _LONGEST = 16  # times the short side is the long side of a tile, at most: a line of pixels would fill the memory
@@ -119,7 +120,7 @@ class Mosaic:
         if self.short_side:
             height, width = (max(part.shape[dim] for part, _ in tiles) for dim in (1, 2))
         canvas = torch.full((3, 2 * height, 2 * width), self.fill, dtype=torch.uint8)
-        boxes, labels = [], []
+        parts = []
         for number, (part, found) in enumerate(tiles):
             own_height, own_width = part.shape[1:]
             row, column = divmod(number, 2)
@@ -127,9 +128,8 @@ class Mosaic:
             if not self.short_side:  # all four meet in the middle
                 left, top = left or width - own_width, top or height - own_height
             canvas[:, top : top + own_height, left : left + own_width] = part
-            boxes.append(found["boxes"] + torch.tensor([left, top, left, top]))
-            labels.append(found["labels"])
-        return self._moved(tv_tensors.Image(canvas), _objects(boxes, labels, canvas.shape[1:]))
+            parts.append(_placed(found, left, top, canvas.shape[1:]))
+        return self._moved(tv_tensors.Image(canvas), _together(parts))
 
     def _tile(self, image: tv_tensors.Image, objects: dict[str, Any]) -> Sample:
         if not self.short_side:
@@ -147,9 +147,9 @@ class Mosaic:
         }
         fill = self.fill or None  # None is 0 too, in half the time
         moved = F.affine(image, **affine, interpolation=InterpolationMode.BILINEAR, fill=fill)
-        boxes = F.affine(objects["boxes"], **affine)
-        kept = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-        return moved, _objects([boxes[kept]], [objects["labels"][kept]], (height, width))
+        found = {name: F.affine(value, **affine) if name != "labels" else value for name, value in objects.items()}
+        boxes = found["boxes"]
+        return moved, _chosen(found, ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1))
 
 
 class Mixup:
@@ -186,8 +186,7 @@ class Mixup:
         other, more = resized(*draw(), size) if self.whole else _fitted(*draw(), size)
         mixed = image.clone()
         left, top = _blend(mixed, other, 1 - _between(*self.weight))
-        boxes = [objects["boxes"], more["boxes"] + torch.tensor([left, top, left, top])]
-        return tv_tensors.Image(mixed), _objects(boxes, [objects["labels"], more["labels"]], image.shape[1:])
+        return tv_tensors.Image(mixed), _together([objects, _placed(more, left, top, image.shape[1:])])
 
 
 class CopyBlend:
@@ -225,24 +224,26 @@ class CopyBlend:
         chosen = usable[torch.randperm(len(usable))[: self.number]]
         if len(chosen) == 0:
             return image, objects
-        mixed, boxes, labels = image.clone(), [objects["boxes"]], [objects["labels"]]
+        mixed, parts = image.clone(), [objects]
         for index in chosen:
-            patch, found = self._cut(other, more["boxes"][index], more["labels"][index])
+            patch, found = self._cut(other, _chosen(more, index[None]))
             if max(patch.shape[1] - image.shape[1], patch.shape[2] - image.shape[2]) > 0:
                 patch, found = _fitted(patch, found, image.shape[1:])
             left, top = _blend(mixed, patch, _between(*self.weight))
-            boxes.append(found["boxes"] + torch.tensor([left, top, left, top]))
-            labels.append(found["labels"])
-        return tv_tensors.Image(mixed), _objects(boxes, labels, image.shape[1:])
+            parts.append(_placed(found, left, top, image.shape[1:]))
+        return tv_tensors.Image(mixed), _together(parts)
 
-    def _cut(self, image: tv_tensors.Image, box: Tensor, label: Tensor) -> Sample:
-        """One object with its surroundings, as a sample."""
+    def _cut(self, image: tv_tensors.Image, objects: dict[str, Any]) -> Sample:
+        """An image's one object with its surroundings, as a sample."""
+        box = objects["boxes"].as_subclass(Tensor)[0]
         margin = (box[2:] - box[:2]) * _between(*self.expand)
         height, width = image.shape[1:]
         left, top = (box[:2] - margin).floor().clamp(min=0).int().tolist()
         right, bottom = (box[2:] + margin).ceil().minimum(torch.tensor([width, height])).int().tolist()
+        window = [top, left, bottom - top, right - left]
+        found = {name: F.crop(value, *window) if name == "masks" else value for name, value in objects.items()}
         patch = tv_tensors.Image(image[:, top:bottom, left:right])
-        return patch, _objects([box[None] - torch.tensor([left, top, left, top])], [label[None]], patch.shape[1:])
+        return patch, {**found, "boxes": _boxes(box[None] - torch.tensor([left, top, left, top]), patch.shape[1:])}
 
 
 def _through(part: Callable[..., Sample], draw: Draw) -> Draw:
@@ -271,10 +272,38 @@ def _blend(image: tv_tensors.Image, patch: tv_tensors.Image, weight: float) -> t
     return left, top
 
 
-def _objects(boxes: Sequence[Tensor], labels: Sequence[Tensor], size: Sequence[int]) -> dict[str, Any]:
-    corners = torch.cat([part.as_subclass(Tensor) for part in boxes])
-    found = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=tuple(size))
-    return {"boxes": found, "labels": torch.cat(list(labels))}
+def _placed(objects: dict[str, Any], left: int, top: int, size: Sequence[int]) -> dict[str, Any]:
+    """What is in an image that comes to a place of another one. size: (height, width) of that."""
+    boxes = objects["boxes"].as_subclass(Tensor) + torch.tensor([left, top, left, top])
+    found = {**objects, "boxes": _boxes(boxes, size)}
+    if "masks" in objects:
+        height, width = objects["masks"].shape[1:]
+        found["masks"] = F.pad(objects["masks"], [left, top, size[1] - left - width, size[0] - top - height])
+    return found
+
+
+def _chosen(objects: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    boxes = _boxes(objects["boxes"].as_subclass(Tensor)[index], objects["boxes"].canvas_size)
+    found = {**objects, "boxes": boxes, "labels": objects["labels"][index]}
+    if "masks" in objects:
+        found["masks"] = tv_tensors.Mask(objects["masks"].as_subclass(Tensor)[index])
+    return found
+
+
+def _together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The objects of images that have become one."""
+    corners = torch.cat([part["boxes"].as_subclass(Tensor) for part in parts])
+    found: dict[str, Any] = {
+        "boxes": _boxes(corners, parts[0]["boxes"].canvas_size),
+        "labels": torch.cat([part["labels"] for part in parts]),
+    }
+    if "masks" in parts[0]:
+        found["masks"] = tv_tensors.Mask(torch.cat([part["masks"].as_subclass(Tensor) for part in parts]))
+    return found
+
+
+def _boxes(corners: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
+    return tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(size[0], size[1]))
 
 
 def _rises(values: Sequence[float]) -> bool:

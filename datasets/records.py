@@ -1,11 +1,13 @@
 """Records of a whole data set in a few arrays."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
 
 from datasets.formats.base import ImageRecord
+from detr.masks import Masks
 
 
 class Records(Sequence[ImageRecord]):
@@ -15,7 +17,7 @@ class Records(Sequence[ImageRecord]):
     look at an object of Python counts its references, beside it.
 
     places: (objects,) of the image of each object among the records. arrays: those of all objects in this order, by the
-    names of their fields; all records are of one class. sizes: (records, 2) of the images.
+    names of their fields; all records are of one class, and all have masks or none. sizes: (records, 2) of the images.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
@@ -30,6 +32,7 @@ class Records(Sequence[ImageRecord]):
         self.places = np.repeat(np.arange(len(records)), counts)
         own = [record.arrays() for record in records] or [ImageRecord.of("", [], []).arrays()]
         self.arrays = {name: np.concatenate([arrays[name] for arrays in own]) for name in own[0]}
+        self._masks = None if not records or records[0].masks is None else _packed(records)
         self._attributes = {place: record.attributes for place, record in enumerate(records) if record.attributes}
 
     @property
@@ -70,6 +73,16 @@ class Records(Sequence[ImageRecord]):
         name = self._names[self._name_ends[place] : self._name_ends[place + 1]].tobytes()
         return name.decode(errors="surrogateescape")
 
+    def masks(self, place: int) -> Masks | None:
+        """Of one record, which need not be made for it; None where there are none."""
+        if self._masks is None:
+            return None
+        ends, data = self._masks
+        own = ends[self._ends[place] : self._ends[place + 1] + 1].tolist()
+        counts = tuple(data[start:end].tobytes() for start, end in itertools.pairwise(own))
+        height, width = self.sizes[place].tolist()
+        return Masks(size=(height, width), counts=counts)
+
     def _record(self, place: int) -> ImageRecord:
         own = slice(self._ends[place], self._ends[place + 1])
         height, width = self.sizes[place].tolist()
@@ -78,5 +91,12 @@ class Records(Sequence[ImageRecord]):
             file_name=self.file_name(place),
             size=(height, width),
             attributes=self._attributes.get(place, {}),
+            masks=self.masks(place),
             **{name: values[own] for name, values in self.arrays.items()},
         )
+
+
+def _packed(records: Sequence[ImageRecord]) -> tuple[np.ndarray, np.ndarray]:
+    """The encodings of all masks in one array, behind where each of them begins, and the last one ends."""
+    counts = [count for record in records if record.masks is not None for count in record.masks.counts]
+    return np.cumsum([0, *map(len, counts)]), np.frombuffer(b"".join(counts), dtype=np.uint8)

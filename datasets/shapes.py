@@ -6,15 +6,17 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
 from detr.errors import UserError
+from detr.masks import Masks
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ def generate(
     """Write the set to `root` as train/, val/, instances_train.json and instances_val.json, unless it is there.
 
     Each image has min_objects..max_objects shapes of random color, size and rotation on a shaded, noisy background;
-    later shapes may cover up to half of an earlier one. The same options give the same images.
+    later shapes may cover up to half of an earlier one. Masks are what is seen of the shapes. The same options give the
+    same images.
 
     A manifest lists the files with their checksum. A set that is damaged or has other options is generated again; only
     files that the manifest lists are replaced. Raises UserError where `root` holds any other file.
@@ -50,6 +53,7 @@ def generate(
         "min_objects": min_objects,
         "max_objects": max_objects,
         "seed": seed,
+        "masks": 1,  # which sets of former versions do not have
     }
     root = Path(root).resolve()
     if _is_complete(root, options):
@@ -146,7 +150,7 @@ def _generate_split(
         name = f"{index:06d}.jpg"
         picture.save(root / split / name, quality=95)
         images.append({"id": index, "file_name": name, "width": image_size, "height": image_size})
-        for category, (x1, y1, x2, y2) in objects:
+        for category, (x1, y1, x2, y2), mask in objects:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -155,6 +159,7 @@ def _generate_split(
                     "bbox": [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)],
                     "area": round((x2 - x1) * (y2 - y1), 2),
                     "iscrowd": 0,
+                    "segmentation": mask,
                 }
             )
     categories = [{"id": number + 1, "name": name} for number, name in enumerate(CATEGORIES)]
@@ -165,13 +170,17 @@ def _generate_split(
 Box = tuple[float, float, float, float]
 
 
-def _picture(rng: np.random.Generator, size: int, count: int) -> tuple[Image.Image, list[tuple[int, Box]]]:
+def _picture(
+    rng: np.random.Generator, size: int, count: int
+) -> tuple[Image.Image, list[tuple[int, Box, dict[str, Any]]]]:
+    """A picture, and the category, box and mask of each shape in it."""
     corners = rng.uniform(40, 215, (2, 2, 3)).astype(np.uint8)
     shade = np.asarray(Image.fromarray(corners).resize((size, size), Image.Resampling.BILINEAR))
     noisy = shade + rng.integers(0, 25, shade.shape, dtype=np.uint8)
     canvas = Image.fromarray(noisy).resize((size * _OVERSAMPLING,) * 2, Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
     objects: list[tuple[int, Box]] = []
+    outlines = []
     for _ in range(20 * count):  # a crowded picture may have no room for all
         if len(objects) == count:
             break
@@ -180,9 +189,23 @@ def _picture(rng: np.random.Generator, size: int, count: int) -> tuple[Image.Ima
         if any(_covered(old, box) > 0.5 for _, old in objects):
             continue
         color = tuple(int(value) for value in rng.integers(0, 256, 3))
-        draw.polygon([(x * _OVERSAMPLING, y * _OVERSAMPLING) for x, y in outline], fill=color)
+        outlines.append([(x * _OVERSAMPLING, y * _OVERSAMPLING) for x, y in outline])
+        draw.polygon(outlines[-1], fill=color)
         objects.append((category, box))
-    return canvas.resize((size, size), Image.Resampling.BOX), objects
+    masks = Masks.encode(torch.from_numpy(_visible(outlines, size))).rows()
+    found = [(category, box, mask) for (category, box), mask in zip(objects, masks, strict=True)]
+    return canvas.resize((size, size), Image.Resampling.BOX), found
+
+
+def _visible(outlines: Sequence[Sequence[tuple[float, float]]], size: int) -> np.ndarray:
+    """What is seen of each shape: pixels that it covers at least half, where no later one does."""
+    masks = np.zeros((len(outlines), size, size), dtype=bool)
+    for number, outline in enumerate(outlines):
+        canvas = Image.new("L", (size * _OVERSAMPLING,) * 2)
+        ImageDraw.Draw(canvas).polygon(outline, fill=255)
+        masks[number] = np.asarray(canvas.resize((size, size), Image.Resampling.BOX)) >= 128
+        masks[:number] &= ~masks[number]
+    return masks
 
 
 def _shape(rng: np.random.Generator, category: int, size: int) -> tuple[list[tuple[float, float]], Box]:

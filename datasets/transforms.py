@@ -76,7 +76,8 @@ class ZoomOutAndCrop(v2.Transform):
     def __init__(self, *, zoom_out: float, fill: int, iou_crop: float, limit: int) -> None:
         super().__init__()
         self.zoom_out, self.iou_crop, self.limit = zoom_out, iou_crop, limit
-        self._zoom_out, self._crop = v2.RandomZoomOut(fill, p=1.0), v2.RandomIoUCrop(min_scale=_SMALLEST_CROP)
+        fills: dict[Any, Any] = {tv_tensors.Mask: 0, "others": fill}
+        self._zoom_out, self._crop = v2.RandomZoomOut(fills, p=1.0), v2.RandomIoUCrop(min_scale=_SMALLEST_CROP)
 
     def forward(self, image: tv_tensors.Image, objects: dict[str, Any]) -> tuple[tv_tensors.Image, dict[str, Any]]:
         if objects.get("mixed", False):
@@ -95,9 +96,12 @@ class ZoomOutAndCrop(v2.Transform):
 def resized(
     image: tv_tensors.Image, objects: dict[str, Any], size: tuple[int, int]
 ) -> tuple[tv_tensors.Image, dict[str, Any]]:
-    """A sample resized to (height, width) with its boxes."""
+    """A sample resized to (height, width) with its boxes and masks."""
     image = tv_tensors.Image(resize(image.as_subclass(Tensor), size))
-    return image, {**objects, "boxes": F.resize(objects["boxes"], list(size))}
+    placed: dict[str, Any] = {
+        name: F.resize(objects[name], list(size)) for name in ("boxes", "masks") if name in objects
+    }
+    return image, {**objects, **placed}
 
 
 def train(

@@ -79,7 +79,8 @@ class ImageRecord:
 
     def select(self, chosen: np.ndarray) -> "ImageRecord":
         """The same image with some of its objects."""
-        return replace(self, **{name: values[chosen] for name, values in self.arrays().items()})
+        masks = None if self.masks is None else self.masks.select(np.arange(len(self.masks))[chosen])
+        return replace(self, masks=masks, **{name: values[chosen] for name, values in self.arrays().items()})
 
 
 def numbered(names: Sequence[str], source: Path) -> list[Category]:
@@ -154,6 +155,13 @@ class Annotations:
 
     def _check_shapes(self, record: ImageRecord) -> None:
         lengths = {name: len(values) for name, values in record.arrays().items()}
+        if record.masks is not None:
+            lengths["masks"] = len(record.masks)
+            if record.masks.size != record.size:
+                raise UserError(
+                    f"{self.source}: image {record.id} has masks of {record.masks.size} pixels, wanted its own size, "
+                    f"{record.size}."
+                )
         if len(set(lengths.values())) > 1 or record.boxes.shape[1:] != (4,):
             found = ", ".join(f"{count} {name}" for name, count in lengths.items())
             raise UserError(

@@ -10,9 +10,11 @@ import numpy as np
 
 from datasets.formats.base import Annotations, ImageRecord
 from datasets.formats.recognition import advice, refuse_other_json
+from datasets.formats.segmentation import encoded, no_masks
 from detr.annotations import COCO_KEYS, AnnotationReader, identity, is_missing
 from detr.errors import UserError, brief
 from detr.files import open_regular
+from detr.masks import Masks
 from detr.types import Category
 
 
@@ -21,25 +23,30 @@ class _Object(NamedTuple):
     box: tuple[float, ...]
     area: float
     crowd: bool
+    segmentation: Any
+    place: str
 
 
-def read_coco(*, images: str | Path, annotations: str | Path) -> Annotations:
+def read_coco(*, images: str | Path, annotations: str | Path, masks: bool = False) -> Annotations:
     """A data set in COCO's format. Objects without an area, or with an impossible one, have that of their box.
 
     images: the folder that file names are relative to. annotations: the JSON file.
+    masks: read these too. Objects without a mask are left out then, and a warning counts them.
     Numbers as text, missing ids of annotations and the like are accepted, and a warning counts them.
     Raises UserError where the file is missing, damaged, or not in this format.
     """
     path = Path(annotations)
-    return from_content(read_json(path), path, images)
+    return from_content(read_json(path), path, images, masks=masks)
 
 
-def from_content(content: dict[str, Any], path: Path, images: str | Path) -> Annotations:
+def from_content(content: dict[str, Any], path: Path, images: str | Path, *, masks: bool = False) -> Annotations:
     """Likewise from the content of a file."""
     reader = AnnotationReader(path)
     categories = _categories(content, reader)
-    records = _records(content, categories, reader)
+    records = _records(content, categories, reader, masks=masks)
     reader.report()
+    if masks and content["annotations"] and not any(len(record.labels) for record in records):
+        raise no_masks(path, len(content["annotations"]))
     return Annotations(source=path, images=Path(images), categories=categories, records=records)
 
 
@@ -103,7 +110,9 @@ def _name(category: dict[str, Any], key: int) -> str:
     return str(key if name is None else name)
 
 
-def _records(content: dict[str, Any], categories: Sequence[Category], reader: AnnotationReader) -> list[ImageRecord]:
+def _records(
+    content: dict[str, Any], categories: Sequence[Category], reader: AnnotationReader, *, masks: bool
+) -> list[ImageRecord]:
     ids = _ids(content["images"], "images", reader)
     _check_annotation_ids(content["annotations"], reader)
     rank_of = {category.id: rank for rank, category in enumerate(categories)}
@@ -112,11 +121,18 @@ def _records(content: dict[str, Any], categories: Sequence[Category], reader: An
         image, found = _object(entry, position, objects, rank_of, reader)
         objects[image].append(found)
     entries = zip(ids, content["images"], strict=True)
-    return [_record(key, entry, objects[key], reader) for key, entry in entries]
+    return [_record(key, entry, objects[key], reader, masks=masks) for key, entry in entries]
 
 
-def _record(key: int, image: dict[str, Any], objects: Sequence[_Object], reader: AnnotationReader) -> ImageRecord:
+def _record(
+    key: int, image: dict[str, Any], objects: Sequence[_Object], reader: AnnotationReader, *, masks: bool
+) -> ImageRecord:
     height, width = _size(image, f"image {key}", reader)
+    counts: list[bytes] = []
+    if masks:
+        read = [(found, encoded(found.segmentation, (height, width), reader, found.place)) for found in objects]
+        kept = [(found, mask) for found, mask in read if mask is not None]
+        objects, counts = [found for found, _ in kept], [mask for _, mask in kept]
     boxes = np.array([found.box for found in objects], dtype=np.float64).reshape(-1, 4)
     areas = np.array([found.area for found in objects], dtype=np.float64)
     impossible = (areas <= 0) | (areas > height * width)
@@ -131,6 +147,7 @@ def _record(key: int, image: dict[str, Any], objects: Sequence[_Object], reader:
         labels=np.array([found.label for found in objects], dtype=np.int64),
         crowds=np.array([found.crowd for found in objects], dtype=bool),
         areas=np.where(impossible, boxes[:, 2] * boxes[:, 3], areas),
+        masks=Masks(size=(height, width), counts=tuple(counts)) if masks else None,
         attributes={
             name: value
             for name, value in image.items()
@@ -167,6 +184,8 @@ def _object(
         box=box,
         area=reader.area(entry, box, place),
         crowd=reader.crowd(entry, place),
+        segmentation=entry.get("segmentation"),
+        place=place,
     )
 
 

@@ -11,11 +11,11 @@ from datasets.formats.recognition import ROBOFLOW, advice
 from detr.errors import UserError
 
 
-def read_roboflow(*, root: str | Path, part: Part = "train") -> Annotations:
+def read_roboflow(*, root: str | Path, part: Part = "train", masks: bool = False) -> Annotations:
     """One part of a download from Roboflow as COCO: train, valid or test. Ids are those of the file.
 
     root: the folder that holds the parts; one without them is all training. The category with which Roboflow heads the
-    list, that of no object and the supercategory of the others, is left out.
+    list, that of no object and the supercategory of the others, is left out. masks: as in `read_coco`.
     Raises UserError where files are missing or no such ones.
     """
     folder = Path(root).expanduser()
@@ -30,7 +30,7 @@ def read_roboflow(*, root: str | Path, part: Part = "train") -> Annotations:
             advice(folder, "roboflow") or " Export the data set as COCO, and set data.root to the folder with train/."
         )
         raise UserError(f"{folder} is no COCO export of Roboflow: {path} does not exist.{hint}")
-    return replace(from_content(_without_heading(read_json(path)), path, found), named=True)
+    return replace(from_content(_without_heading(read_json(path)), path, found, masks=masks), named=True)
 
 
 def _without_heading(content: dict[str, Any]) -> dict[str, Any]:

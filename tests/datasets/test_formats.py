@@ -153,7 +153,7 @@ def test_records_of_any_format_are_checked(lines: Path, monkeypatch: pytest.Monk
 class MarkedRecord(ImageRecord):
     """A record with one more thing to know of each object, as a mask head would want."""
 
-    masks: np.ndarray
+    crops: np.ndarray
 
 
 def record(image: int = 0, count: int = 3) -> MarkedRecord:
@@ -165,7 +165,7 @@ def record(image: int = 0, count: int = 3) -> MarkedRecord:
         labels=np.arange(count) % 3,
         crowds=np.arange(count) == 1,
         areas=np.arange(count, dtype=np.float64),
-        masks=np.arange(count * 11 * 13).reshape(-1, 11, 13),
+        crops=np.arange(count * 11 * 13).reshape(-1, 11, 13),
     )
 
 
@@ -173,7 +173,7 @@ def test_every_array_of_a_record_travels_with_its_objects() -> None:
     whole, chosen = record(count=5), np.array([True, False, True, True, False])
     some = whole.select(chosen)
     assert (some.id, some.file_name, some.size) == (whole.id, whole.file_name, whole.size)
-    for name in ("boxes", "labels", "crowds", "areas", "masks"):
+    for name in ("boxes", "labels", "crowds", "areas", "crops"):
         assert np.array_equal(getattr(some, name), [getattr(whole, name)[index] for index in (0, 2, 3)]), name
 
 
@@ -193,8 +193,8 @@ def annotated(*records: ImageRecord, categories: Sequence[Category] = CLASSES) -
             "image 7 has the label 3, wanted the rank of one of the 3 categories, 0 to 2.",
         ),
         ({"labels": np.array([0, 2, -1])}, "image 7 has the label -1, wanted the rank"),
-        ({"labels": np.array([0, 1])}, "image 7 has 3 boxes, 2 labels, 3 crowds, 3 areas, 3 masks, and boxes of shape"),
-        ({"masks": np.zeros((4, 11, 13))}, "3 areas, 4 masks, and boxes of shape (3, 4). Wanted one of each"),
+        ({"labels": np.array([0, 1])}, "image 7 has 3 boxes, 2 labels, 3 crowds, 3 areas, 3 crops, and boxes of shape"),
+        ({"crops": np.zeros((4, 11, 13))}, "3 areas, 4 crops, and boxes of shape (3, 4). Wanted one of each"),
         ({"boxes": np.zeros((3, 5))}, "boxes of shape (3, 5). Wanted one of each for each of the n objects"),
         ({"labels": np.array([0.0, 1, 2])}, "labels are float64, wanted int64, in images without objects too."),
     ],

@@ -51,7 +51,10 @@ def test_the_set_is_deterministic_and_repaired(tmp_path: Path) -> None:
 
 def test_the_same_options_give_the_images_that_they_always_gave(tmp_path: Path) -> None:
     shapes.generate(tmp_path / "set", **SMALL, seed=11)
-    annotations = (tmp_path / "set" / "instances_train.json").read_bytes()
+    content = json.loads((tmp_path / "set" / "instances_train.json").read_text())
+    for row in content["annotations"]:
+        del row["segmentation"]  # which they did not always have
+    annotations = json.dumps(content).encode()
     assert hashlib.sha256(annotations).hexdigest() == "78d12c8eede52bcf7639e57d8869e0a40ba97098a9f98b153a48b60a1cbff822"
 
 
