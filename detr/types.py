@@ -157,7 +157,10 @@ class Predictions(TensorContainer):
     distributions: (L, B, Q, 4, N + 1) logits of how far the left, top, right and bottom edges move from those of the
         preliminary boxes, as in `detr.edges`; from models that have such (D-FINE: Peng et al., ICLR 2025).
     masks: (1, B, Q, h, w) logits of the last layer's masks over the padded images, at a fraction of their size; from
-        models that have such. mask_size: (height, width) in pixels of the images with their padding.
+        models that have such.
+    mask_of: in training, in place of all masks, what gives those (pairs, h, w) of some queries, by index of image and
+        query (pairs,).
+    mask_size: (height, width) in pixels of the images with their padding.
 
     Further predictions are there in training only, from models that have such parts. They are no tensors: only
     `everything` includes them. All other methods, `to` among them, leave them as they are, except for `preliminary`,
@@ -174,6 +177,7 @@ class Predictions(TensorContainer):
     boxes: Float[Tensor, "layers batch queries 4"]
     distributions: Float[Tensor, "layers batch queries 4 bins"] | None = None
     masks: Float[Tensor, "1 batch queries h w"] | None = None
+    mask_of: Callable[[Tensor, Tensor], Tensor] | None = None
     mask_size: tuple[int, int] | None = None
     preliminary: "Predictions | None" = None
     proposals: "Predictions | None" = None
@@ -196,11 +200,26 @@ class Predictions(TensorContainer):
 
     def select(self, *, images: slice = slice(None), queries: slice = slice(None)) -> "Predictions":
         """Some of the images or queries."""
-        return self.map(lambda tensor: tensor[:, images, queries])
+        chosen = self.map(lambda tensor: tensor[:, images, queries])
+        mask_of = self.mask_of
+        if mask_of is None:
+            return chosen
+        kept_images, kept_queries = (
+            torch.arange(count, device=self.boxes.device)[kept]
+            for count, kept in zip(self.boxes.shape[1:3], (images, queries), strict=True)
+        )
+        return replace(chosen, mask_of=lambda image, query: mask_of(kept_images[image], kept_queries[query]))
+
+    def has(self, field: str) -> bool:
+        """Whether a field is there, masks in either form."""
+        return getattr(self, field) is not None or (field == "masks" and self.mask_of is not None)
 
     def everything(self) -> Iterator[Tensor]:
         """All tensors, those of further predictions included."""
         yield from self.tensors().values()
+        if self.mask_of is not None:
+            first = torch.zeros(1, dtype=torch.int64, device=self.boxes.device)
+            yield self.mask_of(first, first)
         denoised = None if self.denoising is None else self.denoising.predictions
         for further in (self.preliminary, self.proposals, self.groups, denoised):
             if further is not None:

@@ -131,7 +131,7 @@ class SetCriterion(nn.Module):
 
     def _check_fields(self, predictions: Predictions) -> None:
         for name, term in self._by_name():
-            if term.needs is not None and getattr(predictions, term.needs) is None:
+            if term.needs is not None and not predictions.has(term.needs):
                 raise UserError(
                     f"criterion.terms.{name}: wanted a model that predicts {term.needs}{term.models}. Use one, or "
                     f"leave the term out with criterion.terms.{name}=null."

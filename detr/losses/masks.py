@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from detr.errors import UserError
-from detr.losses.terms import Matched, Term, single
+from detr.losses.terms import Matched, Term
 
 
 class MaskTerm(Term):
@@ -19,13 +19,12 @@ class MaskTerm(Term):
     models = ", with model/masks=detr or dot_product"
 
     def forward(self, matched: Matched) -> Float[Tensor, " layers"]:
-        predictions = matched.predictions
-        if predictions.masks is None or predictions.mask_size is None:
+        if matched.masks is None:
             return matched.num_boxes.new_zeros(0)
-        image, query = matched.matches.image, matched.matches.query[-1]
-        logits = single(predictions.masks[-1, image, query])
-        logits = F.interpolate(logits[:, None], size=predictions.mask_size, mode="bilinear")[:, 0]
-        wanted = _padded(matched, predictions.mask_size)[matched.matches.target[-1]]
+        size = matched.predictions.mask_size
+        assert size is not None
+        logits = F.interpolate(matched.masks[:, None], size=size, mode="bilinear")[:, 0]
+        wanted = _padded(matched, size)[matched.matches.target[-1]]
         return self.loss(logits.flatten(1), wanted.to(logits).flatten(1)).sum()[None] / matched.num_boxes
 
     def loss(

@@ -84,6 +84,14 @@ class Matched:
         return box_ops.cxcywh_to_xyxy(self.wanted_boxes)
 
     @cached_property
+    def masks(self) -> Float[Tensor, "pairs h w"] | None:
+        """Logits of predicted masks of the last layer; None where there are none."""
+        pairs = self.matches.image, self.matches.query[-1]
+        if self.predictions.mask_of is not None:
+            return single(self.predictions.mask_of(*pairs))
+        return None if self.predictions.masks is None else single(self.predictions.masks[-1][pairs])
+
+    @cached_property
     def overlaps(self) -> Float[Tensor, "layers pairs"]:
         """IoU of predicted and target boxes, without a gradient."""
         return box_ops.iou(self.corners.detach(), self.wanted_corners)

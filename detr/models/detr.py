@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -159,9 +160,11 @@ class DETR(nn.Module):
         """The same with masks of the queries that are matched. start: of these in the last layer's outputs."""
         if self.mask_head is None or memory.detail is None:
             return predictions
-        queries = outputs[:, start : start + predictions.logits.shape[2]]
-        masks = self.mask_head(queries, memory, memory.detail)
-        return replace(predictions, masks=masks[None], mask_size=memory.detail.size)
+        inputs = (outputs[:, start : start + predictions.logits.shape[2]], memory, memory.detail)
+        predictions = replace(predictions, mask_size=memory.detail.size)
+        if not self.training:
+            return replace(predictions, masks=self.mask_head(*inputs)[None])
+        return replace(predictions, mask_of=_as_here(partial(self.mask_head.of_pairs, *inputs), outputs.device.type))
 
     def _refine(self, layer: int, x: Tensor, anchors: Tensor | None) -> Tensor:
         return self._head(layer).refine(x, anchors)
@@ -243,6 +246,17 @@ class DETR(nn.Module):
         for wanted, fits, message, remedy in needs:
             if wanted and not fits:
                 raise UserError(f"DETR: {message}. Set {remedy}.")
+
+
+def _as_here(function: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    """A function that runs in the precision of now whenever it is called."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def called(*args: Tensor) -> Tensor:
+        with torch.autocast(device, dtype, enabled=enabled):
+            return function(*args)
+
+    return called
 
 
 def _split(predictions: Predictions, groups: int, layout: DenoisingLayout | None) -> Predictions:

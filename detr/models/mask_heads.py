@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from detr.errors import UserError
@@ -32,13 +32,27 @@ class MaskHead(Added):
     ) -> Float[Tensor, "batch queries h w"]:
         raise NotImplementedError
 
+    def of_pairs(
+        self,
+        queries: Float[Tensor, "batch queries d_model"],
+        memory: Memory,
+        detail: Detail,
+        image: Int64[Tensor, " pairs"],
+        query: Int64[Tensor, " pairs"],
+    ) -> Float[Tensor, "pairs h w"]:
+        """Those of some queries, which training asks for; to be overridden where that takes less than all of them.
+
+        image, query: by index. Where there is no pair, every parameter takes part all the same.
+        """
+        return self(queries, memory, detail)[image, query]
+
 
 class DETRMaskHead(MaskHead):
     """DETR's (Carion et al., ECCV 2020, section 4.4): where each query looks, enlarged with the backbone's maps.
 
     Queries attend to the memory of the backbone's last map, and the weights of all heads, which are 1 in sum, become
     channels beside those of that map. Convolutions for each query alone bring them to the finest map, step by step. So
-    this head costs as much for each query as others for the whole image.
+    this head costs as much for each query as others for the whole image. Training makes masks of matched queries alone.
 
     nhead: of that attention.
     """
@@ -87,14 +101,35 @@ class DETRMaskHead(MaskHead):
     def forward(
         self, queries: Float[Tensor, "batch queries d_model"], memory: Memory, detail: Detail
     ) -> Float[Tensor, "batch queries h w"]:
-        source = detail.neck[self.level]
-        finer = [adapter(x) for adapter, x in zip(self.adapters, self._finer(detail), strict=True)]
+        parts = []
+        for part in queries.split(_QUERIES, dim=1):
+            image, query = torch.ones(part.shape[:2], device=part.device).nonzero(as_tuple=True)
+            parts.append(self.of_pairs(part, memory, detail, image, query).unflatten(0, part.shape[:2]))
+        return torch.cat(parts, dim=1)
+
+    def of_pairs(
+        self,
+        queries: Float[Tensor, "batch queries d_model"],
+        memory: Memory,
+        detail: Detail,
+        image: Int64[Tensor, " pairs"],
+        query: Int64[Tensor, " pairs"],
+    ) -> Float[Tensor, "pairs h w"]:
+        if len(image) == 0:
+            first = image.new_zeros(1)
+            return self.of_pairs(queries, memory, detail, first, first)[:0]
         # What all queries of an image share is convolved once.
         weight = self.first.weight
-        shared = F.conv2d(source, weight[:, : self.in_channels], self.first.bias, padding=1)
-        own = weight[:, self.in_channels :]
-        parts = queries.split(queries.shape[1] if torch.is_grad_enabled() else _QUERIES, dim=1)
-        return torch.cat([self._enlarged(self._attention(part, memory), own, shared, finer) for part in parts], dim=1)
+        shared = F.conv2d(detail.neck[self.level], weight[:, : self.in_channels], self.first.bias, padding=1)
+        x = F.conv2d(self._attention(queries, memory)[image, query], weight[:, self.in_channels :], padding=1)
+        x = F.relu(self.first_norm(x + shared[image]))
+        finer = self._finer(detail)
+        for step, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if step > 0:
+                more = self.adapters[step - 1](finer[step - 1])[image]
+                x = more + F.interpolate(x, size=more.shape[-2:], mode="nearest")
+            x = F.relu(norm(conv(x)))
+        return self.last(x)[:, 0]
 
     def _finer(self, detail: Detail) -> Sequence[Tensor]:
         """The backbone's maps before the one whose memory is attended to, coarsest first."""
@@ -113,19 +148,6 @@ class DETRMaskHead(MaskHead):
             logits = logits.masked_fill(memory.mask[:, None, None, tokens], float("-inf"))
         weights = logits.float().flatten(2).softmax(-1).to(logits.dtype)
         return weights.unflatten(-1, (self.nhead, height, width))
-
-    def _enlarged(
-        self, attention: Tensor, own: Tensor, shared: Tensor, finer: Sequence[Tensor]
-    ) -> Float[Tensor, "batch queries h w"]:
-        count = attention.shape[1]
-        x = F.conv2d(attention.flatten(0, 1), own, padding=1) + shared.repeat_interleave(count, dim=0)
-        x = F.relu(self.first_norm(x))
-        for step, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            if step > 0:
-                more = finer[step - 1].repeat_interleave(count, dim=0)
-                x = more + F.interpolate(x, size=more.shape[-2:], mode="nearest")
-            x = F.relu(norm(conv(x)))
-        return self.last(x)[:, 0].unflatten(0, (-1, count))
 
 
 class DotProductMaskHead(MaskHead):
