@@ -21,7 +21,14 @@ from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml, build, build_reader, evaluation_data
 from detr.detector import Detector
 from detr.errors import UserError
-from detr.evaluation import CocoEvaluator, CocoMetrics, CocoResults, categories_of_data, coco_metrics, read_results
+from detr.evaluation import (
+    CocoEvaluator,
+    CocoMetrics,
+    CocoResults,
+    box_and_mask_metrics,
+    categories_of_data,
+    read_results,
+)
 from detr.reporting import OutputFolder
 from detr.weights import weights_file
 
@@ -161,7 +168,7 @@ def evaluate_results(config: DictConfig, other: Path | None) -> Judged:
     truth = dataset.ground_truth()
     results = read_results(config.results, truth)
     logger.info("Judging %d detections in %d images.", len(results), len(truth["images"]))
-    metrics = coco_metrics(truth, results, **config.evaluation, thresholds=True)
+    metrics = box_and_mask_metrics(truth, results, **config.evaluation)
     return Judged(metrics, results, dataset, results_against(other, dataset))
 
 

@@ -1,5 +1,6 @@
 """Masks of the objects in one image as run-length encodings, the form that COCO's files and metrics have."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
+
+from detr.errors import brief
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,64 @@ class Masks:
 
     def _encoded(self) -> list[dict[str, Any]]:
         return [{"size": list(self.size), "counts": counts} for counts in self.counts]
+
+
+def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> bytes:
+    """One mask as COCO's files have it, in COCO's compressed form.
+
+    segmentation: polygons [[x1, y1, x2, y2, ...], ...], or {"size": [height, width], "counts"} with run lengths or with
+    text. size: (height, width) of the image. Raises ValueError, which says what is wrong, for anything else.
+    """
+    if isinstance(segmentation, dict):
+        return _checked_runs(segmentation, size)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError(f"wanted polygons or a run-length encoding, got {brief(segmentation)}")
+    for polygon in segmentation:
+        _check_polygon(polygon, size)
+    parts = pycocotools.mask.frPyObjects(segmentation, *size)
+    return pycocotools.mask.merge(parts)["counts"]
+
+
+def _check_polygon(polygon: Any, size: tuple[int, int]) -> None:
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"wanted polygons of at least three points x, y, got {brief(polygon)}")
+    reach = 2 * max(size)  # rasterizing takes memory for each pixel of an edge, outside the image too
+    if not all(type(value) in (int, float) and math.isfinite(value) and abs(value) <= reach for value in polygon):
+        raise ValueError(f"wanted polygons in pixels of the image {size[1]} x {size[0]}, got {brief(polygon)}")
+
+
+def _checked_runs(encoding: dict[str, Any], size: tuple[int, int]) -> bytes:
+    if encoding.get("size") != list(size):
+        raise ValueError(f"wanted the size {list(size)} of the image, got {brief(encoding.get('size'))}")
+    counts = encoding.get("counts")
+    if isinstance(counts, list):
+        if not all(type(run) is int for run in counts):
+            raise ValueError(f"wanted whole numbers as counts, got {brief(counts)}")
+        runs = np.array(counts, dtype=object)
+    elif isinstance(counts, str) and counts.isascii():
+        runs = _runs(counts.encode())
+    else:
+        raise ValueError(f"wanted counts as a list or as text, got {brief(counts)}")
+    if (runs < 0).any() or runs.sum() != math.prod(size):
+        raise ValueError(f"wanted counts of {math.prod(size)} pixels, got damaged ones, {brief(counts)}")
+    if isinstance(counts, str):
+        return counts.encode()
+    return pycocotools.mask.frPyObjects(encoding, *size)["counts"]
+
+
+def _runs(counts: bytes) -> Int64[np.ndarray, " runs"]:
+    """The run lengths in COCO's compressed form: five bits a character, and from the fourth run on differences from the
+    run before the last. pycocotools checks nothing of it, and reads beyond the end of what was cut short."""
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - ord("0")
+    ends = (codes & 32 == 0).nonzero()[0]
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends - starts + 1
+    whole = len(ends) and ends[-1] == len(codes) - 1 and lengths.max() <= 7
+    if not whole or codes.min() < 0 or codes.max() > 63:
+        raise ValueError(f"wanted compressed counts, got {brief(counts)}")
+    places = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 31) << 5 * places, starts)
+    runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs

@@ -1,7 +1,7 @@
 """COCO metrics of results, and of a model on a data set; diagnostics of the matching."""
 
 from detr.evaluation.classes import categories_of_data
-from detr.evaluation.coco import CocoMetrics, coco_metrics, evaluate_coco
+from detr.evaluation.coco import CocoMetrics, box_and_mask_metrics, coco_metrics, evaluate_coco
 from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.evaluation.evaluator import CocoEvaluator, Evaluation
 from detr.evaluation.listed import ListedImage, ListedImages
@@ -22,6 +22,7 @@ __all__ = [
     "Threshold",
     "Thresholds",
     "best_thresholds",
+    "box_and_mask_metrics",
     "categories_of_data",
     "coco_metrics",
     "evaluate_coco",

@@ -1,6 +1,7 @@
 """The COCO detection metrics (Lin et al., ECCV 2014; https://cocodataset.org/#detection-eval)."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 
 from detr.errors import UserError
 from detr.evaluation.backends import Backend, check_backend, hotcoco_evaluation, pycocotools_evaluation
-from detr.evaluation.comparison import Comparison, IouType
+from detr.evaluation.comparison import Comparison, IouType, loaded
 from detr.evaluation.results import CocoResults
 from detr.evaluation.thresholds import Thresholds, best_thresholds
 from detr.text import printable
 
+logger = logging.getLogger(__name__)
 _AREAS = ("all", "small", "medium", "large")
+_MASK = "mask_"
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class CocoMetrics:
     """Averages over all classes, and for each class by name; in [0, 1], or -1 where there is nothing to find.
 
     summary: AP (over IoU 0.50 to 0.95), AP50, AP75, APs, APm, APl (by area), AR1, AR10, AR100 (by detections per
-        image), ARs, ARm, ARl.
-    per_class: AP, AP50, AP75 and AR100 of each class.
+        image), ARs, ARm, ARl; where masks were compared beside boxes, those of masks too, as mask_AP and so on.
+    per_class: AP, AP50, AP75 and AR100 of each class, and likewise mask_AP and so on.
     thresholds: with the best F1 at an IoU of 0.5; None where nothing is found, or they were not asked for.
     """
 
@@ -33,9 +36,15 @@ class CocoMetrics:
     thresholds: Thresholds | None = None
 
     def as_json(self, **more: Any) -> str:
-        """{"bbox": summary, "per_class": ..., "thresholds": ...}, these last where there are any, and `more`."""
+        """{"bbox": summary, "segm": that of masks, "per_class": ..., "thresholds": ...}, and `more`.
+
+        "segm", whose names are those of "bbox", and "thresholds" only where there are any.
+        """
+        boxes, masks = self._summaries()
+        optional = {"segm": masks} if masks else {}
         thresholds = {} if self.thresholds is None else {"thresholds": self.thresholds.content()}
-        return json.dumps({"bbox": self.summary, "per_class": self.per_class, **thresholds, **more}, indent=2) + "\n"
+        content = {"bbox": boxes, **optional, "per_class": self.per_class, **thresholds, **more}
+        return json.dumps(content, indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
@@ -44,14 +53,32 @@ class CocoMetrics:
 
     def table(self) -> str:
         """Both parts as text."""
-        lines = ["  ".join(f"{name} {value:.3f}" for name, value in self.summary.items())]
+        boxes, masks = self._summaries()
+        lines = ["  ".join(f"{name} {value:.3f}" for name, value in summary.items()) for summary in (boxes, masks)]
+        lines = [f"Boxes: {lines[0]}", f"Masks: {lines[1]}"] if masks else lines[:1]
         rows = {printable(name): values for name, values in self.per_class.items()}
         width = max([len(name) for name in rows] + [5])
         columns = list(next(iter(rows.values()), {}))
-        lines.append(f"{'class':<{width}}" + "".join(f"{column:>8}" for column in columns))
+        wide = max(8, *(len(column) + 2 for column in columns)) if columns else 8
+        lines.append(f"{'class':<{width}}" + "".join(f"{column:>{wide}}" for column in columns))
         for name, values in rows.items():
-            lines.append(f"{name:<{width}}" + "".join(f"{values[column]:8.3f}" for column in columns))
+            lines.append(f"{name:<{width}}" + "".join(f"{values[column]:{wide}.3f}" for column in columns))
         return "\n".join(lines)
+
+    def with_masks(self, masks: "CocoMetrics") -> "CocoMetrics":
+        """These, of boxes, with those of masks beside them."""
+        per_class = {name: {**own, **_of_masks(masks.per_class[name])} for name, own in self.per_class.items()}
+        return replace(self, summary={**self.summary, **_of_masks(masks.summary)}, per_class=per_class)
+
+    def _summaries(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Of boxes, and of masks under the same names."""
+        boxes = {name: value for name, value in self.summary.items() if not name.startswith(_MASK)}
+        masks = {name[len(_MASK) :]: value for name, value in self.summary.items() if name.startswith(_MASK)}
+        return boxes, masks
+
+
+def _of_masks(values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{_MASK}{name}": value for name, value in values.items()}
 
 
 def evaluate_coco(
@@ -96,6 +123,28 @@ def coco_metrics(
     evaluate = hotcoco_evaluation if backend == "hotcoco" else pycocotools_evaluation
     metrics = _summarize(evaluate(comparison, max_dets), comparison.names, max_dets)
     return replace(metrics, thresholds=best_thresholds(comparison, max_dets=max_dets)) if thresholds else metrics
+
+
+def box_and_mask_metrics(
+    annotations: str | Path | Mapping[str, Any],
+    results: CocoResults,
+    backend: Backend = "hotcoco",
+    max_dets: int = 100,
+) -> CocoMetrics:
+    """`coco_metrics` of boxes, with thresholds, and of masks too where both sides have them.
+
+    Areas are those of the masks where masks are compared, as with COCO's results of masks, which have no boxes.
+    """
+    content = loaded(annotations)
+    boxes = coco_metrics(content, results, "bbox", backend, max_dets, thresholds=True)
+    if results.masks is None:
+        return boxes
+    missing = sum(not row.get("segmentation") for row in content["annotations"])
+    if missing:
+        text = "Masks are not compared, because %d of %d annotations have no segmentation."
+        logger.warning(text, missing, len(content["annotations"]))
+        return boxes
+    return boxes.with_masks(coco_metrics(content, results, "segm", backend, max_dets))
 
 
 def _summarize(evaluation: Any, names: Sequence[str], max_dets: int) -> CocoMetrics:

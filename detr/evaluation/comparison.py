@@ -97,7 +97,7 @@ class Comparison:
 
     def _found(self, results: CocoResults) -> Entries:
         categories = np.array([self.categories.get(key, -1) for key in results.category_ids.tolist()], dtype=np.int64)
-        areas = results.boxes[:, 2] * results.boxes[:, 3] if results.areas is None else results.areas
+        areas = results.box_areas() if self.iou_type == "bbox" else results.mask_areas()
         kept = categories >= 0
         return Entries(
             images=np.array([self.images[key] for key in results.image_ids.tolist()], dtype=np.int64)[kept],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detr import distributed
 from detr.errors import NonFiniteError
 from detr.evaluation.backends import Backend
-from detr.evaluation.coco import CocoMetrics, coco_metrics
+from detr.evaluation.coco import CocoMetrics, box_and_mask_metrics
 from detr.evaluation.comparison import loaded
 from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.evaluation.results import CocoResults
@@ -35,6 +35,8 @@ class Evaluation:
 
 class CocoEvaluator:
     """Runs a model over every image of a loader once and compares with the annotations.
+
+    Masks are compared too, where the model finds them and the annotations have them.
 
     loader: batches of (ImageBatch, targets), sized.
     annotations: the COCO annotations of the loader's images, as a file or its content.
@@ -103,7 +105,7 @@ class CocoEvaluator:
         measured = [batch for part in parts for batch in part[1]]
         seen = [image for part in parts for image in part[2]]
         annotations = self.annotations if self.limit is None else _only(self.annotations, set(seen))
-        metrics = coco_metrics(annotations, everything, backend=self.backend, max_dets=self.max_dets, thresholds=True)
+        metrics = box_and_mask_metrics(annotations, everything, self.backend, self.max_dets)
         diagnostics = self.diagnostics.summarize(measured) if self.diagnostics else {}
         return Evaluation(metrics=metrics, results=everything, samples=samples, diagnostics=diagnostics)
 

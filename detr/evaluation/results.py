@@ -20,8 +20,9 @@ class CocoResults:
     image_ids, category_ids: (N,) integers of any size, as in the annotations; texts for images without annotations.
     boxes: (N, 4) as x, y, width, height in pixels of the original image.
     scores: (N,).
-    masks: a run-length encoding for each, or None for the outline of the box; needed for masks only.
-    areas: (N,) in pixels, which decide whether a detection is small, medium or large; None: those of the boxes.
+    masks: a run-length encoding for each, or None for the outline of the box; None where there are no masks at all.
+    areas: (N,) in pixels, which decide where masks are compared whether a detection is small, medium or large; None:
+        those of the boxes, which decide where boxes are compared.
     """
 
     image_ids: Shaped[np.ndarray, " n"]
@@ -35,11 +36,12 @@ class CocoResults:
         return len(self.scores)
 
     def rows(self) -> list[dict[str, Any]]:
-        """As COCO's files list them, boxes alone."""
+        """As COCO's files list them, with "segmentation" where there are masks."""
         columns = (self.image_ids, self.category_ids, self.boxes, self.scores)
+        masks = [None] * len(self) if self.masks is None else self.masks
         return [
-            {"image_id": image, "category_id": category, "bbox": box, "score": score}
-            for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True)
+            {"image_id": image, "category_id": category, "bbox": box, "score": score, **_segmentation(mask)}
+            for image, category, box, score, mask in zip(*(column.tolist() for column in columns), masks, strict=True)
         ]
 
     @classmethod
@@ -56,6 +58,8 @@ class CocoResults:
             category_ids=_ids([number for label in found.labels.tolist() if (number := ids[label]) is not None]),
             boxes=boxes.double().numpy(),
             scores=found.scores.double().numpy(),
+            masks=None if found.masks is None else found.masks.rows(),
+            areas=None if found.masks is None else found.masks.areas(),
         )
 
     @classmethod
@@ -75,14 +79,25 @@ class CocoResults:
 
     @classmethod
     def concatenate(cls, parts: Sequence["CocoResults"]) -> "CocoResults":
-        """Results without masks, one part after the other."""
+        """One part after the other. Where one has masks, the boxes of those without stand for theirs."""
         parts = [cls.from_rows([]), *parts]
+        masked = any(part.masks is not None for part in parts)
         return cls(
             image_ids=np.concatenate([part.image_ids for part in parts]),
             category_ids=np.concatenate([part.category_ids for part in parts]),
             boxes=np.concatenate([part.boxes for part in parts]),
             scores=np.concatenate([part.scores for part in parts]),
+            masks=[mask for part in parts for mask in part.masks or [None] * len(part)] if masked else None,
+            areas=np.concatenate([part.mask_areas() for part in parts]) if masked else None,
         )
+
+    def box_areas(self) -> Float64[np.ndarray, " n"]:
+        """In pixels."""
+        return self.boxes[:, 2] * self.boxes[:, 3]
+
+    def mask_areas(self) -> Float64[np.ndarray, " n"]:
+        """In pixels; those of the boxes where `areas` has none."""
+        return self.box_areas() if self.areas is None else self.areas
 
 
 def to_results(
@@ -90,6 +105,13 @@ def to_results(
 ) -> list[dict[str, Any]]:
     """Detections of one image as rows of COCO results. categories: as in `CocoResults.from_detections`."""
     return CocoResults.from_detections(detections, image_id, categories).rows()
+
+
+def _segmentation(mask: Any) -> dict[str, Any]:
+    """As JSON can hold it."""
+    if isinstance(mask, dict) and isinstance(mask["counts"], bytes):
+        mask = {**mask, "counts": mask["counts"].decode()}
+    return {} if mask is None else {"segmentation": mask}
 
 
 def _ids(values: Sequence[int | str]) -> np.ndarray:

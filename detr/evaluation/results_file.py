@@ -4,16 +4,19 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 
 from detr.annotations import identity
 from detr.errors import UserError, brief
 from detr.evaluation.comparison import loaded
 from detr.evaluation.listed import name_key
 from detr.evaluation.results import CocoResults
+from detr.masks import encode_segmentation
 
 logger = logging.getLogger(__name__)
 _MANY = 0.2  # of the boxes; detectors let few of theirs reach out of the image
@@ -29,15 +32,16 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], *, option: st
     counts.
 
     path: a list of rows {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}, or an object
-    with such a list as "annotations". annotations: the content of a COCO annotation file. option: names the path in
-    messages.
-    Raises UserError for anything else, for images that are not listed, and for sides below 0.
+        with such a list as "annotations". Rows may have a mask as "segmentation" besides the bbox, or instead of it.
+    annotations: the content of a COCO annotation file. option: names the path in messages.
+
+    Raises UserError for anything else, for images that are not listed, for sides below 0 and for damaged masks.
     """
     path = Path(path).expanduser()
     source = f"{option}={path}"
     rows = _rows(path, source)
     images, categories = _Images(annotations["images"]), _Categories(annotations["categories"])
-    kept, unknown = [], []
+    kept, masks, unknown = [], [], []
     for number, row in enumerate(rows):
         place = f"{source}: row {number}"
         image = images.of(row)
@@ -48,8 +52,10 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], *, option: st
         if category is None:
             unknown.append(row.get("category_id"))
         else:
-            box, score = _box(row, place), _number(row.get("score"), "score", place)
+            mask, score = _mask(row, images.sizes[image], place), _number(row.get("score"), "score", place)
+            box = pycocotools.mask.toBbox(mask).tolist() if mask and "bbox" not in row else _box(row, place)
             kept.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
+            masks.append(mask)
     if unknown:
         listed = ", ".join(f"{key} {name}" for key, name in list(categories.names.items())[:5])
         text = (
@@ -59,18 +65,21 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], *, option: st
         if not kept:
             raise UserError(f"{text} Give results with the category ids of the data.")
         logger.warning("%s These rows do not count.", text)
-    results = CocoResults.from_rows(kept)
+    results = _with_masks(CocoResults.from_rows(kept), masks, source)
     _warn_of_corners(results, annotations["images"], source)
     return results
 
 
 class _Images:
-    """The ids of the listed images, found by id or by the file name that results have."""
+    """The ids of the listed images, found by id or by the file name that results have.
+
+    sizes: (height, width) by id.
+    """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self.ids, self.by_name = set(), defaultdict(set)
+        self.sizes, self.by_name = {}, defaultdict(set)
         for row in rows:
-            self.ids.add(row["id"])
+            self.sizes[row["id"]] = row["height"], row["width"]
             for name in _endings(row["file_name"]):
                 self.by_name[name].add(row["id"])
 
@@ -79,7 +88,7 @@ class _Images:
         key = _id(row.get("image_id"))
         names = _endings(row["file_name"]) if isinstance(row.get("file_name"), str) else []
         found = next((self.by_name[name] for name in names if name in self.by_name), set())
-        if key in self.ids and (key in found or not found):
+        if key in self.sizes and (key in found or not found):
             return key
         return next(iter(found)) if len(found) == 1 else None
 
@@ -112,7 +121,7 @@ def _rows(path: Path, source: str) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise UserError(f"{source}: row {number} is {brief(row)}. {_REMEDY}")
-        for name in ("category_id", "bbox", "score"):
+        for name in ("category_id", *([] if row.get("segmentation") else ["bbox"]), "score"):
             if name not in row:
                 raise UserError(f"{source}: row {number} lacks {name}. {_REMEDY}")
     return rows
@@ -126,6 +135,32 @@ def _box(row: Mapping[str, Any], place: str) -> list[float]:
     if min(box[2:]) < 0:
         raise UserError(f"{place} has a bbox of negative size, {brief(box)}. {_REMEDY}")
     return box
+
+
+def _mask(row: Mapping[str, Any], size: tuple[int, int], place: str) -> dict[str, Any] | None:
+    if not row.get("segmentation"):
+        return None
+    try:
+        return {"size": list(size), "counts": encode_segmentation(row["segmentation"], size)}
+    except ValueError as error:
+        raise UserError(
+            f"{place} has a damaged segmentation: {error}. Write masks as COCO has them, in pixels of the original "
+            "images, or leave them out."
+        ) from None
+
+
+def _with_masks(results: CocoResults, masks: list[Any], source: str) -> CocoResults:
+    """The masks are those of the rows, None where a row has none."""
+    missing = masks.count(None)
+    if missing == len(masks):
+        return results
+    if missing:
+        logger.warning(
+            "%s: %d of %d rows have no segmentation; their boxes stand for their masks.", source, missing, len(masks)
+        )
+    own = [pycocotools.mask.area(mask) if mask else np.nan for mask in masks]
+    areas = np.where(np.isnan(own), results.box_areas(), own)
+    return replace(results, masks=masks, areas=areas)
 
 
 def _number(value: Any, name: str, place: str) -> float:

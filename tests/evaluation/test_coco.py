@@ -1,20 +1,16 @@
 """COCO metrics against published numbers, between the two back ends, and against pycocotools called directly."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.coco
-import pycocotools.cocoeval
-import pycocotools.mask
 import pytest
 
 from detr.errors import UserError
 from detr.evaluation import CocoResults, coco_metrics, evaluate_coco
 from detr.evaluation.backends import check_backend
-from tests.helpers.coco import KEYS, hard_case, synthetic
+from tests.helpers.coco import KEYS, hard_case, judged, masked, synthetic
 
 BACKENDS = ["hotcoco", "pycocotools"]
 
@@ -81,18 +77,6 @@ def test_results_of_other_images_are_refused() -> None:
         evaluate_coco(annotations, results[:2], max_dets=10)
 
 
-def judged(annotations: dict[str, Any], results: list[dict[str, Any]], iou_type: str = "bbox") -> list[float]:
-    """The twelve numbers by pycocotools alone: read, matched and summed up by it."""
-    truth = pycocotools.coco.COCO()
-    truth.dataset = copy.deepcopy(annotations)
-    truth.createIndex()
-    evaluation = pycocotools.cocoeval.COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iou_type)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return evaluation.stats.tolist()
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize("seed", range(5))
@@ -122,60 +106,6 @@ def test_without_any_there_is_nothing_to_find(empty: str, backend: Any) -> None:
     metrics = coco_metrics({**annotations, empty: []}, [] if empty == "images" else results, backend=backend)
     assert set(metrics.summary.values()) == {-1}
     assert len(metrics.per_class) == (0 if empty == "categories" else 3)
-
-
-def masked(seed: int, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Polygons and encoded masks, crowds among them. kind: what results have: masks, boxes, or both."""
-    rng = np.random.default_rng(seed)
-    height, width = 47, 61
-
-    def mask(text: bool) -> dict[str, Any]:
-        pixels = np.zeros((height, width), np.uint8, order="F")
-        (top, left), (rows, columns) = rng.integers(0, 30, 2), rng.integers(3, 29, 2)
-        pixels[top : top + rows, left : left + columns] = (
-            rng.random(pixels[top : top + rows, left : left + columns].shape) < 0.9
-        )
-        encoded = pycocotools.mask.encode(pixels)
-        return {**encoded, "counts": encoded["counts"].decode()} if text else encoded
-
-    def listed(runs: list[int]) -> dict[str, Any]:
-        return {"size": [height, width], "counts": [*runs, height * width - sum(runs)]}
-
-    truth = []
-    for number in range(1, 42):
-        crowd = number % 11 == 0
-        polygon = [(rng.random(8) * 45).tolist()]
-        segmentation = listed([100, 300, 50, 200]) if crowd else polygon if number % 3 else mask(text=number % 2 == 0)
-        place = {"image_id": int(rng.integers(5)), "category_id": int(rng.integers(2))}
-        truth.append(
-            {
-                "id": number,
-                **place,
-                "area": float(rng.integers(3000)),
-                "iscrowd": int(crowd),
-                "segmentation": segmentation,
-            }
-        )
-    found = []
-    for number in range(307):
-        entry = truth[rng.integers(len(truth))]
-        again = isinstance(entry["segmentation"], dict) and not entry["iscrowd"]
-        segmentation = entry["segmentation"] if again else mask(text=number % 2 == 0)
-        box = pycocotools.mask.toBbox(segmentation).tolist()
-        row = {"image_id": entry["image_id"], "category_id": entry["category_id"], "score": float(rng.integers(5)) / 5}
-        found.append(
-            {
-                **row,
-                **({} if kind == "boxes" else {"segmentation": segmentation}),
-                **({} if kind == "masks" else {"bbox": box}),
-            }
-        )
-    images = [{"id": number, "height": height, "width": width} for number in range(5)]
-    return {
-        "images": images,
-        "annotations": truth,
-        "categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
-    }, found
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
