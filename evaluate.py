@@ -27,6 +27,7 @@ from detr.evaluation import (
     CocoResults,
     box_and_mask_metrics,
     categories_of_data,
+    holds_masks,
     read_results,
 )
 from detr.reporting import OutputFolder
@@ -163,13 +164,22 @@ def evaluate_checkpoint(config: DictConfig, device: torch.device, other: Path | 
 
 def evaluate_results(config: DictConfig, other: Path | None) -> Judged:
     """Of detections that are there already, which need no model."""
-    annotations, _ = read_annotations(config, None, masks=False)
-    dataset = DetectionDataset(annotations)
+    dataset = DetectionDataset(annotations_for(config))
     truth = dataset.ground_truth()
     results = read_results(config.results, truth)
     logger.info("Judging %d detections in %d images.", len(results), len(truth["images"]))
     metrics = box_and_mask_metrics(truth, results, **config.evaluation)
     return Judged(metrics, results, dataset, results_against(other, dataset))
+
+
+def annotations_for(config: DictConfig) -> Annotations:
+    """What results are judged by; with masks where both have them."""
+    if holds_masks(config.results):
+        try:
+            return read_annotations(config, None, masks=True)[0]
+        except UserError as error:
+            logger.warning("Boxes alone are judged, not the masks of the results: %s", error)
+    return read_annotations(config, None, masks=False)[0]
 
 
 def read_annotations(

@@ -6,7 +6,7 @@ from detr.evaluation.diagnostics import MatchingDiagnostics
 from detr.evaluation.evaluator import CocoEvaluator, Evaluation
 from detr.evaluation.listed import ListedImage, ListedImages
 from detr.evaluation.results import CocoResults, to_results
-from detr.evaluation.results_file import read_results
+from detr.evaluation.results_file import holds_masks, read_results
 from detr.evaluation.samples import Sample
 from detr.evaluation.thresholds import Threshold, Thresholds, best_thresholds, read_thresholds
 
@@ -26,6 +26,7 @@ __all__ = [
     "categories_of_data",
     "coco_metrics",
     "evaluate_coco",
+    "holds_masks",
     "read_results",
     "read_thresholds",
     "to_results",

@@ -4,6 +4,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,9 +17,11 @@ from detr.errors import UserError, brief
 from detr.evaluation.comparison import loaded
 from detr.evaluation.listed import name_key
 from detr.evaluation.results import CocoResults
+from detr.files import open_regular
 from detr.masks import encode_segmentation
 
 logger = logging.getLogger(__name__)
+_BEGINNING = 2**20  # bytes of a file, where its first result is
 _MANY = 0.2  # of the boxes; detectors let few of theirs reach out of the image
 _REMEDY = 'Wanted rows {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, as COCO has them.'
 
@@ -68,6 +71,13 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], *, option: st
     results = _with_masks(CocoResults.from_rows(kept), masks, source)
     _warn_of_corners(results, annotations["images"], source)
     return results
+
+
+def holds_masks(path: str | Path) -> bool:
+    """Whether the first results of a file have masks; no for a file that cannot be read, which is for `read_results`."""
+    with suppress(OSError), open_regular(Path(path).expanduser()) as file:
+        return b'"segmentation"' in file.read(_BEGINNING)
+    return False
 
 
 class _Images:
