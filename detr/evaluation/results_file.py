@@ -74,7 +74,7 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], *, option: st
 
 
 def holds_masks(path: str | Path) -> bool:
-    """Whether the first results of a file have masks; no for a file that cannot be read, which is for `read_results`."""
+    """Whether the first results of a file have masks; no where it cannot be read, which is for `read_results`."""
     with suppress(OSError), open_regular(Path(path).expanduser()) as file:
         return b'"segmentation"' in file.read(_BEGINNING)
     return False

@@ -120,9 +120,9 @@ def test_an_evaluator_compares_masks(shapes_root: Path, monkeypatch: pytest.Monk
         x, y, width, height = row["bbox"]
         row["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
-    def with_masks(predictions: Predictions, sizes: Any, *rest: Any, **options: Any) -> list[Detections]:
-        found = postprocess(predictions, sizes, *rest)
-        for (height, width), one in zip(sizes, found, strict=True):
+    def with_masks(predictions: Predictions, originals: Any, *rest: Any, **options: Any) -> list[Detections]:
+        found = postprocess(predictions, originals, *rest)
+        for (height, width), one in zip(originals, found, strict=True):
             pixels = torch.zeros(len(one), height, width, dtype=torch.bool)
             for mask, (left, top, right, bottom) in zip(pixels, one.boxes.tolist(), strict=True):
                 mask[round(top) : round(top + 0.6 * (bottom - top)), round(left) : round(right)] = True
