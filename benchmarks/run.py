@@ -11,7 +11,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` is used from the checkout
 
-from benchmarks import attention, criterion, evaluation, latency, loading, padding, recipes, records, step, transforms
+from benchmarks import (
+    attention,
+    criterion,
+    evaluation,
+    latency,
+    loading,
+    masks,
+    padding,
+    recipes,
+    records,
+    step,
+    transforms,
+)
 from benchmarks.measure import Row, table
 
 
@@ -21,7 +33,8 @@ def main() -> None:
     parser.add_argument(
         "--only",
         metavar="NAME[,NAME]",
-        help="some of criterion, transforms, loading, evaluation, step, recipes, latency, attention, padding, records",
+        help="some of criterion, transforms, loading, evaluation, step, recipes, latency, attention, padding, records, "
+        "masks",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step, recipes and latency")
     parser.add_argument("--threads", type=int, default=2)
@@ -65,6 +78,7 @@ def main() -> None:
         "attention": partial(attention.run, repeats=options.repeats),
         "padding": partial(padding.run, folder=options.images, annotations=options.annotations),
         "records": records.run,
+        "masks": masks.run,
     }
     names = options.only.split(",") if options.only else list(benchmarks)
     if unknown := set(names) - set(benchmarks):

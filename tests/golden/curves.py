@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "last layer only": ("model=detr", *TINY_MODEL, "model.aux_loss=false"),
     **{f"criterion {name}": ("model=conditional_detr", *TINY_MODEL, f"criterion={name}") for name in SIGMOID_LOSSES},
     **{f"attention {name}": (*MATCHED, f"model/attention={name}") for name in ATTENTION},
+    **{f"masks {name}": (*MATCHED, f"model/masks={name}") for name in ("detr", "dot_product")},
     "accumulation": (*MATCHED, "data.batch_size=2", "trainer.accumulate=2"),
     "moving average": (*MATCHED, "trainer.ema=0.9"),
     "freezing by epoch": (*MATCHED, "data.batch_size=8", "trainer.freeze={backbone:1}"),

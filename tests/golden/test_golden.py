@@ -18,7 +18,7 @@ FIRST, FIRST_IN_BF16, LATER = 1e-4, 0.1, 0.5
 # What the others share is trained by these few; losses and blocks have tests of their own against published code.
 USUAL = {
     "detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr", "dino", "small", "attention se",
-    "accumulation", "bf16", "DETR's augmentation",
+    "masks detr", "accumulation", "bf16", "DETR's augmentation",
 }  # fmt: skip
 
 
