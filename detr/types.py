@@ -25,10 +25,14 @@ _SHOWN = 5  # detections in a repr
 
 @dataclass(frozen=True)
 class Category:
-    """One class of a data set: `id` as in the annotation file (any integer), and its name."""
+    """One class of a data set: `id` as in the annotation file (any integer), and its name.
+
+    is_thing: whether it is of countable objects, and not of stuff such as sky.
+    """
 
     id: int
     name: str
+    is_thing: bool = True
 
 
 class TensorContainer:

@@ -37,6 +37,7 @@ class ImageRecord:
     areas: in pixels, which decide whether an object counts as small, medium or large.
     attributes: what else is known of the image, such as its weather: texts, numbers or bools by name.
     masks: of each object, in pixels of the image; None where they were not asked for.
+    segments: the id of each object in the picture of segments that a panoptic data set has for each image.
     """
 
     id: int
@@ -48,6 +49,7 @@ class ImageRecord:
     areas: Float64[np.ndarray, " n"]
     attributes: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     masks: Masks | None = None
+    segments: Int64[np.ndarray, " n"] | None = None
 
     @classmethod
     def of(
@@ -101,6 +103,7 @@ class Annotations:
     images: the folder of the image files.
     categories: the classes, sorted by id; ids may be any integers.
     named: the files know the classes by their names alone, so that the ids may be replaced.
+    segments: the folder of the pictures of segments, where the data set is panoptic.
 
     Raises UserError where ids repeat, categories are not sorted, or a record does not fit them or itself.
     """
@@ -110,6 +113,7 @@ class Annotations:
     categories: Sequence[Category]
     records: Sequence[ImageRecord]
     named: bool = False
+    segments: Path | None = None
 
     def __post_init__(self) -> None:
         self._check_ids()

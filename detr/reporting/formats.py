@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class CocoFiles:
 
     def __init__(self, output: OutputFolder, categories: Sequence[Category]) -> None:
         self._categories = categories
-        rows = json.dumps([asdict(category) for category in categories])
+        rows = json.dumps([{"id": category.id, "name": category.name} for category in categories])
         self._results = RowFile(output, "results.json")
         self._images = RowFile(output, "images.json", before=f'{{"categories": {rows},\n"images": [', after="]}")
 

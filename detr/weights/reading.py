@@ -1,6 +1,7 @@
 """What a file of weights is, decided once: a checkpoint of ours, published weights, or a state dict alone."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from detr.contents import (
     Check,
     Misfit,
     check_content,
+    flag,
     items,
     mapping,
     maybe,
@@ -35,6 +37,7 @@ _READ = (FORMAT, "detr-checkpoint-2", version1.FORMAT)
 
 def _categories(value: Any, place: str) -> None:
     items(record(id=whole(-(2**63), 2**63 - 1), name=text))(value, place)
+    items(lambda row, at: flag(row.get("is_thing", True), f"{at}.is_thing"))(value, place)
     if len({row["id"] for row in value}) < len(value):
         raise Misfit(place, "classes with ids of their own", [row["id"] for row in value])
 
@@ -193,7 +196,12 @@ def _checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
         path=path,
         state=content["model"],
         config=content["config"],
-        categories=[Category(id=row["id"], name=row["name"]) for row in content["categories"]],
+        categories=[_category(row) for row in content["categories"]],
         training=content["training"],
         thresholds=content.get("thresholds"),
     )
+
+
+def _category(row: Mapping[str, Any]) -> Category:
+    """Earlier checkpoints do not say what is stuff, since there was none."""
+    return Category(id=row["id"], name=row["name"], is_thing=row.get("is_thing", True))

@@ -99,6 +99,15 @@ def test_every_kind_of_file_is_recognized(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "alone.pt")
 
 
+def test_classes_of_stuff_are_kept(tmp_path: Path) -> None:
+    rows = [{"id": 4, "name": "cat"}, {"id": 5, "name": "sky", "is_thing": False}]
+    save(tmp_path / "a.pt", {**OTHER_PARTS, "categories": rows, "model": {"a": torch.ones(3)}})
+    assert read_checkpoint(tmp_path / "a.pt").categories == [Category(4, "cat"), Category(5, "sky", is_thing=False)]
+    save(tmp_path / "b.pt", {**OTHER_PARTS, "categories": [{**rows[0], "is_thing": 1}], "model": {"a": torch.ones(3)}})
+    with pytest.raises(UserError, match=r"categories\[0\]\.is_thing"):
+        read_checkpoint(tmp_path / "b.pt")
+
+
 def test_checkpoints_of_later_versions_are_refused(tmp_path: Path) -> None:
     torch.save({**OTHER_PARTS, "model": {}, "format": "detr-checkpoint-9"}, tmp_path / "later.pt")
     with pytest.raises(UserError, match=r"later\.pt is of format detr-checkpoint-9, wanted detr-checkpoint-3"):
