@@ -40,18 +40,13 @@ def read_coco_panoptic(*, images: str | Path, annotations: str | Path, segments:
             "data.val.segments."
         )
     content = read_json(path)
-    infos = _segments_by_image(content, path)
-    objects = [
-        {**info, "id": f"{info['id']} of image {image}", "image_id": image}
-        for image, of_image in infos.items()
-        for info in of_image
-    ]
+    objects, ids = _objects(content, path)
     read = from_content({**content, "annotations": objects}, path, images)
     things = {identity(row["id"]): _is_thing(row, path) for row in content["categories"]}
     return replace(
         read,
         categories=[replace(category, is_thing=things[category.id]) for category in read.categories],
-        records=[_with_segments(record, infos, path) for record in read.records],
+        records=[_with_segments(record, ids, path) for record in read.records],
         segments=folder,
     )
 
@@ -85,10 +80,14 @@ def read_masks(record: ImageRecord, segments: Path) -> Bool[np.ndarray, "n heigh
     return ids == record.segments[:, None, None]
 
 
-def _segments_by_image(content: Mapping[str, Any], path: Path) -> dict[Any, list[dict[str, Any]]]:
-    """The rows of `segments_info` by the id of the image."""
+def _objects(content: Mapping[str, Any], path: Path) -> tuple[list[dict[str, Any]], dict[Any, list[int]]]:
+    """All segments as COCO's files of boxes list objects, and by the id of each image the ids of its segments.
+
+    The content is changed: a copy of it would take gigabytes.
+    """
     names = {identity(row.get("id")): row.get("file_name") for row in content["images"] if isinstance(row, dict)}
-    found: dict[Any, list[dict[str, Any]]] = {}
+    objects: list[dict[str, Any]] = []
+    ids: dict[Any, list[int]] = {}
     for position, entry in enumerate(content["annotations"]):
         infos = entry.get("segments_info") if isinstance(entry, dict) else None
         if not isinstance(infos, list):
@@ -99,7 +98,7 @@ def _segments_by_image(content: Mapping[str, Any], path: Path) -> dict[Any, list
                 f"{path}: entry {position} of 'annotations' belongs to image {brief(image)}, which 'images' does not "
                 "list. Add it there, or remove the entry."
             )
-        if image in found:
+        if image in ids:
             raise UserError(
                 f"{path}: image {image} has several entries in 'annotations', wanted one with all segments."
             )
@@ -109,19 +108,21 @@ def _segments_by_image(content: Mapping[str, Any], path: Path) -> dict[Any, list
                 f"{path}: the segments of image {image}, {brief(name)}, are in {brief(entry.get('file_name'))}, wanted "
                 f"'{segments_file(name)}': a PNG has the name of its image. Rename it, and correct the JSON file."
             )
+        ids[image] = [_id(info, image, path) for info in infos]
         for info in infos:
-            _check_id(info, image, path)
-        found[image] = infos
-    return found
+            info |= {"id": f"{info['id']} of image {image}", "image_id": image}  # ids repeat from image to image
+            objects.append(info)
+    return objects, ids
 
 
-def _check_id(info: Any, image: object, path: Path) -> None:
+def _id(info: Any, image: object, path: Path) -> int:
     key = info.get("id") if isinstance(info, dict) else None
     if type(key) is not int or not 0 < key < _MOST:
         raise UserError(
             f"{path}: a segment of image {image} is {brief(info)}, wanted an object with an id from 1 to {_MOST - 1}, "
             "as colors have it."
         )
+    return key
 
 
 def _is_thing(row: Mapping[str, Any], path: Path) -> bool:
@@ -133,9 +134,9 @@ def _is_thing(row: Mapping[str, Any], path: Path) -> bool:
     return bool(row["isthing"])
 
 
-def _with_segments(record: ImageRecord, infos: Mapping[int, list[dict[str, Any]]], path: Path) -> ImageRecord:
-    if record.id not in infos:
+def _with_segments(record: ImageRecord, ids: Mapping[Any, list[int]], path: Path) -> ImageRecord:
+    if record.id not in ids:
         raise UserError(
             f"{path}: image {record.id} has no entry in 'annotations'. Remove it from 'images', or add its segments."
         )
-    return replace(record, segments=np.array([info["id"] for info in infos[record.id]], dtype=np.int64))
+    return replace(record, segments=np.array(ids[record.id], dtype=np.int64))
