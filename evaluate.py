@@ -156,6 +156,7 @@ def evaluate_checkpoint(config: DictConfig, device: torch.device, other: Path | 
         annotations=dataset.ground_truth(),
         categories=categories,
         samples=0,
+        panoptic=None if dataset.segments is None else dataset.panoptic,
         **config.evaluation,
     )
     evaluation = evaluator(detector.model)
@@ -168,7 +169,7 @@ def evaluate_results(config: DictConfig, other: Path | None) -> Judged:
     truth = dataset.ground_truth()
     results = read_results(config.results, truth)
     logger.info("Judging %d detections in %d images.", len(results), len(truth["images"]))
-    metrics = box_and_mask_metrics(truth, results, **config.evaluation)
+    metrics = box_and_mask_metrics(truth, results, config.evaluation.backend, config.evaluation.max_dets)
     return Judged(metrics, results, dataset, results_against(other, dataset))
 
 

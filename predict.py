@@ -23,6 +23,7 @@ from detr.drawing import draw_detections
 from detr.evaluation import ListedImage, ListedImages
 from detr.images import find_images, jpeg, read_image
 from detr.reporting import FORMATS, OutputFolder, Result, draw_attention
+from detr.segments import Panoptic
 from detr.text import printable
 from detr.types import Category
 from detr.videos import VIDEO_ENDINGS, Frame, VideoWriter, is_video, read_video
@@ -50,12 +51,12 @@ class Shot:
     image: Tensor
     frame: Frame | None = None
 
-    def result(self, found: Detections) -> Result:
+    def result(self, found: Detections, panoptic: Panoptic | None) -> Result:
         listed, name, size = self.item.listed, self.item.name, (self.image.shape[1], self.image.shape[2])
         if self.frame is None:
-            return Result(listed.id, name, self.item.picture, size, found)
+            return Result(listed.id, name, self.item.picture, size, found, panoptic=panoptic)
         number, time = self.frame.index, round(float(self.frame.time), 6)
-        return Result(f"{listed.id}#{number}", name, self.item.picture, size, found, number, time)
+        return Result(f"{listed.id}#{number}", name, self.item.picture, size, found, number, time, panoptic)
 
 
 @command("predict")
@@ -82,6 +83,8 @@ def predict(config: DictConfig) -> None:
     detector = Detector.from_checkpoint(
         config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
     )
+    if "panoptic" in config.formats and not detector.has_masks:
+        raise UserError("formats: panoptic needs a model with masks, which this is not. Leave it out.")
     detector.resize_to(config.size, config.max_size, config.square)
     items = [
         Item(folder / name, name.as_posix(), picture, ListedImage(name.as_posix()))
@@ -155,7 +158,11 @@ def detect(
                 found = detector.predict([shot.image for shot in batch], 0.0, config.batch_size, config.max_dets)
                 highest = max(highest, *(score for one in found for score in one.scores.tolist()[:1]), 0.0)
                 found = [everything.above(limit) for everything in found]
-                results = [shot.result(of_categories(one, categories)) for shot, one in zip(batch, found, strict=True)]
+                segments = panoptic(config, detector, batch, categories)
+                results = [
+                    shot.result(of_categories(one, categories), pixels)
+                    for shot, one, pixels in zip(batch, found, segments, strict=True)
+                ]
                 for shot, one in zip(batch, found, strict=True):
                     pictures.add(shot, one)
                 for file in files:
@@ -171,6 +178,18 @@ def detect(
         logger.warning(text, config.threshold, highest)
     if unread:
         logger.warning("%d of %d files could not be read and were left out.", len(unread), len(items))
+
+
+def panoptic(
+    config: DictConfig, detector: Detector, batch: Sequence[Shot], categories: Sequence[Category | None]
+) -> Sequence[Panoptic | None]:
+    """The segments of each image where these are to be written, with the labels of `of_categories`."""
+    if "panoptic" not in config.formats:
+        return [None] * len(batch)
+    known = [label for label, category in enumerate(categories) if category is not None]
+    labels = {label: rank for rank, label in enumerate(known)}
+    found = detector.panoptic([shot.image for shot in batch], config.panoptic_threshold, config.batch_size)
+    return [one.numbered(labels) for one in found]
 
 
 def readable(items: Iterable[Item], unread: list[str], stride: int) -> Iterator[Shot]:

@@ -78,6 +78,7 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         categories=categories,
         diagnostics=MatchingDiagnostics(criterion.match),
         limit=options.limit_evaluation_images,
+        panoptic=None if val_set.segments is None else val_set.panoptic,
         **config.evaluation,
     )
     trainer = Trainer(

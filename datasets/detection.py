@@ -18,6 +18,7 @@ from datasets.files import with_files
 from datasets.findings import Finding, some
 from datasets.formats.base import Annotations, ImageRecord
 from datasets.formats.checks import annotation_findings
+from datasets.formats.coco_panoptic import read_masks, read_segments, segments_file
 from datasets.mixing import Mixing, Sample
 from datasets.records import Records
 from datasets.schedule import Augmentation, Phase, Recipe, Transforms
@@ -25,6 +26,7 @@ from detr.boxes import xyxy_to_cxcywh
 from detr.errors import UserError
 from detr.images import read_image
 from detr.masks import Masks
+from detr.segments import VOID, Panoptic, Segment
 from detr.types import Category, Target
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
             raise UserError(f"data.unreadable: wanted {' or '.join(UNREADABLE)}, got '{unreadable}'.")
         if annotations.named and categories is not None:
             annotations = annotations.classified(categories)
-        self.source, self.folder = annotations.source, annotations.images
+        self.source, self.folder, self.segments = annotations.source, annotations.images, annotations.segments
         self.seed, self.unreadable = seed, unreadable
         self._phases = [Phase(0, Recipe(transforms), mixing)]
         self.own_categories = annotations.categories
@@ -83,6 +85,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         self.findings = [*annotation_findings(records, annotations.categories), *dropped]
         for finding in self.findings:
             logger.warning("%s: %s", self.source, finding)
+        self._places = {record.id: place for place, record in enumerate(self.records)} if self.segments else {}
         self._advice = ""
         self._skipped = torch.zeros(len(self.records), dtype=torch.bool)  # of each image whether it was
 
@@ -188,8 +191,27 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
                 for record in self.records
             ],
             "annotations": [{"id": number, **row} for number, row in enumerate(rows, start=1)],
-            "categories": [{"id": category.id, "name": category.name} for category in categories],
+            "categories": [
+                {"id": category.id, "name": category.name, **self._kind(category)} for category in categories
+            ],
         }
+
+    def _kind(self, category: Category) -> dict[str, int]:
+        """Whether it is one of things, where that matters."""
+        return {} if self.segments is None else {"isthing": int(category.is_thing)}
+
+    def panoptic(self, image_id: int) -> Panoptic:
+        """What is annotated in an image of a panoptic data set; labels are ranks in its own categories.
+
+        Raises UserError where its PNG is missing or damaged.
+        """
+        assert self.segments is not None
+        record = self.records[self._places[image_id]]
+        assert record.segments is not None
+        ids = read_segments(self.segments / segments_file(record.file_name))
+        columns = (record.segments.tolist(), record.labels.tolist(), record.crowds.tolist())
+        segments = tuple(Segment(key, label, crowd) for key, label, crowd in zip(*columns, strict=True))
+        return Panoptic(ids=np.where(np.isin(ids, record.segments), ids, VOID), segments=segments)
 
     def __getitem__(
         self, key: int | tuple[int, int] | tuple[int, int, int | None]
@@ -246,6 +268,8 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 _ _"], Target]]):
         }
         if objects.masks is not None:
             found["masks"] = tv_tensors.Mask(objects.masks.decode().byte())
+        elif self.segments is not None:
+            found["masks"] = tv_tensors.Mask(torch.from_numpy(read_masks(objects, self.segments)).byte())
         return record, (tv_tensors.Image(image), found)
 
     def _read(self, index: int) -> tuple[ImageRecord, UInt8[Tensor, "3 _ _"]]:

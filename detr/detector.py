@@ -19,9 +19,11 @@ from detr.evaluation import Thresholds, read_thresholds
 from detr.images import model_size, pad_to_batch, read_image, resize, upright_tensor
 from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
+from detr.panoptic import PUBLISHED_THRESHOLD, panoptic_segmentations
 from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess
+from detr.segments import Panoptic
 from detr.text import printable
-from detr.types import Category, Detections
+from detr.types import Category, Detections, Predictions
 from detr.weights import PUBLISHED, Published, as_checkpoint, load_state, read_weights
 
 logger = logging.getLogger(__name__)
@@ -210,6 +212,31 @@ class Detector:
         return [replace(detections[:max_dets], path=path) for detections, path in zip(found, paths, strict=True)]
 
     @torch.inference_mode()
+    def panoptic(
+        self, images: ImageSource | Iterable[ImageSource], threshold: float = PUBLISHED_THRESHOLD, batch_size: int = 4
+    ) -> list[Panoptic]:
+        """What each pixel of each image belongs to: things one by one, and each kind of stuff as one.
+
+        threshold: the least probability of what becomes a segment. Labels of the segments are ranks in `categories`.
+        Raises UserError where the model has no masks, and as `predict` does.
+        """
+        if not self.has_masks:
+            raise UserError("Detector.panoptic: wanted a model with masks, such as detr_r50_panoptic, got one without.")
+        images = [images] if isinstance(images, ImageSource) else list(images)
+        found: list[Panoptic] = []
+        for start in range(0, len(images), batch_size):
+            predictions, sizes, originals = self._run([_to_tensor(one) for one in images[start : start + batch_size]])
+            found += panoptic_segmentations(
+                predictions,
+                sizes,
+                originals,
+                self.categories,
+                padded_size=predictions.mask_size,
+                threshold=threshold,
+            )
+        return found
+
+    @torch.inference_mode()
     def attention(
         self, image: ImageSource, point: Sequence[float] = (0.5, 0.5), threshold: ScoreLimit = 0.5
     ) -> AttentionMaps:
@@ -246,6 +273,14 @@ class Detector:
         limit: float | Float64[Tensor, " classes"],
         max_dets: int = PUBLISHED_PAIRS,
     ) -> list[Detections]:
+        predictions, sizes, originals = self._run(images)
+        names = [category.name for category in self.categories]
+        return postprocess(predictions, originals, names, max_dets, sizes=sizes, threshold=limit)
+
+    def _run(
+        self, images: Sequence[Tensor]
+    ) -> tuple[Predictions, Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
+        """What the model predicts, and (height, width) of each image as it got it, and as it came."""
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         resized = [
             resize(image, model_size(*size, self.size, self.max_size, square=self.square))
@@ -258,8 +293,7 @@ class Detector:
                 f"The model's predictions became NaN or infinite for {len(damaged)} of {len(images)} images. Its "
                 "weights are damaged, or its training had diverged. Use another checkpoint, such as one from before."
             )
-        names = [category.name for category in self.categories]
-        return postprocess(predictions, sizes, names, max_dets, sizes=batch.sizes(), threshold=limit)
+        return predictions, batch.sizes(), sizes
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -13,6 +13,7 @@ from detr.errors import UserError
 from detr.segments import Panoptic, Segment
 from detr.types import Category, Predictions
 
+PUBLISHED_THRESHOLD = 0.85
 _LEAST = 4  # pixels; what has no more is dropped
 
 
@@ -24,32 +25,34 @@ def panoptic_segmentations(
     categories: Sequence[Category],
     *,
     padded_size: tuple[int, int] | None = None,
-    threshold: float = 0.85,
+    threshold: float = PUBLISHED_THRESHOLD,
 ) -> list[Panoptic]:
     """The segmentation of each image; its segments have the ids 0, 1, ...
 
     Each pixel goes to the query of the largest mask logit, among those whose best class is not 'no object' and has a
-    probability above the threshold. Segments of one class of stuff are one. Where segments of at most 4 pixels are
+    probability above the threshold: by softmax where there is an output for no object, as published, else by sigmoid.
+    Segments of one class of stuff are one. Where segments of at most 4 pixels are
     left, those merged into others among them, they are dropped, and the pixels are shared anew among the rest.
 
-    predictions: with masks, and C = K + 1 classes.
+    predictions: with masks.
     sizes, original_sizes: (height, width) of each image as the model got it, without padding, and of its file.
     categories: the K classes, by label.
     padded_size: (height, width) of the batch with its padding, which masks cover. None: as published, where masks are
         taken to cover each image alone, which is right only for images without padding.
     Raises UserError for predictions without masks, or of another number of classes.
     """
-    if predictions.masks is None or predictions.logits.shape[-1] != len(categories) + 1:
-        has = "no masks" if predictions.masks is None else f"{predictions.logits.shape[-1]} logits"
+    outputs = predictions.logits.shape[-1]
+    if predictions.masks is None or outputs - len(categories) not in (0, 1):
+        has = "no masks" if predictions.masks is None else f"{outputs} logits"
         raise UserError(
-            f"panoptic_segmentations: wanted predictions with masks and {len(categories) + 1} logits, one for each "
-            f"class and one for no object, got {has}. Use a model with a mask head and softmax scores."
+            f"panoptic_segmentations: wanted predictions with masks and {len(categories)} logits, one for each class, "
+            f"or one more for no object, got {has}. Use a model with model/masks=detr or dot_product."
         )
     things = torch.tensor([category.is_thing for category in categories])
     segmentations = []
     columns = (predictions.logits[-1].float(), predictions.masks[-1].float(), sizes, original_sizes)
     for logits, small, size, original_size in zip(*columns, strict=True):
-        scores, labels = logits.softmax(-1).max(-1)
+        scores, labels = (logits.sigmoid() if outputs == len(categories) else logits.softmax(-1)).max(-1)
         kept = (labels < len(categories)) & (scores > threshold)
         masks = F.interpolate(small[kept][:, None], padded_size or size, mode="bilinear")[:, 0]
         visible = masks[:, : size[0], : size[1]]

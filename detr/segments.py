@@ -1,6 +1,6 @@
 """Panoptic segmentations: which segment each pixel of an image belongs to, and what the segments are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,15 @@ class Panoptic:
 
     ids: Int64[np.ndarray, "height width"]
     segments: tuple[Segment, ...]
+
+    def numbered(self, labels: Mapping[int, int]) -> "Panoptic":
+        """With ids from 1 on, as COCO's files have them, and other labels; segments of labels without one are void."""
+        kept = [segment for segment in self.segments if segment.label in labels]
+        ids = np.full_like(self.ids, VOID)
+        for number, segment in enumerate(kept, start=1):
+            ids[self.ids == segment.id] = number
+        segments = (Segment(number, labels[one.label], one.crowd) for number, one in enumerate(kept, start=1))
+        return Panoptic(ids=ids, segments=tuple(segments))
 
     def rows(self, categories: Sequence[Category]) -> list[dict[str, Any]]:
         """The segments as COCO's files of results have them, with their areas in pixels. categories: by label."""

@@ -7,9 +7,11 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
+from PIL import Image
 
 from detr import Detector
-from tests.helpers.commands import figures, predict, run
+from detr.segments import colors_of_ids, ids_of_colors
+from tests.helpers.commands import figures, predict, run, save_untrained
 
 HEADS = ("detr", "dot_product")
 
@@ -52,6 +54,71 @@ def test_masks_are_learned_evaluated_and_predicted(
     assert np.array_equal(np.stack(own).astype(bool), detections.masks.decode().numpy())
     detections.save(tmp_path / "found.json")
     assert json.loads((tmp_path / "found.json").read_text())[0]["segmentation"] == detections.masks.rows()[0]
+
+
+def panoptic_of(shapes_root: Path, root: Path) -> Path:
+    """The shapes as things before a ground, which is stuff, in COCO's panoptic format."""
+    for split in ("train", "val"):
+        content = json.loads((shapes_root / f"instances_{split}.json").read_text())
+        folder = root / "annotations" / f"panoptic_{split}2017"
+        folder.mkdir(parents=True)
+        rows = []
+        for image in content["images"]:
+            ids = np.full((48, 48), 9)
+            infos = []
+            own = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+            for key, row in enumerate(own, start=70_000):
+                ids[pycocotools.mask.decode(row["segmentation"]).astype(bool)] = key
+                infos.append({"id": key, **{n: row[n] for n in ("category_id", "bbox", "area", "iscrowd")}})
+            area = int((ids == 9).sum())
+            infos.append({"id": 9, "category_id": 4, "bbox": [0, 0, 48, 48], "area": area, "iscrowd": 0})
+            name = Path(image["file_name"]).with_suffix(".png").name
+            Image.fromarray(colors_of_ids(ids)).save(folder / name)
+            rows.append({"image_id": image["id"], "file_name": name, "segments_info": infos})
+        categories = [{**row, "isthing": 1} for row in content["categories"]]
+        categories.append({"id": 4, "name": "ground", "isthing": 0})
+        path = root / "annotations" / f"panoptic_{split}2017.json"
+        path.write_text(json.dumps({"images": content["images"], "annotations": rows, "categories": categories}))
+        (root / f"{split}2017").symlink_to(shapes_root / split)
+    return root
+
+
+@pytest.mark.parametrize("model", ["detr", "conditional_detr"])  # softmax and sigmoid scores
+def test_panoptic_data_give_segments(model: str, tiny_options: list[str], shapes_root: Path, tmp_path: Path) -> None:
+    root, trained, evaluated = panoptic_of(shapes_root, tmp_path / "set"), tmp_path / "run", tmp_path / "evaluated"
+    least = "panoptic_threshold=0.01"
+    done = run(
+        "train.py", *tiny_options, f"model={model}", "data=coco_panoptic", f"data.root={root}",
+        "model/masks=dot_product", "trainer.max_steps=2", "trainer.monitor=PQ", f"evaluation.{least}",
+        f"run_dir={trained}",
+    )  # fmt: skip
+    assert done.code == 0, done.output
+    best = trained / "checkpoints" / "best.pt"
+    options = (f"checkpoint={best}", "device=cpu", f"run_dir={evaluated}", "data.workers=0", f"evaluation.{least}")
+    done = run("evaluate.py", *options)
+    assert done.code == 0 and "Panoptic: PQ" in done.output
+    assert figures(evaluated) == figures(trained)
+    found = figures(evaluated)["panoptic"]
+    assert set(found["per_class"]) == {"circle", "square", "triangle", "ground"} and "PQ_st" in found
+
+    output = tmp_path / "found"
+    assert predict(best, shapes_root / "val", output, "formats=[json,panoptic]", least).code == 0
+    content = json.loads((output / "panoptic.json").read_text())
+    assert [row["isthing"] for row in content["categories"]] == [1, 1, 1, 0]
+    assert len(content["annotations"]) == 7
+    (first,) = Detector.from_checkpoint(best).panoptic(shapes_root / "val" / "000000.jpg", threshold=0.01)
+    for row in content["annotations"]:
+        ids = ids_of_colors(np.array(Image.open(output / "panoptic" / row["file_name"])))
+        listed = {info["id"]: info["area"] for info in row["segments_info"]}
+        assert {key: int((ids == key).sum()) for key in np.unique(ids) if key} == listed
+        if row["image"] == "000000.jpg":
+            assert len(first.segments) == len(listed) and np.array_equal(ids, first.ids + 1)
+
+
+def test_segments_need_a_model_with_masks(tiny_options: list[str], shapes_root: Path, tmp_path: Path) -> None:
+    path = save_untrained(tmp_path / "boxes.pt", tiny_options, ["circle", "square", "triangle"])
+    done = predict(path, shapes_root / "val", tmp_path / "found", "formats=[panoptic]")
+    assert done.code == 2 and "panoptic needs a model with masks" in done.message
 
 
 def test_a_head_of_masks_starts_on_a_detector(tiny_options: list[str], tmp_path: Path) -> None:

@@ -26,15 +26,17 @@ _REMEDY = (
 )
 
 
-def read_coco_panoptic(*, images: str | Path, annotations: str | Path, segments: str | Path) -> Annotations:
+def read_coco_panoptic(
+    *, images: str | Path, annotations: str | Path, segments: str | Path, masks: bool = False
+) -> Annotations:
     """A data set in COCO's panoptic format. Each segment is an object: its box, its class, and whether it is a crowd.
 
     images: the folder that file names are relative to. annotations: the JSON file. segments: the folder of the PNGs,
-    each of which has the name of its image.
+    each of which has the name of its image; read for masks alone.
     Raises UserError where a file or folder is missing, damaged, or not in this format.
     """
     path, folder = Path(annotations), Path(segments)
-    if not folder.is_dir():
+    if masks and not folder.is_dir():
         raise UserError(
             f"{path}: the folder of its PNGs, {folder}, does not exist. Unpack them, or set data.train.segments and "
             "data.val.segments."
@@ -47,7 +49,7 @@ def read_coco_panoptic(*, images: str | Path, annotations: str | Path, segments:
         read,
         categories=[replace(category, is_thing=things[category.id]) for category in read.categories],
         records=[_with_segments(record, ids, path) for record in read.records],
-        segments=folder,
+        segments=folder if masks else None,
     )
 
 

@@ -11,6 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from detr.engine import TrainerConfig
 from detr.evaluation.backends import Backend
+from detr.panoptic import PUBLISHED_THRESHOLD
 from detr.ranges import at_least, each_from, each_of, number_or_text, one_of
 from detr.reporting import FORMATS
 from detr.weights import published_table
@@ -62,6 +63,7 @@ class EvaluationConfig:
 
     backend: str = one_of(*get_args(Backend), default="hotcoco", former={"faster": "hotcoco"})
     max_dets: int = at_least(11, most=10_000, default=100)  # AR10 is reported too
+    panoptic_threshold: float = at_least(0, most=1, default=PUBLISHED_THRESHOLD)
 
 
 @dataclass
@@ -114,6 +116,7 @@ class PredictConfig(RunConfig):
         default=0.5, metadata=number_or_text(0, 1, "best, or a metrics.json of evaluate.py")
     )
     max_dets: int = at_least(1, most=10_000, default=300)
+    panoptic_threshold: float = at_least(0, most=1, default=PUBLISHED_THRESHOLD)
     batch_size: int = at_least(1, default=4)
     size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
     max_size: int | None = at_least(1, most=_MOST_PIXELS, default=None)

@@ -12,6 +12,7 @@ import numpy as np
 from detr.errors import UserError
 from detr.evaluation.backends import Backend, check_backend, hotcoco_evaluation, pycocotools_evaluation
 from detr.evaluation.comparison import Comparison, IouType, loaded
+from detr.evaluation.panoptic import PanopticMetrics
 from detr.evaluation.results import CocoResults
 from detr.evaluation.thresholds import Thresholds, best_thresholds
 from detr.text import printable
@@ -29,19 +30,23 @@ class CocoMetrics:
         image), ARs, ARm, ARl; where masks were compared beside boxes, those of masks too, as mask_AP and so on.
     per_class: AP, AP50, AP75 and AR100 of each class, and likewise mask_AP and so on.
     thresholds: with the best F1 at an IoU of 0.5; None where nothing is found, or they were not asked for.
+    panoptic: of data with panoptic annotations, whose summary is a part of `summary` too.
     """
 
     summary: dict[str, float]
     per_class: dict[str, dict[str, float]]
     thresholds: Thresholds | None = None
+    panoptic: PanopticMetrics | None = None
 
     def as_json(self, **more: Any) -> str:
-        """{"bbox": summary, "segm": that of masks, "per_class": ..., "thresholds": ...}, and `more`.
+        """{"bbox": summary, "segm": that of masks, "panoptic": ..., "per_class": ..., "thresholds": ...}, and `more`.
 
-        "segm", whose names are those of "bbox", and "thresholds" only where there are any.
+        "segm", whose names are those of "bbox", "panoptic" and "thresholds" only where there are any.
         """
         boxes, masks = self._summaries()
-        optional = {"segm": masks} if masks else {}
+        optional: dict[str, Any] = {"segm": masks} if masks else {}
+        if self.panoptic is not None:
+            optional["panoptic"] = {**self.panoptic.summary, "per_class": self.panoptic.per_class}
         thresholds = {} if self.thresholds is None else {"thresholds": self.thresholds.content()}
         content = {"bbox": boxes, **optional, "per_class": self.per_class, **thresholds, **more}
         return json.dumps(content, indent=2) + "\n"
@@ -56,6 +61,9 @@ class CocoMetrics:
         boxes, masks = self._summaries()
         lines = ["  ".join(f"{name} {value:.3f}" for name, value in summary.items()) for summary in (boxes, masks)]
         lines = [f"Boxes: {lines[0]}", f"Masks: {lines[1]}"] if masks else lines[:1]
+        if self.panoptic is not None:
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in self.panoptic.summary.items())
+            lines.append(f"Panoptic: {shown}")
         rows = {printable(name): values for name, values in self.per_class.items()}
         width = max([len(name) for name in rows] + [5])
         columns = list(next(iter(rows.values()), {}))
@@ -70,9 +78,16 @@ class CocoMetrics:
         per_class = {name: {**own, **_of_masks(masks.per_class[name])} for name, own in self.per_class.items()}
         return replace(self, summary={**self.summary, **_of_masks(masks.summary)}, per_class=per_class)
 
+    def with_panoptic(self, panoptic: PanopticMetrics) -> "CocoMetrics":
+        """These, with the panoptic quality beside them."""
+        return replace(self, summary={**self.summary, **panoptic.summary}, panoptic=panoptic)
+
     def _summaries(self) -> tuple[dict[str, float], dict[str, float]]:
         """Of boxes, and of masks under the same names."""
-        boxes = {name: value for name, value in self.summary.items() if not name.startswith(_MASK)}
+        others = () if self.panoptic is None else self.panoptic.summary
+        boxes = {
+            name: value for name, value in self.summary.items() if not name.startswith(_MASK) and name not in others
+        }
         masks = {name[len(_MASK) :]: value for name, value in self.summary.items() if name.startswith(_MASK)}
         return boxes, masks
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +15,13 @@ from detr.evaluation.backends import Backend
 from detr.evaluation.coco import CocoMetrics, box_and_mask_metrics
 from detr.evaluation.comparison import loaded
 from detr.evaluation.diagnostics import MatchingDiagnostics
+from detr.evaluation.panoptic import PanopticQuality
 from detr.evaluation.results import CocoResults
 from detr.evaluation.samples import Sample, spread
+from detr.panoptic import PUBLISHED_THRESHOLD, panoptic_segmentations
 from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess
-from detr.types import Category, ImageBatch, Target
+from detr.segments import Panoptic
+from detr.types import Category, ImageBatch, Predictions, Target
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class CocoEvaluator:
     samples: number of images to keep for drawing, from all over the data set.
     limit: evaluate on about this many images instead of all.
     diagnostics: what to measure besides the metrics.
+    panoptic: gives what is annotated in the image of an id, with labels as ranks in the categories of the annotations;
+        for the panoptic quality of models with masks. Segments of the model's other classes are void.
+    panoptic_threshold: the least probability of what becomes a segment.
     """
 
     def __init__(
@@ -59,10 +66,13 @@ class CocoEvaluator:
         samples: int = 8,
         limit: int | None = None,
         diagnostics: MatchingDiagnostics | None = None,
+        panoptic: Callable[[int], Panoptic] | None = None,
+        panoptic_threshold: float = PUBLISHED_THRESHOLD,
     ) -> None:
         self.loader, self.annotations, self.categories = loader, annotations, categories
         self.backend, self.max_dets, self.samples = backend, max_dets, samples
         self.limit, self.diagnostics = limit, diagnostics
+        self.panoptic, self.panoptic_threshold = panoptic, panoptic_threshold
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module, stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
@@ -77,6 +87,7 @@ class CocoEvaluator:
         results: list[CocoResults] = []
         samples: list[Sample] = []
         measured: list[dict[str, Tensor]] = []
+        quality = None if self.panoptic is None else PanopticQuality(self._of_data())
         seen: list[int] = []
         stopped = False
         most = max(self.max_dets, PUBLISHED_PAIRS)  # COCO counts max_dets of each class
@@ -90,6 +101,8 @@ class CocoEvaluator:
                 results.append(CocoResults.from_detections(detections, target.image_id, self.categories))
             for index in range(min(spread(self.samples, self._batches(len(batch)), number), len(batch))):
                 samples.append(Sample.of(batch, index, targets[index], found[index], names=names))
+            if quality is not None:
+                self._add(quality, predictions, batch, targets)
             if self.diagnostics:
                 measured.append(self.diagnostics.measure(predictions, targets, found))
             seen += [target.image_id for target in targets]
@@ -98,7 +111,8 @@ class CocoEvaluator:
                 break
         if distributed.any_of(stopped):
             return None
-        parts = distributed.gather_objects((CocoResults.concatenate(results), measured, seen))
+        totals = None if quality is None else quality.totals
+        parts = distributed.gather_objects((CocoResults.concatenate(results), measured, seen, totals))
         if not parts:
             return None
         everything = CocoResults.concatenate([part[0] for part in parts])
@@ -106,8 +120,36 @@ class CocoEvaluator:
         seen = [image for part in parts for image in part[2]]
         annotations = self.annotations if self.limit is None else _only(self.annotations, set(seen))
         metrics = box_and_mask_metrics(annotations, everything, self.backend, self.max_dets)
+        if quality is not None:
+            quality.totals = np.sum([part[3] for part in parts if part[3] is not None], axis=0)
+            metrics = metrics.with_panoptic(quality.metrics())
         diagnostics = self.diagnostics.summarize(measured) if self.diagnostics else {}
         return Evaluation(metrics=metrics, results=everything, samples=samples, diagnostics=diagnostics)
+
+    def _of_data(self) -> list[Category]:
+        """The categories of the annotations."""
+        rows = loaded(self.annotations)["categories"]
+        return [Category(row["id"], row["name"], is_thing=bool(row.get("isthing", True))) for row in rows]
+
+    def _add(
+        self, quality: PanopticQuality, predictions: Predictions, batch: ImageBatch, targets: Sequence[Target]
+    ) -> None:
+        assert self.panoptic is not None
+        originals = [target.original_size for target in targets]
+        known = {category.id: rank for rank, category in enumerate(quality.categories)}
+        # What is no class of the data is merged like the others, and then void.
+        own = [Category(-1, "") if one is None else quality.categories[known[one.id]] for one in self.categories]
+        found = panoptic_segmentations(
+            predictions,
+            batch.sizes(),
+            originals,
+            own,
+            padded_size=predictions.mask_size,
+            threshold=self.panoptic_threshold,
+        )
+        labels = {label: known[one.id] for label, one in enumerate(self.categories) if one is not None}
+        for target, one in zip(targets, found, strict=True):
+            quality.add(self.panoptic(target.image_id), one.numbered(labels))
 
     def _batches(self, size: int) -> int:
         """How many batches of this size there will be in this process."""

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 import torch
 import yaml
+from PIL import Image
 
 from detr.boxes import xyxy_to_cxcywh
 from detr.evaluation import to_results
 from detr.reporting.output import GrowingFile, OutputFolder, RowFile
+from detr.segments import Panoptic, colors_of_ids
 from detr.types import Category, Detections
 
 
@@ -23,6 +25,7 @@ class Result:
 
     id: of the image, or of the frame. name: of the file, below the source. picture: of the drawn one, below the output.
     size: (height, width) in pixels. frame, time: of a video, its number from 0, and seconds from the start.
+    panoptic: its segments, for the format of that name.
     """
 
     id: int | str
@@ -32,6 +35,7 @@ class Result:
     found: Detections
     frame: int | None = None
     time: float | None = None
+    panoptic: Panoptic | None = None
 
     @property
     def moment(self) -> dict[str, Any]:
@@ -140,12 +144,46 @@ class CsvFile:
         return b"".join(lines)
 
 
-FORMATS: dict[str, type[Format]] = {"json": CocoFiles, "yolo": YoloFiles, "csv": CsvFile}
+class PanopticFiles:
+    """panoptic/NAME.png, whose colors are ids of segments, id = red + 256 green + 256^2 blue, and panoptic.json.
+
+    As COCO has them: 0 is no segment. Of a video's frames these are panoptic/NAME_FRAME.png.
+    """
+
+    def __init__(self, output: OutputFolder, categories: Sequence[Category]) -> None:
+        self._output, self._categories = output, categories
+        rows = json.dumps([{"id": one.id, "name": one.name, "isthing": int(one.is_thing)} for one in categories])
+        self._rows = RowFile(output, "panoptic.json", before=f'{{"categories": {rows},\n"annotations": [', after="]}")
+
+    @staticmethod
+    def files(pictures: Iterable[str]) -> list[str]:
+        return ["panoptic.json", *map(_png, pictures)]
+
+    def add(self, results: Sequence[Result]) -> None:
+        self._rows.add(map(self._written, results))
+
+    def _written(self, result: Result) -> dict[str, Any]:
+        """The row of an image, whose PNG is written."""
+        assert result.panoptic is not None
+        found, name = result.panoptic, _png(result.picture, result.frame)
+        stream = io.BytesIO()
+        Image.fromarray(colors_of_ids(found.ids)).save(stream, "PNG")
+        self._output.write(name, stream.getvalue())
+        of_file = {"image_id": result.id, "image": result.name, **result.moment}
+        return {**of_file, "file_name": PurePosixPath(name).name, "segments_info": found.rows(self._categories)}
+
+
+FORMATS: dict[str, type[Format]] = {"json": CocoFiles, "yolo": YoloFiles, "csv": CsvFile, "panoptic": PanopticFiles}
 
 
 def _label_file(picture: str, frame: int | None = None) -> str:
     stem = PurePosixPath(picture).with_suffix("").as_posix()
     return f"labels/{stem}.txt" if frame is None else f"labels/{stem}_{frame}.txt"
+
+
+def _png(picture: str, frame: int | None = None) -> str:
+    stem = PurePosixPath(picture).with_suffix("").as_posix()
+    return f"panoptic/{stem}.png" if frame is None else f"panoptic/{stem}_{frame}.png"
 
 
 def _line(values: Iterable[object]) -> bytes:

@@ -29,6 +29,7 @@ class PublishedCheckpoint:
     sha256: str | None = None
 
 
+_PANOPTIC = 250  # outputs of DETR's panoptic heads, for ids of COCO's panoptic categories, 1 to 200
 _DETR = "https://dl.fbaipublicfiles.com/detr"
 _CONDITIONAL = "https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0"
 _HUB = "https://huggingface.co"
@@ -68,6 +69,24 @@ PUBLISHED: dict[str, PublishedCheckpoint] = {
         url=f"{_DETR}/detr-r101-dc5-a2e86def.pth",
         size=242_846_568,
         sha256="a2e86defc9f49cfca7df75523d8745c6aa15482a5184e8dc62a0a19119c0286e",
+    ),
+    "detr_r50_panoptic": PublishedCheckpoint(
+        options="model=detr model/masks=detr",
+        ap=38.8,
+        url=f"{_DETR}/detr-r50-panoptic-00ce5173.pth",
+        sha256="00ce5173",
+    ),
+    "detr_r50_dc5_panoptic": PublishedCheckpoint(
+        options="model=detr model/backbone=resnet50_dc5 model/masks=detr",
+        ap=40.2,
+        url=f"{_DETR}/detr-r50-dc5-panoptic-da08f1b1.pth",
+        sha256="da08f1b1",
+    ),
+    "detr_r101_panoptic": PublishedCheckpoint(
+        options="model=detr model/backbone=resnet101 model/masks=detr",
+        ap=40.1,
+        url=f"{_DETR}/detr-r101-panoptic-40021d53.pth",
+        sha256="40021d53",
     ),
     "conditional_detr_r50": PublishedCheckpoint(
         options="model=conditional_detr",
@@ -266,9 +285,10 @@ def _rows() -> Iterator[tuple[str, ...]]:
 def coco_categories(num_classes: int) -> list[Category] | None:
     """The classes of a published head: COCO's 91 ids, which are its labels as they are, or the 80 that have a name.
 
-    None for any other number.
+    Those of panoptic heads are 250, ids too: the 91, and stuff without names. None for any other number.
     """
     names = enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
     ids = [Category(id=number, name=name) for number, name in names]
     classes = [category for category in ids if category.name not in ("__background__", "N/A")]
-    return next((found for found in (ids, classes) if len(found) == num_classes), None)
+    stuff = [Category(id=number, name=str(number), is_thing=False) for number in range(len(ids), _PANOPTIC)]
+    return next((found for found in (ids, classes, [*ids, *stuff]) if len(found) == num_classes), None)

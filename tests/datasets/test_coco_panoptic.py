@@ -48,8 +48,9 @@ def generate(root: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     return content, maps
 
 
-def options(root: Path) -> dict[str, Path]:
-    return {"images": root / "images", "annotations": root / "panoptic.json", "segments": root / "pngs"}
+def options(root: Path) -> dict[str, Any]:
+    paths = {"images": root / "images", "annotations": root / "panoptic.json", "segments": root / "pngs"}
+    return {**paths, "masks": True}
 
 
 def test_segments_are_objects(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -93,8 +93,8 @@ def test_single_equals_batched() -> None:
 
 def test_predictions_that_do_not_fit_are_refused() -> None:
     one = predictions(certain(1, 2), torch.zeros(1, 2, 4, 4))
-    with pytest.raises(UserError, match=r"wanted predictions with masks and 8 logits, .* got 9 logits"):
+    with pytest.raises(UserError, match=r"wanted predictions with masks and 7 logits, .* got 9 logits"):
         panoptic_segmentations(one, [(16, 16)], [(16, 16)], CATEGORIES[:7])
     boxes = Predictions(logits=one.logits, boxes=one.boxes)
-    with pytest.raises(UserError, match=r"wanted predictions with masks and 9 logits, .* got no masks"):
+    with pytest.raises(UserError, match=r"wanted predictions with masks and 8 logits, .* got no masks"):
         panoptic_segmentations(boxes, [(16, 16)], [(16, 16)], CATEGORIES)
