@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config.data.val = None
         check_config(config)
         output = OutputFolder(Path(config.output), NAMES.values(), overwrite=config.overwrite)
-        train, val = read_annotations(config.data)
+        train, val = read_annotations(config.data, masks=config.masks)
     train_set = DetectionDataset(train)
     val_set = None if val is None else DetectionDataset(val, categories=train_set.categories)
     for part, dataset in (("train", train_set), ("val", val_set)):

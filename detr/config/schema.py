@@ -133,6 +133,7 @@ class ConvertDataConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     output: str = MISSING
+    masks: bool = False
     overwrite: bool = False
     allow_targets: list[str] = field(default_factory=list)
     debug: bool = False

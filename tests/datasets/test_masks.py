@@ -23,6 +23,7 @@ from detr.boxes import cxcywh_to_xyxy
 from detr.errors import UserError
 from detr.masks import Masks
 from detr.types import Category, Target
+from tests.helpers.commands import run
 
 SIZE = (60, 90)  # of painted images
 
@@ -293,3 +294,16 @@ def test_records_give_the_masks_that_they_were_made_of(tmp_path: Path) -> None:
         tuple(c for c, label in zip(r.masks.counts, r.labels, strict=True) if label == 0)
         for r in records  # type: ignore[union-attr]
     ]
+
+
+def test_converted_files_have_the_masks(shapes_root: Path, tmp_path: Path) -> None:
+    options = ("data=shapes", f"data.root={shapes_root}", "data.prepare=null", f"output={tmp_path}")
+    assert run("tools/convert_data.py", *options, "masks=true").code == 0
+    for split in ("train", "val"):
+        own, written = (
+            json.loads((folder / f"instances_{split}.json").read_text())["annotations"]
+            for folder in (shapes_root, tmp_path)
+        )
+        assert [row["segmentation"] for row in written] == [row["segmentation"] for row in own]
+    assert run("tools/convert_data.py", *options, "overwrite=true").code == 0
+    assert "segmentation" not in (tmp_path / "instances_val.json").read_text()
