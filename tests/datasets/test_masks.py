@@ -108,6 +108,7 @@ def test_masks_that_are_none_are_left_out_and_counted(tmp_path: Path, caplog: py
         ([[1.0, 2.0, 3.0, 4.0, "x", 6.0]], r"wanted polygons in pixels of the image 30 x 20, got \[1.0"),
         ([[1.0, 2.0, 3.0, 4.0, float("nan"), 6.0]], "wanted polygons in pixels"),
         ([[1.0, 2.0, 3.0, 4.0, 1e30, 6.0]], "wanted polygons in pixels of the image 30 x 20"),
+        ([[1.0, 2.0, 3.0, 4.0, 10**400, "x"]], "wanted polygons in pixels of the image 30 x 20"),
         ("mask.png", "wanted polygons or a run-length encoding, got 'mask.png'"),
         ({"size": [30, 20], "counts": RUNS}, r"wanted the size \[20, 30\] of the image, got \[30, 20\]"),
         ({"size": [20, 30], "counts": [1, 2]}, "wanted counts of 600 pixels, got damaged ones"),
