@@ -36,7 +36,7 @@ class ImageRecord:
     crowds: which boxes hold a crowd: evaluation ignores detections in them, training leaves them out.
     areas: in pixels, which decide whether an object counts as small, medium or large.
     attributes: what else is known of the image, such as its weather: texts, numbers or bools by name.
-    masks: of each object, in pixels of the image; None where they were not asked for.
+    masks: of each object, in pixels of the image; None where they were not asked for, in all images alike.
     segments: the id of each object in the picture of segments that a panoptic data set has for each image.
     """
 
@@ -119,6 +119,7 @@ class Annotations:
         self._check_ids()
         for record in self.records:
             self._check_shapes(record)
+        self._check_masks()
         self._check_labels()
 
     def classified(self, categories: Sequence[Category]) -> "Annotations":
@@ -171,6 +172,14 @@ class Annotations:
             raise UserError(
                 f"{self.source}: image {record.id} has {found}, and boxes of shape {record.boxes.shape}. Wanted one of "
                 "each for each of the n objects, and boxes of shape (n, 4)."
+            )
+
+    def _check_masks(self) -> None:
+        without = [record.id for record in self.records if record.masks is None]
+        if 0 < len(without) < len(self.records):
+            raise UserError(
+                f"{self.source}: {len(without)} of {len(self.records)} images, such as {without[0]}, have no masks. "
+                "Wanted them in all images, in those without objects too, or in none."
             )
 
     def _check_labels(self) -> None:

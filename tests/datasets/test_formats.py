@@ -18,6 +18,7 @@ from datasets.formats.base import MOST_CATEGORIES
 from detr.config import build, compose
 from detr.errors import UserError
 from detr.evaluation import evaluate_coco
+from detr.masks import Masks
 from detr.types import Category
 from tests.helpers import commands
 from tests.helpers.commands import TINY_MODEL, figures
@@ -204,6 +205,17 @@ def test_a_record_that_does_not_fit_is_refused(change: dict[str, Any], message: 
     assert annotated(*sound).records == tuple(sound) and not annotated().records
     with pytest.raises(UserError, match=f"^boxes.txt: .*{re.escape(message)}"):
         annotated(*sound[:2], replace(sound[2], **change))
+
+
+def test_some_images_without_masks_are_refused() -> None:
+    masks = Masks.encode(torch.ones(3, 11, 13, dtype=torch.bool))
+    empty = replace(record(6, count=0), masks=masks.select([]))
+    annotated(replace(record(5), masks=masks), empty)
+    for mixed in ([replace(record(5), masks=masks), record(6, count=0)], [record(6, count=0), empty]):
+        numbered = [replace(one, id=number) for number, one in enumerate(mixed)]
+        without = [one.id for one in numbered if one.masks is None]
+        with pytest.raises(UserError, match=f"1 of 2 images, such as {without[0]}, have no masks. Wanted them in all"):
+            annotated(*numbered)
 
 
 @pytest.mark.parametrize("ids", [[9, 7, 90], [7, 9, 9], []])
