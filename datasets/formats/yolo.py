@@ -1,13 +1,16 @@
 """YOLO's format: one text file an image, and a data.yaml (https://docs.ultralytics.com/datasets/detect).
 
 A line is `class center_x center_y width height`, relative to the sides of the image. Lines of segmentation,
-`class x1 y1 x2 y2 x3 y3 ...`, and those of rotated boxes, with four points, become the boxes around their points.
+`class x1 y1 x2 y2 x3 y3 ...`, and those of rotated boxes, with four points, become the boxes around their points, and
+masks where these are asked for.
 """
 
+import itertools
 import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -28,7 +31,9 @@ from datasets.formats.reading import (
     warn,
 )
 from datasets.formats.recognition import advice
+from datasets.formats.segmentation import no_masks
 from detr.errors import UserError, brief
+from detr.masks import Masks, encode_segmentation
 
 logger = logging.getLogger(__name__)
 _ROUNDING = 1e-3  # by which tools exceed the sides of an image
@@ -44,12 +49,22 @@ class _Description(NamedTuple):
     keypoints: int
 
 
-def read_yolo(*, root: str | Path, part: Part = "train") -> Annotations:
+class _Line(NamedTuple):
+    """One object. values: a box or points, relative to the sides of the image. place: file and line."""
+
+    label: int
+    values: list[float]
+    place: str
+
+
+def read_yolo(*, root: str | Path, part: Part = "train", masks: bool = False) -> Annotations:
     """One part of a data set in YOLO's format. Categories have the order of data.yaml, with ids from 1.
 
     root: the folder with data.yaml, or that file. Where there is none, classes.txt gives the names, one a line.
     part: where data.yaml names no part, it is looked for under its usual names, and all images are those of training
         where there are no parts at all.
+    masks: fill the polygons. Lines of boxes, and polygons without a pixel, are left out then, and a warning counts
+        them. Areas are those of the masks.
 
     Paths of data.yaml are relative to its `path`, or to the file. Where an absolute one does not exist, because it is
     of another machine, its end is looked for in the folder; a warning says so. Labels are in the folder whose path has
@@ -66,20 +81,45 @@ def read_yolo(*, root: str | Path, part: Part = "train") -> Annotations:
     folder = Path(os.path.commonpath([path.parent for path in images]))
     rank_of = {number: rank for rank, number in enumerate(found.names)}
     labels = _label_files(images, source)
-    records = [
-        ImageRecord.of(path.relative_to(folder).as_posix(), *_objects(labels.get(path), rank_of, found.keypoints))
-        for path in images
-    ]
-    records = [_in_pixels(record) for record in completed(records, folder, source)]
+    empty = [ImageRecord.of(path.relative_to(folder).as_posix(), [], []) for path in images]
+    records: list[ImageRecord] = []
+    left: list[str] = []
+    for path, image in zip(images, completed(empty, folder, source), strict=True):
+        lines = _lines(labels.get(path), rank_of, found.keypoints)
+        record = _in_pixels(image, lines)
+        records.append(_with_masks(record, lines, left) if masks else record)
+    if left and not any(len(record.labels) for record in records):
+        raise no_masks(source, len(left))
+    warn(source, left, "{} objects have no polygon with pixels in the image, such as {}, and are left out.")
     categories = numbered(list(found.names.values()), found.source)
     return Annotations(source=source, images=folder, categories=categories, records=records, named=True)
 
 
-def _in_pixels(record: ImageRecord) -> ImageRecord:
-    height, width = record.size
+def _in_pixels(image: ImageRecord, lines: Sequence[_Line]) -> ImageRecord:
+    """The record of an image with its objects."""
+    height, width = image.size
+    record = ImageRecord.of(image.file_name, [_corners(line.values) for line in lines], [line.label for line in lines])
     corners = np.concatenate((record.boxes[:, :2], record.boxes[:, :2] + record.boxes[:, 2:]), axis=1)
     scaled = (corners * (width, height, width, height)).tolist()
-    return ImageRecord.of(record.file_name, scaled, record.labels.tolist(), id=record.id, size=record.size)
+    return ImageRecord.of(image.file_name, scaled, record.labels.tolist(), id=image.id, size=image.size)
+
+
+def _mask(values: Sequence[float], size: tuple[int, int]) -> bytes | None:
+    """The encoding of a polygon; None for a box, and where the polygon has no pixel."""
+    if len(values) == 4:
+        return None
+    points = [value * side for value, side in zip(values, itertools.cycle(size[::-1]))]
+    counts = encode_segmentation([points], size)
+    return counts if Masks(size=size, counts=(counts,)).areas()[0] > 0 else None
+
+
+def _with_masks(record: ImageRecord, lines: Sequence[_Line], left: list[str]) -> ImageRecord:
+    """The record with the objects that have a mask. The places of the others come to `left`."""
+    counts = [_mask(line.values, record.size) for line in lines]
+    left += [line.place for line, mask in zip(lines, counts, strict=True) if mask is None]
+    masks = Masks(size=record.size, counts=tuple(mask for mask in counts if mask is not None))
+    kept = record.select(np.array([mask is not None for mask in counts], dtype=bool))
+    return replace(kept, masks=masks, areas=masks.areas())
 
 
 def _description(root: Path) -> _Description:
@@ -229,10 +269,9 @@ def _label_folder(images: Path) -> Path:
     return images
 
 
-def _objects(path: Path | None, rank_of: Mapping[int, int], keypoints: int) -> tuple[list[list[float]], list[int]]:
-    """Corners, relative to the sides of the image, and labels."""
-    corners: list[list[float]] = []
-    labels: list[int] = []
+def _lines(path: Path | None, rank_of: Mapping[int, int], keypoints: int) -> list[_Line]:
+    """Those of a label file; none of an image without one."""
+    found = []
     for number, line in enumerate(read_text(path).splitlines() if path is not None else (), start=1):
         if not line.strip():
             continue
@@ -243,9 +282,8 @@ def _objects(path: Path | None, rank_of: Mapping[int, int], keypoints: int) -> t
                 f"{place}: the class {values[0]:g} is not among the {len(rank_of)} of 'names', which have the numbers "
                 f"{brief(list(rank_of))}. Add its name, or correct the line."
             )
-        labels.append(rank_of[int(values[0])])
-        corners.append(_corners(values[1:]))
-    return corners, labels
+        found.append(_Line(rank_of[int(values[0])], values[1:], place))
+    return found
 
 
 def _numbers(line: str, keypoints: int, place: str) -> list[float]:

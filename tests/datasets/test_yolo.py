@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pycocotools.mask
 import pytest
 from PIL import Image
 
@@ -176,3 +178,33 @@ def test_another_format_is_recognized(files: dict[str, Any], message: str, tmp_p
     put(tmp_path, files)
     with pytest.raises(UserError, match=re.escape(message.replace("{tmp}", str(tmp_path)))):
         read_yolo(root=tmp_path)
+
+
+def masked(root: Path, text: str) -> Annotations:
+    put(root, {**SOUND, "labels/train/a b.txt": text})
+    return read_yolo(root=root, masks=True)
+
+
+def test_polygons_are_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Filled as pycocotools fills polygons in pixels; boxes alone, and what has no pixel, are left out."""
+    relative = [[0.1, 0.2, 0.6, 0.25, 0.9, 0.9, 0.3, 0.7], [0.0, 0.0, 1.0, 0.0, 1.0, 1.0]]
+    rows = [f"{label} {' '.join(map(str, points))}" for label, points in enumerate(relative)]
+    text = "\n".join([rows[0], "1 0.5 0.5 0.25 0.5", rows[1], "0 0.5 0.5 0.5 0.5 0.5 0.5"])
+    first, second = masked(tmp_path, text).records
+    assert first.masks is not None and second.masks is not None and len(second.masks) == 0
+    assert first.size == (20, 40) == first.masks.size and first.labels.tolist() == [0, 1]
+    pixels = [[value * side for value, side in zip(points, [40, 20] * 4, strict=False)] for points in relative]
+    wanted = [pycocotools.mask.decode(pycocotools.mask.frPyObjects([points], 20, 40))[..., 0] for points in pixels]
+    assert np.array_equal(first.masks.decode().numpy(), np.stack(wanted).astype(bool))
+    assert first.areas.tolist() == [mask.sum() for mask in wanted]
+    assert "2 objects have no polygon with pixels in the image, such as" in caplog.text
+    assert "a b.txt, line 2" in caplog.text
+    boxes = read_yolo(root=tmp_path).records[0]
+    assert boxes.masks is None and len(boxes.boxes) == 4
+    assert np.array_equal(first.boxes, boxes.boxes[[0, 2]]), "boxes do not depend on the masks"
+
+
+def test_boxes_alone_are_no_masks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not one of its 2 objects has a mask, which model\.masks"):
+        masked(tmp_path, SOUND["labels/train/a b.txt"])
+    assert masked(tmp_path, "").records[0].masks is not None, "images without objects are no mistake"
