@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from detr.masks import Masks
 from detr.text import printable
 from detr.types import Detections
 
@@ -46,9 +47,10 @@ def draw_detections(
     enlarge: make an image that is too small for text larger by a whole factor. scores: write them behind the names.
     """
     factor = -(-_LEGIBLE // max(image.size)) if enlarge else 1
-    if detections.masks is not None and len(detections):
-        image = Image.fromarray(_with_masks(np.array(image), detections))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if detections.masks is not None:
+        masks = detections.masks if factor == 1 else detections.masks.resized((image.height, image.width))
+        image = Image.fromarray(_with_masks(np.array(image), masks, detections.labels.tolist()))
     draw = ImageDraw.Draw(image)
     width = max(round(max(image.size) / 400), 1)
     boxes = (detections.boxes.detach().cpu().double().numpy() * factor).clip(0, np.tile(image.size, 2) - 1.0)
@@ -61,20 +63,19 @@ def draw_detections(
     return image
 
 
-def _with_masks(pixels: np.ndarray, detections: Detections) -> np.ndarray:
-    """An RGB image with the masks, which are of its size."""
-    assert detections.masks is not None
+def _with_masks(pixels: np.ndarray, masks: Masks, labels: Sequence[int]) -> np.ndarray:
+    """An RGB image with masks of its size, the first on top."""
     width = max(round(max(pixels.shape) / 400), 1)
     shown = pixels.astype(np.float32)
     outlines = []
-    for place, label in reversed([*enumerate(detections.labels.tolist())]):
-        mask = detections.masks.select([place]).decode()[0].numpy()
+    for place, label in reversed([*enumerate(labels)]):
+        mask = masks.select([place]).decode()[0].numpy()
         if not mask.any():
             continue
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         region = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         inside, canvas = mask[region], shown[region]
-        color = np.array(_shade(label, int(detections.labels[:place].eq(label).sum())), dtype=np.float32)
+        color = np.array(_shade(label, labels[:place].count(label)), dtype=np.float32)
         canvas[inside] += _FILLING * (color - canvas[inside])
         # Its region alone is looked at, at whose sides the mask ends.
         padded = np.pad(inside, 1)

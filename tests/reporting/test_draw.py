@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from detr import drawing
 from detr.drawing import class_color, draw_detections, legible
+from detr.masks import Masks
 from detr.text import printable
 from detr.types import Detections
 
@@ -95,3 +96,28 @@ def test_a_name_stands_above_its_box_else_below_else_inside(monkeypatch: pytest.
 )
 def test_printable_text(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_masks_that_overlap_stay_apart() -> None:
+    """Every pixel of a mask changes; each has its own filling, and its outline is seen in the other one."""
+    pixels = torch.zeros(2, 80, 120, dtype=torch.bool)
+    pixels[0, 10:50, 10:70] = True
+    pixels[1, 30:70, 40:100] = True
+    found = Detections(
+        boxes=torch.tensor([[10.0, 10, 70, 50], [40, 30, 100, 70]]),
+        scores=torch.tensor([0.9, 0.8]),
+        labels=torch.tensor([3, 3]),
+        names=["cat", "cat"],
+        queries=torch.tensor([0, 1]),
+        masks=Masks.encode(pixels),
+    )
+    blank = Image.new("RGB", (120, 80), (128, 128, 128))
+    drawn = np.array(draw_detections(blank, found))
+    assert (drawn[pixels.any(0).numpy()] != 128).any(-1).all()
+    below, above, both = drawn[60, 80], drawn[20, 40], drawn[40, 55]
+    assert (below != above).any() and (both != above).any() and (both != below).any()
+    assert tuple(drawn[40, 40]) != tuple(drawn[40, 50])  # the left outline of the lower one, inside of the upper one
+    large = draw_detections(blank, found, enlarge=True)
+    assert large.size == (360, 240)
+    empty = found.select(torch.tensor([], dtype=torch.int64))
+    assert draw_detections(blank, empty).tobytes() == blank.tobytes()
