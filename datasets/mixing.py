@@ -147,9 +147,11 @@ class Mosaic:
         }
         fill = self.fill or None  # None is 0 too, in half the time
         moved = F.affine(image, **affine, interpolation=InterpolationMode.BILINEAR, fill=fill)
-        found = {name: F.affine(value, **affine) if name != "labels" else value for name, value in objects.items()}
-        boxes = found["boxes"]
-        return moved, _chosen(found, ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1))
+        boxes = F.affine(objects["boxes"], **affine)
+        found = _chosen({**objects, "boxes": boxes}, ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1))
+        if "masks" in found:
+            found["masks"] = _moved_masks(found["masks"], affine)
+        return moved, found
 
 
 class Mixup:
@@ -270,6 +272,19 @@ def _blend(image: tv_tensors.Image, patch: tv_tensors.Image, weight: float) -> t
     for place, pasted in zip(image[:, top : top + height, left : left + width], patch, strict=True):  # by color
         place.copy_(place.float().lerp_(pasted.float(), weight).round_())
     return left, top
+
+
+def _moved_masks(masks: tv_tensors.Mask, affine: dict[str, Any]) -> tv_tensors.Mask:
+    """By nearest pixels, eight masks in the time and memory of one: as the bits of each byte."""
+    pixels = masks.as_subclass(Tensor)
+    packed = torch.zeros((-(-len(pixels) // 8), *pixels.shape[1:]), dtype=torch.uint8)
+    for number, mask in enumerate(pixels):
+        packed[number // 8] |= mask << number % 8
+    moved = F.affine_mask(packed, **affine) if len(packed) else packed
+    found = torch.empty_like(pixels)
+    for number, mask in enumerate(found):
+        torch.bitwise_right_shift(moved[number // 8], number % 8, out=mask).bitwise_and_(1)
+    return tv_tensors.Mask(found)
 
 
 def _placed(objects: dict[str, Any], left: int, top: int, size: Sequence[int]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import pycocotools.mask
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from datasets import DetectionDataset, TrainLoader, transforms
 from datasets.formats.base import Annotations, ImageRecord
 from datasets.formats.coco import read_coco
-from datasets.mixing import Chain, CopyBlend, Mixing, Mixup, Mosaic
+from datasets.mixing import Chain, CopyBlend, Mixing, Mixup, Mosaic, Sample
 from datasets.records import Records
 from datasets.schedule import Transforms
 from datasets.shapes import generate
@@ -234,6 +235,32 @@ def test_masks_follow_mixing(tmp_path: Path, name: str) -> None:
                 low, high = found.amin(0).flip(0), found.amax(0).flip(0) + 1
                 outer = box * torch.tensor([width, height, width, height])
                 assert (low >= outer[:2] - 2).all() and (high <= outer[2:] + 2).all()
+
+
+def test_many_masks_move_with_a_mosaic_as_each_one_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(53, 62, 46, generator=generator) < 0.5).byte()
+
+    def sample(chosen: slice) -> Sample:
+        count = len(masks[chosen])
+        boxes = torch.tensor([[0.0, 0.0, 46.0, 62.0]]).expand(count, 4)
+        return tv_tensors.Image(torch.zeros(3, 62, 46, dtype=torch.uint8)), {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(62, 46)),
+            "labels": torch.arange(53)[chosen],
+            "masks": tv_tensors.Mask(masks[chosen]),
+        }
+
+    def moved(chosen: slice) -> torch.Tensor:
+        torch.manual_seed(1)
+        mosaic = Mosaic(size=62, probability=1.0, rotation=40.0, scaling=[0.8, 1.2])
+        _, found = mosaic(*sample(chosen), lambda: sample(slice(0)))
+        assert found["labels"].tolist() == list(range(53))[chosen]
+        return found["masks"]
+
+    together = moved(slice(None))
+    assert together.shape == (53, 124, 124) and together.max() == 1
+    assert torch.equal(together, torch.cat([moved(slice(one, one + 1)) for one in range(53)]))
+    assert moved(slice(0)).shape == (0, 124, 124)
 
 
 def without(record: ImageRecord) -> ImageRecord:
