@@ -153,3 +153,23 @@ def test_what_is_wrong_with_a_conversion_is_named(options: list[str], message: s
     done = run("tools/convert_data.py", *(option.replace("{tmp}", str(tmp_path)) for option in options))
     assert done.code == 2 and message in done.message and "Traceback" not in done.output, done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_masks_are_converted_where_they_are_asked_for(shared: Path, tmp_path: Path) -> None:
+    source = shared / "data" / "coco_sample"
+    parts = [
+        f"data.{part}.{name}={path}"
+        for part in exports.PARTS
+        for name, path in (("images", source / "images" / part), ("annotations", source / f"instances_{part}.json"))
+    ]
+    done = run("tools/convert_data.py", "data=custom", *parts, "masks=true", f"output={tmp_path}")
+    assert done.code == 0, done.output
+    for part in exports.PARTS:
+        wanted, found = COCO(source / f"instances_{part}.json"), COCO(tmp_path / f"instances_{part}.json")
+        for image in wanted.imgs:
+            for row, other in zip(wanted.imgToAnns[image], found.imgToAnns[image], strict=True):
+                assert np.array_equal(wanted.annToMask(row), found.annToMask(other))
+    done = run("tools/convert_data.py", "data=custom", *parts, "overwrite=true", f"output={tmp_path}")
+    assert done.code == 0, done.output
+    rows = json.loads((tmp_path / "instances_val.json").read_text())["annotations"]
+    assert rows and not any("segmentation" in row for row in rows)
