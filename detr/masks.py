@@ -52,7 +52,8 @@ class Masks:
 
     def areas(self) -> Float64[np.ndarray, " n"]:
         """In pixels."""
-        return np.asarray(pycocotools.mask.area(self._encoded()), dtype=np.float64) if self.counts else np.zeros(0)
+        # One by one: of a list pycocotools wants at most 255.
+        return np.array([pycocotools.mask.area(mask) for mask in self._encoded()], dtype=np.float64)
 
     def rows(self) -> list[dict[str, Any]]:
         """Each as COCO's files have it: {"size": [height, width], "counts": text}."""

@@ -75,7 +75,7 @@ def _masks(
     parts = []
     for chosen in unique.to(logits.device).split(_MASKS):
         enlarged = F.interpolate(logits[None, chosen].float(), size=padded, mode="bilinear")[0, :, :height, :width]
-        pixels = (enlarged.sigmoid() > 0.5)[None].byte()
+        pixels = (enlarged > 0)[None].byte()  # the logits of a half
         parts.append(Masks.encode(F.interpolate(pixels, size=original, mode="nearest")[0].bool()))
     return Masks(size=original, counts=tuple(count for part in parts for count in part.counts)).select(place)
 

@@ -14,6 +14,13 @@ def test_masks_are_what_they_were_encoded_from() -> None:
     assert torch.equal(masks.select(torch.tensor([5, 0])).decode(), pixels[[5, 0]])
 
 
+def test_there_may_be_many() -> None:
+    pixels = torch.rand((300, 5, 4), generator=torch.Generator().manual_seed(0)) > 0.5
+    masks = Masks.encode(pixels)
+    assert np.array_equal(masks.areas(), pixels.sum((1, 2)).numpy())
+    assert torch.equal(masks.decode(), pixels)
+
+
 def test_no_masks_have_a_size_too() -> None:
     masks = Masks.encode(torch.zeros((0, 13, 11), dtype=torch.bool))
     assert len(masks) == len(masks.areas()) == 0

@@ -183,7 +183,6 @@ class DotProductMaskHead(MaskHead):
         self.norms = nn.ModuleList(nn.LayerNorm(embed_dim) for _ in self.convs)
         self.pixels = nn.Conv2d(embed_dim, embed_dim, kernel_size=1)
         self.queries = MLP(d_model, d_model, embed_dim, layers=3)
-        self.scale = embed_dim**-0.5
 
     def forward(
         self, queries: Float[Tensor, "batch queries d_model"], memory: Memory, detail: Detail
@@ -196,7 +195,7 @@ class DotProductMaskHead(MaskHead):
             height, width = more.shape[-2:]
             x = F.interpolate(x, scale_factor=float(factor), mode="nearest")[..., :height, :width]
             x = self._smoothed(step, x + lateral(more), detail)
-        return torch.einsum("bqc,bchw->bqhw", self.queries(queries) * self.scale, self.pixels(x))
+        return torch.einsum("bqc,bchw->bqhw", self.queries(queries), self.pixels(x))
 
     def _smoothed(self, step: int, x: Tensor, detail: Detail) -> Float[Tensor, "batch channels h w"]:
         if detail.mask is not None:
