@@ -51,6 +51,8 @@ D_FINE = {  # stem, channels within blocks and between them, blocks, layers of a
 
 def classes_of(name: str) -> int:
     """COCO's classes, or its 91 ids."""
+    if name.endswith("panoptic"):
+        return 250
     return 80 if name.startswith(("rt_detr", "d_fine")) else 91
 
 
@@ -95,12 +97,14 @@ def theirs(name: str) -> nn.Module:
         return their_rt_detr(transformers, name)
     if name.startswith("d_fine"):
         return their_d_fine(transformers, name.removeprefix("d_fine_")[0])
+    masks = name.endswith("panoptic")
     several = name in DEFORMABLE and "single" not in name
     resnet = transformers.ResNetConfig(
         depths=[3, 4, 23 if "r101" in name else 6, 3],
-        out_features=["stage2", "stage3", "stage4"] if several else ["stage4"],
+        out_features=["stage1"] * masks + ["stage2", "stage3"] * (several or masks) + ["stage4"],
     )
-    options: dict[str, Any] = {"use_timm_backbone": False, "use_pretrained_backbone": False, "num_labels": 91}
+    options: dict[str, Any] = {"use_timm_backbone": False, "use_pretrained_backbone": False}
+    options["num_labels"] = 250 if masks else 91
     options |= {"backbone_config": resnet} | DEFORMABLE.get(name, {})
     if name in DEFORMABLE:
         kind, options = "DeformableDetr", {**options, "backbone": None, "num_queries": 300}
@@ -108,7 +112,7 @@ def theirs(name: str) -> nn.Module:
         kind = {"d": "Detr", "c": "ConditionalDetr"}[name[0]] if not name.startswith("dab") else "DabDetr"
     config = getattr(transformers, f"{kind}Config")(**options)
     with torch.device("meta"):
-        return getattr(transformers, f"{kind}ForObjectDetection")(config)
+        return getattr(transformers, f"{kind}For{'Segmentation' if masks else 'ObjectDetection'}")(config)
 
 
 def their_rt_detr(transformers: Any, name: str) -> nn.Module:
@@ -175,7 +179,7 @@ def test_each_brings_the_model_that_its_tensors_fit(name: str) -> None:
     state = {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in theirs(name).state_dict().items()}
     converted, model = convert(state), sketch(name)
     check_state(model, converted.state, name)
-    assert model.backbone.strides[-1] == (16 if name.endswith("dc5") else 32)
+    assert model.backbone.strides[-1] == (16 if "_dc5" in name else 32)
     assert converted.options.split()[0] == PUBLISHED[name].options.split()[0]
 
 
