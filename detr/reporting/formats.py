@@ -177,13 +177,17 @@ FORMATS: dict[str, type[Format]] = {"json": CocoFiles, "yolo": YoloFiles, "csv":
 
 
 def _label_file(picture: str, frame: int | None = None) -> str:
-    stem = PurePosixPath(picture).with_suffix("").as_posix()
-    return f"labels/{stem}.txt" if frame is None else f"labels/{stem}_{frame}.txt"
+    return _file_of(picture, frame, "labels", "txt")
 
 
 def _png(picture: str, frame: int | None = None) -> str:
+    return _file_of(picture, frame, "panoptic", "png")
+
+
+def _file_of(picture: str, frame: int | None, folder: str, ending: str) -> str:
+    """What is written of a picture in a folder of its own; a video has a file for each frame."""
     stem = PurePosixPath(picture).with_suffix("").as_posix()
-    return f"panoptic/{stem}.png" if frame is None else f"panoptic/{stem}_{frame}.png"
+    return f"{folder}/{stem}.{ending}" if frame is None else f"{folder}/{stem}_{frame}.{ending}"
 
 
 def _line(values: Iterable[object]) -> bytes:
