@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from detr.errors import UserError
 from detr.losses.terms import Matched, Term
@@ -46,10 +47,7 @@ class MaskFocal(MaskTerm):
     def loss(
         self, logits: Float[Tensor, "pairs pixels"], wanted: Float[Tensor, "pairs pixels"]
     ) -> Float[Tensor, " pairs"]:
-        entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        missed = (logits.sigmoid() - wanted).abs()
-        alpha = self.alpha * wanted + (1 - self.alpha) * (1 - wanted)
-        return (alpha * missed**self.gamma * entropy).mean(1)
+        return sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma).mean(1)
 
 
 class Dice(MaskTerm):
