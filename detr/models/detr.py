@@ -160,7 +160,8 @@ class DETR(nn.Module):
         """The same with masks of the queries that are matched. start: of these in the last layer's outputs."""
         if self.mask_head is None or memory.detail is None:
             return predictions
-        inputs = (outputs[:, start : start + predictions.logits.shape[2]], memory, memory.detail)
+        queries = outputs[:, start : start + predictions.logits.shape[2]]
+        inputs = (queries, predictions.boxes[-1], memory, memory.detail)
         predictions = replace(predictions, mask_size=memory.detail.size)
         if not self.training:
             return replace(predictions, masks=self.mask_head(*inputs)[None])

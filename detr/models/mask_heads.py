@@ -11,7 +11,7 @@ from detr.errors import UserError
 from detr.models.added import Added
 from detr.models.layers.mlp import MLP
 from detr.models.layers.multihead import check_heads
-from detr.models.values import Detail, Memory, masks_for
+from detr.models.values import Detail, Memory, extents, masks_for
 
 _GROUPS = 8  # of channels that are normalized together in DETR's head
 _QUERIES = 16  # whose masks DETR's head makes at once in inference: together, those of a photograph take gigabytes
@@ -19,6 +19,8 @@ _QUERIES = 16  # whose masks DETR's head makes at once in inference: together, t
 
 class MaskHead(Added):
     """From the last decoder layer's queries to logits of their masks, at the stride of the backbone's finest map.
+
+    boxes: what the queries predict (cxcywh), in [0, 1] of each image without its padding; masks do not train them.
 
     A head of your own is a subclass, which DETR calls with what `__init__` takes beside its options:
 
@@ -28,13 +30,18 @@ class MaskHead(Added):
     """
 
     def forward(
-        self, queries: Float[Tensor, "batch queries d_model"], memory: Memory, detail: Detail
+        self,
+        queries: Float[Tensor, "batch queries d_model"],
+        boxes: Float[Tensor, "batch queries 4"],
+        memory: Memory,
+        detail: Detail,
     ) -> Float[Tensor, "batch queries h w"]:
         raise NotImplementedError
 
     def of_pairs(
         self,
         queries: Float[Tensor, "batch queries d_model"],
+        boxes: Float[Tensor, "batch queries 4"],
         memory: Memory,
         detail: Detail,
         image: Int64[Tensor, " pairs"],
@@ -44,7 +51,7 @@ class MaskHead(Added):
 
         image, query: by index. Where there is no pair, every parameter takes part all the same.
         """
-        return self(queries, memory, detail)[image, query]
+        return self(queries, boxes, memory, detail)[image, query]
 
 
 class DETRMaskHead(MaskHead):
@@ -99,17 +106,23 @@ class DETRMaskHead(MaskHead):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, queries: Float[Tensor, "batch queries d_model"], memory: Memory, detail: Detail
+        self,
+        queries: Float[Tensor, "batch queries d_model"],
+        boxes: Float[Tensor, "batch queries 4"],
+        memory: Memory,
+        detail: Detail,
     ) -> Float[Tensor, "batch queries h w"]:
         parts = []
-        for part in queries.split(_QUERIES, dim=1):
+        for part, of_part in zip(queries.split(_QUERIES, dim=1), boxes.split(_QUERIES, dim=1), strict=True):
             image, query = torch.ones(part.shape[:2], device=part.device).nonzero(as_tuple=True)
-            parts.append(self.of_pairs(part, memory, detail, image, query).unflatten(0, part.shape[:2]))
+            masks = self.of_pairs(part, of_part, memory, detail, image, query)
+            parts.append(masks.unflatten(0, part.shape[:2]))
         return torch.cat(parts, dim=1)
 
     def of_pairs(
         self,
         queries: Float[Tensor, "batch queries d_model"],
+        boxes: Float[Tensor, "batch queries 4"],
         memory: Memory,
         detail: Detail,
         image: Int64[Tensor, " pairs"],
@@ -117,7 +130,7 @@ class DETRMaskHead(MaskHead):
     ) -> Float[Tensor, "pairs h w"]:
         if len(image) == 0:
             first = image.new_zeros(1)
-            return self.of_pairs(queries, memory, detail, first, first)[:0]
+            return self.of_pairs(queries, boxes, memory, detail, first, first)[:0]
         # What all queries of an image share is convolved once.
         weight = self.first.weight
         shared = F.conv2d(detail.neck[self.level], weight[:, : self.in_channels], self.first.bias, padding=1)
@@ -157,7 +170,11 @@ class DotProductMaskHead(MaskHead):
     maps, as in a feature pyramid (FPN: Lin et al., CVPR 2017). One embedding serves all queries, so many cost little.
     Padding changes no mask: convolutions see it as zeros, and each cell is normalized alone.
 
+    Dot products hardly tell an object from one of its kind elsewhere. The box does: YOLACT (Bolya et al., ICCV 2019)
+    cuts masks off where it ends. Here they fall off outside of it, so that boxes that are a bit wrong do no harm.
+
     embed_dim: of the embeddings, and of the maps that they are made of.
+    falloff: what the logit of a cell loses for each cell between its center and the box; 0: nothing, as in MaskFormer.
     """
 
     def __init__(
@@ -169,10 +186,15 @@ class DotProductMaskHead(MaskHead):
         strides: Sequence[int],
         selected: Sequence[int],
         embed_dim: int = 256,
+        falloff: float = 8.0,
     ) -> None:
         super().__init__()
-        if embed_dim < 1:
-            raise UserError(f"DotProductMaskHead: wanted embed_dim of at least 1, got {embed_dim}.")
+        if embed_dim < 1 or falloff < 0:
+            raise UserError(
+                f"DotProductMaskHead: wanted embed_dim of at least 1 and falloff of at least 0, got {embed_dim} and "
+                f"{falloff}."
+            )
+        self.falloff = falloff
         finer = range(selected[0])[::-1]
         self.factors = [round(strides[index + 1] / strides[index]) for index in finer]
         self.source = nn.Conv2d(d_model, embed_dim, kernel_size=1)
@@ -185,7 +207,11 @@ class DotProductMaskHead(MaskHead):
         self.queries = MLP(d_model, d_model, embed_dim, layers=3)
 
     def forward(
-        self, queries: Float[Tensor, "batch queries d_model"], memory: Memory, detail: Detail
+        self,
+        queries: Float[Tensor, "batch queries d_model"],
+        boxes: Float[Tensor, "batch queries 4"],
+        memory: Memory,
+        detail: Detail,
     ) -> Float[Tensor, "batch queries h w"]:
         height, width = memory.shapes[0]
         x = self.source(memory.key[:, : height * width].transpose(1, 2).unflatten(2, (height, width)))
@@ -195,10 +221,27 @@ class DotProductMaskHead(MaskHead):
             height, width = more.shape[-2:]
             x = F.interpolate(x, scale_factor=float(factor), mode="nearest")[..., :height, :width]
             x = self._smoothed(step, x + lateral(more), detail)
-        return torch.einsum("bqc,bchw->bqhw", self.queries(queries), self.pixels(x))
+        logits = torch.einsum("bqc,bchw->bqhw", self.queries(queries), self.pixels(x))
+        return logits - self.falloff * _cells_outside(boxes.detach(), detail, (x.shape[-2], x.shape[-1]))
 
     def _smoothed(self, step: int, x: Tensor, detail: Detail) -> Float[Tensor, "batch channels h w"]:
         if detail.mask is not None:
             x = x.masked_fill(masks_for(detail.mask, [x])[0][:, None], 0.0)
         x = self.convs[step](x)
         return F.relu(self.norms[step](x.movedim(1, -1)).movedim(-1, 1))
+
+
+def _cells_outside(
+    boxes: Float[Tensor, "batch queries 4"], detail: Detail, shape: tuple[int, int]
+) -> Float[Tensor, "batch queries h w"]:
+    """How far each cell's center is outside of each box, along the axis where it is farther, in cells."""
+    (height, width), (rows, columns) = detail.size, shape
+    boxes = boxes.float()
+    scale = boxes.new_tensor([columns, rows])
+    if detail.mask is not None:
+        scale = scale * extents(detail.mask) / boxes.new_tensor([width, height])
+    center, size = (boxes * scale.repeat(1, 2).unsqueeze(-2)).split(2, dim=-1)
+    x, y = (torch.arange(count, device=boxes.device) + 0.5 for count in (columns, rows))
+    beyond_x = (x - center[..., :1]).abs() - size[..., :1] / 2
+    beyond_y = (y - center[..., 1:]).abs() - size[..., 1:] / 2
+    return torch.maximum(beyond_x[..., None, :], beyond_y[..., None]).clamp(min=0)

@@ -86,13 +86,13 @@ def test_masks_have_the_stride_of_the_finest_map(backbone: str) -> None:
         assert masks is not None and masks.shape == (1, 1, 7, 17, 26)
 
 
-def run(head: MaskHead, queries: Tensor, maps: list[Tensor], neck: list[Tensor], mask: Tensor) -> Tensor:
+def run(head: MaskHead, queries: Tensor, boxes: Tensor, maps: list[Tensor], neck: list[Tensor], mask: Tensor) -> Tensor:
     masks = [mask[:, :: -(-mask.shape[1] // level.shape[2]), :: -(-mask.shape[2] // level.shape[3])] for level in neck]
     memory = Memory.from_maps(neck, [level.flip(1) for level in neck], masks, padded=bool(mask.any()))
     height, width = mask.shape[1:]
     detail = Detail(maps=maps, neck=neck, mask=mask if mask.any() else None, size=(height, width))
     with torch.no_grad():
-        return head(queries, memory, detail)
+        return head(queries, boxes, memory, detail)
 
 
 def test_padding_changes_no_mask_of_dot_products() -> None:
@@ -103,8 +103,8 @@ def test_padding_changes_no_mask_of_dot_products() -> None:
     sizes = [(12, 20), (6, 10), (3, 5)]
     maps = [torch.randn(1, channels, *size) for channels, size in zip((5, 7, 9), sizes, strict=True)]
     neck = [torch.randn(1, 32, *size) for size in sizes[1:]]
-    queries = torch.randn(1, 3, 32)
-    alone = run(head, queries, maps, neck, torch.zeros(1, 48, 80, dtype=torch.bool))
+    queries, boxes = torch.randn(1, 3, 32), 0.2 + 0.3 * torch.rand(1, 3, 4)
+    alone = run(head, queries, boxes, maps, neck, torch.zeros(1, 48, 80, dtype=torch.bool))
 
     def padded(level: Tensor, by: int) -> Tensor:
         more = torch.full((1, level.shape[1], level.shape[2] + by, level.shape[3] + by), 9.0)
@@ -116,11 +116,35 @@ def test_padding_changes_no_mask_of_dot_products() -> None:
     wide = run(
         head,
         queries,
+        boxes,
         [padded(level, by) for level, by in zip(maps, (8, 4, 2), strict=True)],
         [padded(level, by) for level, by in zip(neck, (4, 2), strict=True)],
         mask,
     )
     torch.testing.assert_close(wide[..., :12, :20], alone, atol=1e-5, rtol=0)
+
+
+def test_masks_of_dot_products_fall_off_outside_of_the_box() -> None:
+    """Against the distance of each cell, one by one, in an image of 44 x 28 pixels that is padded to 48 x 32."""
+    sizes = {"d_model": 8, "in_channels": 8, "channels": [3, 4], "strides": [4, 8], "selected": [1]}
+    torch.manual_seed(0)
+    plain = DotProductMaskHead(**sizes, embed_dim=8, falloff=0.0)
+    head = DotProductMaskHead(**sizes, embed_dim=8, falloff=1.5)
+    head.load_state_dict(plain.state_dict())
+    maps, neck = [torch.randn(1, 3, 8, 12), torch.randn(1, 4, 4, 6)], [torch.randn(1, 8, 4, 6)]
+    mask = torch.ones(1, 32, 48, dtype=torch.bool)
+    mask[:, :28, :44] = False
+    boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.3], [0.1, 0.8, 0.3, 0.5]]])
+    inputs = (torch.randn(1, 2, 8), boxes, maps, neck, mask)
+    lost = run(plain, *inputs) - run(head, *inputs)
+    for query, (x, y, width, height) in enumerate(boxes[0].tolist()):
+        left, right = (x - width / 2) * 44, (x + width / 2) * 44
+        top, bottom = (y - height / 2) * 28, (y + height / 2) * 28
+        for row in range(7):
+            for column in range(11):
+                at_x, at_y = 4 * column + 2, 4 * row + 2
+                outside = max(left - at_x, at_x - right, top - at_y, at_y - bottom, 0.0)
+                assert abs(float(lost[0, query, row, column]) - 1.5 * outside / 4) < 1e-4
 
 
 def test_queries_see_no_padding_in_the_head_of_detr() -> None:
