@@ -19,6 +19,7 @@ from tqdm import tqdm
 from detr import Detections, Detector, UserError
 from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml
+from detr.detector import Outputs
 from detr.drawing import draw_detections
 from detr.evaluation import ListedImage, ListedImages
 from detr.images import find_images, jpeg, read_image
@@ -155,10 +156,10 @@ def detect(
     try:
         with Pictures(config, detector, output) as pictures:
             for batch in itertools.chain([first], batches):
-                found = detector.predict([shot.image for shot in batch], 0.0, config.batch_size, config.max_dets)
-                highest = max(highest, *(score for one in found for score in one.scores.tolist()[:1]), 0.0)
-                found = [everything.above(limit) for everything in found]
-                segments = panoptic(config, detector, batch, categories)
+                [outputs] = detector.outputs([shot.image for shot in batch], config.batch_size)
+                highest = max(highest, outputs.highest())
+                found = outputs.detections(limit, config.max_dets)
+                segments = panoptic(config, outputs, categories)
                 results = [
                     shot.result(of_categories(one, categories), pixels)
                     for shot, one, pixels in zip(batch, found, segments, strict=True)
@@ -180,16 +181,13 @@ def detect(
         logger.warning("%d of %d files could not be read and were left out.", len(unread), len(items))
 
 
-def panoptic(
-    config: DictConfig, detector: Detector, batch: Sequence[Shot], categories: Sequence[Category | None]
-) -> Sequence[Panoptic | None]:
+def panoptic(config: DictConfig, outputs: Outputs, categories: Sequence[Category | None]) -> Sequence[Panoptic | None]:
     """The segments of each image where these are to be written, with the labels of `of_categories`."""
     if "panoptic" not in config.formats:
-        return [None] * len(batch)
+        return [None] * len(outputs.sizes)
     known = [label for label, category in enumerate(categories) if category is not None]
     labels = {label: rank for rank, label in enumerate(known)}
-    found = detector.panoptic([shot.image for shot in batch], config.panoptic_threshold, config.batch_size)
-    return [one.numbered(labels) for one in found]
+    return [one.numbered(labels) for one in outputs.panoptic(config.panoptic_threshold)]
 
 
 def readable(items: Iterable[Item], unread: list[str], stride: int) -> Iterator[Shot]:

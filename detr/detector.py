@@ -1,8 +1,8 @@
 """Detection on images with a trained checkpoint, from Python."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from detr.images import model_size, pad_to_batch, read_image, resize, upright_te
 from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
 from detr.panoptic import PUBLISHED_THRESHOLD, panoptic_segmentations
-from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess
+from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess, ranked
 from detr.segments import Panoptic
 from detr.text import printable
 from detr.types import Category, Detections, Predictions
@@ -38,6 +38,43 @@ _SIDE = whole(1, 2**14)
 _SIZES = record(data=record(size=_SIDE, max_size=_SIDE))
 _SHAPE = record(square=flag)
 _SHOWN = 5  # class names in a repr
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gives for a batch of images.
+
+    raw: as the model gave it. sizes, original_sizes: (height, width) of each image as the model got it, without
+    padding, and as it came. categories: the model's classes, by label.
+    """
+
+    raw: Predictions
+    sizes: Sequence[tuple[int, int]]
+    original_sizes: Sequence[tuple[int, int]]
+    categories: Sequence[Category]
+
+    def detections(
+        self, limit: float | Float64[Tensor, " classes"] = 0.0, max_dets: int = PUBLISHED_PAIRS
+    ) -> list[Detections]:
+        """Of each image, best score first. limit: as `Detector.limit` gives it. max_dets: the most of an image."""
+        names = [category.name for category in self.categories]
+        found = postprocess(self.raw, self.original_sizes, names, max_dets, sizes=self.sizes, threshold=limit)
+        return [one[:max_dets] for one in found]
+
+    def highest(self) -> float:
+        """The best score of all."""
+        return float(ranked(self.raw, len(self.categories), 1).scores.max())
+
+    def panoptic(self, threshold: float = PUBLISHED_THRESHOLD) -> list[Panoptic]:
+        """The segments of each image. threshold: the least probability of what becomes one."""
+        return panoptic_segmentations(
+            self.raw,
+            self.sizes,
+            self.original_sizes,
+            self.categories,
+            padded_size=self.raw.mask_size,
+            threshold=threshold,
+        )
 
 
 class Detector:
@@ -200,18 +237,13 @@ class Detector:
         model's outputs are not finite.
         """
         limit = self.limit(threshold)
-        for name, value in (("batch_size", batch_size), ("max_dets", max_dets)):
-            if value < 1:
-                raise UserError(f"Detector.predict: wanted {name} of at least 1, got {value}.")
+        if max_dets < 1:
+            raise UserError(f"Detector.predict: wanted max_dets of at least 1, got {max_dets}.")
         images = [images] if isinstance(images, ImageSource) else list(images)
-        found: list[Detections] = []
-        for start in range(0, len(images), batch_size):
-            batch = [_to_tensor(image) for image in images[start : start + batch_size]]
-            found += self._predict_batch(batch, limit, max_dets)
+        found = [one for outputs in self.outputs(images, batch_size) for one in outputs.detections(limit, max_dets)]
         paths = (image if isinstance(image, str | Path) else None for image in images)
-        return [replace(detections[:max_dets], path=path) for detections, path in zip(found, paths, strict=True)]
+        return [replace(detections, path=path) for detections, path in zip(found, paths, strict=True)]
 
-    @torch.inference_mode()
     def panoptic(
         self, images: ImageSource | Iterable[ImageSource], threshold: float = PUBLISHED_THRESHOLD, batch_size: int = 4
     ) -> list[Panoptic]:
@@ -223,18 +255,18 @@ class Detector:
         if not self.has_masks:
             raise UserError("Detector.panoptic: wanted a model with masks, such as detr_r50_panoptic, got one without.")
         images = [images] if isinstance(images, ImageSource) else list(images)
-        found: list[Panoptic] = []
+        return [one for outputs in self.outputs(images, batch_size) for one in outputs.panoptic(threshold)]
+
+    def outputs(self, images: Sequence[ImageSource], batch_size: int = 4) -> Iterator[Outputs]:
+        """What the model gives for each batch of images, which are as `predict` takes them.
+
+        Detections and segments can both be read from it, at any threshold, without running the model again.
+        Raises UserError as `predict` does.
+        """
+        if batch_size < 1:
+            raise UserError(f"Detector.predict: wanted batch_size of at least 1, got {batch_size}.")
         for start in range(0, len(images), batch_size):
-            predictions, sizes, originals = self._run([_to_tensor(one) for one in images[start : start + batch_size]])
-            found += panoptic_segmentations(
-                predictions,
-                sizes,
-                originals,
-                self.categories,
-                padded_size=predictions.mask_size,
-                threshold=threshold,
-            )
-        return found
+            yield self._run([_to_tensor(image) for image in images[start : start + batch_size]])
 
     @torch.inference_mode()
     def attention(
@@ -256,7 +288,7 @@ class Detector:
             )
         place = float(point[0]), float(point[1])
         with watch(self.model, place) as seen:
-            found = self._predict_batch([_to_tensor(image)], self.limit(threshold))[0]
+            [found] = self._run([_to_tensor(image)]).detections(self.limit(threshold))
         assert seen.decoder is not None
         return AttentionMaps(
             detections=found,
@@ -267,33 +299,20 @@ class Detector:
         )
 
     @torch.inference_mode()
-    def _predict_batch(
-        self,
-        images: Sequence[Tensor],
-        limit: float | Float64[Tensor, " classes"],
-        max_dets: int = PUBLISHED_PAIRS,
-    ) -> list[Detections]:
-        predictions, sizes, originals = self._run(images)
-        names = [category.name for category in self.categories]
-        return postprocess(predictions, originals, names, max_dets, sizes=sizes, threshold=limit)
-
-    def _run(
-        self, images: Sequence[Tensor]
-    ) -> tuple[Predictions, Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
-        """What the model predicts, and (height, width) of each image as it got it, and as it came."""
+    def _run(self, images: Sequence[Tensor]) -> Outputs:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         resized = [
             resize(image, model_size(*size, self.size, self.max_size, square=self.square))
             for image, size in zip(images, sizes, strict=True)
         ]
         batch = pad_to_batch(resized)
-        predictions = self.model(batch.to(self._device))
-        if damaged := non_finite(predictions):
+        raw = self.model(batch.to(self._device))
+        if damaged := non_finite(raw):
             raise UserError(
                 f"The model's predictions became NaN or infinite for {len(damaged)} of {len(images)} images. Its "
                 "weights are damaged, or its training had diverged. Use another checkpoint, such as one from before."
             )
-        return predictions, batch.sizes(), sizes
+        return Outputs(raw=raw, sizes=batch.sizes(), original_sizes=sizes, categories=self.categories)
 
 
 def _check_device(device: str | torch.device) -> None:

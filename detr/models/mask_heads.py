@@ -114,7 +114,8 @@ class DETRMaskHead(MaskHead):
     ) -> Float[Tensor, "batch queries h w"]:
         parts = []
         for part, of_part in zip(queries.split(_QUERIES, dim=1), boxes.split(_QUERIES, dim=1), strict=True):
-            image, query = torch.ones(part.shape[:2], device=part.device).nonzero(as_tuple=True)
+            pairs = [torch.arange(count, device=part.device) for count in part.shape[:2]]
+            image, query = (index.flatten() for index in torch.meshgrid(*pairs, indexing="ij"))
             masks = self.of_pairs(part, of_part, memory, detail, image, query)
             parts.append(masks.unflatten(0, part.shape[:2]))
         return torch.cat(parts, dim=1)
@@ -128,7 +129,7 @@ class DETRMaskHead(MaskHead):
         image: Int64[Tensor, " pairs"],
         query: Int64[Tensor, " pairs"],
     ) -> Float[Tensor, "pairs h w"]:
-        if len(image) == 0:
+        if image.shape[0] == 0:
             first = image.new_zeros(1)
             return self.of_pairs(queries, boxes, memory, detail, first, first)[:0]
         # What all queries of an image share is convolved once.

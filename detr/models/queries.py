@@ -97,7 +97,7 @@ class LearnedQueries(ObjectQueries):
 
     def forward(self, memory: Memory, head: Head | None = None) -> tuple[Queries, None]:
         def rows(embedding: nn.Embedding) -> Tensor:
-            return embedding.weight[: self.groups * self.num_queries].expand(len(memory.tokens), -1, -1)
+            return embedding.weight[: self.groups * self.num_queries].expand(memory.tokens.shape[0], -1, -1)
 
         position = rows(self.position)
         content = torch.zeros_like(position) if self.content is None else rows(self.content)
@@ -138,7 +138,7 @@ class AnchorQueries(ObjectQueries):
         self.position = AnchorPosition(d_model=d_model)
 
     def forward(self, memory: Memory, head: Head | None = None) -> tuple[Queries, None]:
-        batch, rows = len(memory.tokens), self.num_queries * self.groups
+        batch, rows = memory.tokens.shape[0], self.num_queries * self.groups
         anchors = self.anchors.weight[:rows].sigmoid().expand(batch, -1, -1)
         content = anchors.new_zeros(1, self.d_model)
         if self.content is not None:
@@ -263,7 +263,7 @@ class TwoStageQueries(ObjectQueries):
             memory.tokens.new_full((height * width,), 0.05 * 2**level)
             for level, (height, width) in enumerate(memory.shapes)
         ]
-        size = torch.cat(sizes)[:, None].expand(len(memory.tokens), -1, 2)
+        size = torch.cat(sizes)[:, None].expand(memory.tokens.shape[0], -1, 2)
         cells = torch.cat((memory.centers, size), dim=-1)
         usable = ((cells > 0.01) & (cells < 0.99)).all(-1)
         if memory.mask is not None:

@@ -128,7 +128,7 @@ def _relu_sum(a: Tensor, b: Tensor, g: Tensor) -> Float[Tensor, "batch queries i
     """
     b, order = b.sort(dim=1, descending=True)
     g = g.gather(1, order[..., None].expand_as(g))
-    start = g.new_zeros(len(g), 1, g.shape[-1])
+    start = g.new_zeros(g.shape[0], 1, g.shape[-1])
     sums, products = (torch.cat((start, part.cumsum(1)), dim=1) for part in (g, b[..., None] * g))
     number = torch.searchsorted(-b.detach().contiguous(), a.detach().contiguous())[..., None].expand(
         -1, -1, g.shape[-1]

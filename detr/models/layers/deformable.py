@@ -117,7 +117,7 @@ class DeformableAttention(nn.Module):
     def _last_cells(self, memory: Memory) -> Int64[Tensor, "batch levels 2"]:
         """The column and row that no sample of a cell goes beyond."""
         if self.sampling == "discrete_square":
-            return memory.sizes[:, 1:].expand(len(memory.tokens), -1, 2) - 1
+            return memory.sizes[:, 1:].expand(memory.tokens.shape[0], -1, 2) - 1
         return (memory.valid_ratios * memory.sizes).round().long() - 1
 
 
@@ -166,7 +166,7 @@ def sample(
         ).sum(-2)
         for level, shape, at, weight in zip(maps, shapes, locations, weights, strict=True)
     )
-    return cast(Tensor, mixed).unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)
+    return cast(Tensor, mixed).unflatten(0, (value.shape[0], -1)).flatten(1, 2).transpose(1, 2)
 
 
 def sample_cells(
@@ -185,7 +185,7 @@ def sample_cells(
         token = (y * width + x).flatten(1)[:, None]
         found = level.take_along_dim(token, dim=2).unflatten(-1, x.shape[1:])
         mixed.append((found * _queries_last(weight)[:, None]).sum(-2))
-    return torch.stack(mixed).sum(0).unflatten(0, (len(value), -1)).flatten(1, 2).transpose(1, 2)
+    return torch.stack(mixed).sum(0).unflatten(0, (value.shape[0], -1)).flatten(1, 2).transpose(1, 2)
 
 
 def cells_at(
