@@ -139,28 +139,37 @@ def evaluate_checkpoint(config: DictConfig, device: torch.device, other: Path | 
     detector = Detector.from_checkpoint(
         config.checkpoint, device, model=config.model, allow_targets=config.allow_targets
     )
-    annotations, data = read_annotations(config, detector.config, masks=detector.has_masks)
     detector.resize_to(config.data.size, config.data.max_size, config.data.square)
+    evaluator, dataset = evaluator_of(config, detector)
+    against = results_against(other, dataset)
+    if distributed.world_size() > 1:
+        weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
+    evaluation = evaluator(detector.model)
+    return None if evaluation is None else Judged(evaluation.metrics, evaluation.results, dataset, against)
+
+
+def evaluator_of(config: DictConfig, detector: Detector) -> tuple[CocoEvaluator, DetectionDataset]:
+    """What compares a detector with annotations, and these."""
+    annotations, data = read_annotations(config, detector.config, masks=detector.has_masks)
     resized = transforms.evaluation(size=detector.size, max_size=detector.max_size, square=detector.square)
     if annotations.named and {one.name for one in annotations.categories} <= {one.name for one in detector.categories}:
         annotations = annotations.classified(detector.categories)  # readers of names number them anew
     categories = categories_of_data(detector.categories, annotations.categories, annotations.source)
     dataset = DetectionDataset(annotations, resized)
-    against = results_against(other, dataset)
-    if distributed.world_size() > 1:
-        weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-        distributed.check_same({**dataset.fingerprint(), "the checkpoint": weights})
     logger.info("Evaluating on %d images: %s.", len(dataset), detector.resizing)
+    options = {name: data[name] for name in ("batch_size", "workers", "pad_to")}
+    if detector.one_by_one:
+        options["batch_size"] = 1
     evaluator = CocoEvaluator(
-        loader=evaluation_loader(dataset, **{name: data[name] for name in ("batch_size", "workers", "pad_to")}),
+        loader=evaluation_loader(dataset, **options),
         annotations=dataset.ground_truth(),
         categories=categories,
         samples=0,
         panoptic=None if dataset.segments is None else dataset.panoptic,
         **config.evaluation,
     )
-    evaluation = evaluator(detector.model)
-    return None if evaluation is None else Judged(evaluation.metrics, evaluation.results, dataset, against)
+    return evaluator, dataset
 
 
 def evaluate_results(config: DictConfig, other: Path | None) -> Judged:

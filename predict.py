@@ -144,7 +144,7 @@ def detect(
     """
     limit = detector.limit(config.threshold)
     unread: list[str] = []
-    batches = batched(readable(items, unread, config.video_stride), config.batch_size)
+    batches = batched(readable(items, unread, config.video_stride), 1 if detector.one_by_one else config.batch_size)
     first = next(batches, None)
     if first is None:
         raise UserError(f"source={config.source} names no image that can be read. The last one: {unread[-1]}")

@@ -16,11 +16,12 @@ from detr.config import build_stored_model, compose, plain
 from detr.contents import check_content, flag, record, whole
 from detr.errors import UserError
 from detr.evaluation import Thresholds, read_thresholds
+from detr.export import ENDINGS, open_exported
 from detr.images import model_size, pad_to_batch, read_image, resize, upright_tensor
 from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
 from detr.panoptic import PUBLISHED_THRESHOLD, panoptic_segmentations
-from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess, ranked
+from detr.postprocess import PUBLISHED_PAIRS, Ranked, non_finite, postprocess, ranked
 from detr.segments import Panoptic
 from detr.text import printable
 from detr.types import Category, Detections, Predictions
@@ -48,7 +49,7 @@ class Outputs:
     padding, and as it came. categories: the model's classes, by label.
     """
 
-    raw: Predictions
+    raw: Predictions | Ranked
     sizes: Sequence[tuple[int, int]]
     original_sizes: Sequence[tuple[int, int]]
     categories: Sequence[Category]
@@ -63,7 +64,8 @@ class Outputs:
 
     def highest(self) -> float:
         """The best score of all."""
-        return float(ranked(self.raw, len(self.categories), 1).scores.max())
+        best = self.raw if isinstance(self.raw, Ranked) else ranked(self.raw, len(self.categories), 1)
+        return float(best.scores.max())
 
     def panoptic(self, threshold: float = PUBLISHED_THRESHOLD) -> list[Panoptic]:
         """The segments of each image. threshold: the least probability of what becomes one."""
@@ -121,7 +123,12 @@ class Detector:
     @property
     def has_masks(self) -> bool:
         """Whether it finds masks too."""
-        return getattr(self.model, "mask_head", None) is not None
+        return getattr(self.model, "has_masks", False)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the model takes images one at a time alone, as some exported files do."""
+        return getattr(self.model, "one_by_one", False)
 
     @property
     def _device(self) -> torch.device:
@@ -136,7 +143,8 @@ class Detector:
         model: Any = None,
         allow_targets: Sequence[str] = (),
     ) -> "Detector":
-        """Load a checkpoint of this framework, or published weights of DETR or of another model of its family.
+        """Load a checkpoint of this framework, published weights of DETR or of another model of its family, or a file
+        of export.py, which runs on the CPU.
 
         path: a file; the name of a published checkpoint, such as "detr_r50"; or hf:OWNER/REPOSITORY of transformers.
         model: a `model` configuration; needed for files of published weights, which come without one, and not used
@@ -145,6 +153,8 @@ class Detector:
         Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed,
         and where the device is not there.
         """
+        if Path(path).suffix in ENDINGS:
+            return cls._from_exported(Path(path).expanduser())
         _check_device(device)
         model = _model_of(str(path), model)
         weights = read_weights(path)
@@ -173,6 +183,23 @@ class Detector:
         load_state(detector, weights.state, weights)
         sizes: dict[str, Any] = {name: data[name] for name in ("size", "max_size", "square")}
         return cls(model=detector.to(device), categories=categories, config=config, thresholds=thresholds, **sizes)
+
+    @classmethod
+    def _from_exported(cls, path: Path) -> "Detector":
+        model = open_exported(path)
+        about = model.description
+        thresholds = None
+        if about.thresholds is not None:
+            thresholds = Thresholds.from_content(about.thresholds, f"{path}: thresholds")
+        return cls(
+            model=model,
+            categories=about.categories,
+            size=about.size,
+            max_size=about.max_size,
+            square=about.square,
+            config=about.config,
+            thresholds=thresholds,
+        )
 
     def resize_to(self, size: int | None = None, max_size: int | None = None, square: bool | None = None) -> None:
         """Work at another size of images, in pixels; the limit of the long side follows, unless it is given.
@@ -265,8 +292,9 @@ class Detector:
         """
         if batch_size < 1:
             raise UserError(f"Detector.predict: wanted batch_size of at least 1, got {batch_size}.")
-        for start in range(0, len(images), batch_size):
-            yield self._run([_to_tensor(image) for image in images[start : start + batch_size]])
+        step = 1 if self.one_by_one else batch_size
+        for start in range(0, len(images), step):
+            yield self._run([_to_tensor(image) for image in images[start : start + step]])
 
     @torch.inference_mode()
     def attention(

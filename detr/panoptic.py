@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from detr.errors import UserError
+from detr.postprocess import Ranked
 from detr.segments import Panoptic, Segment
 from detr.types import Category, Predictions
 
@@ -19,7 +20,7 @@ _LEAST = 4  # pixels; what has no more is dropped
 
 @torch.no_grad()
 def panoptic_segmentations(
-    predictions: Predictions,
+    predictions: Predictions | Ranked,
     sizes: Sequence[tuple[int, int]],
     original_sizes: Sequence[tuple[int, int]],
     categories: Sequence[Category],
@@ -41,6 +42,8 @@ def panoptic_segmentations(
         taken to cover each image alone, which is right only for images without padding.
     Raises UserError for predictions without masks, or of another number of classes.
     """
+    if isinstance(predictions, Ranked):
+        raise UserError("Segments need the logits of all queries. Export the model again with postprocess=false.")
     outputs = predictions.logits.shape[-1]
     if predictions.masks is None or outputs - len(categories) not in (0, 1):
         has = "no masks" if predictions.masks is None else f"{outputs} logits"

@@ -39,6 +39,7 @@ FLOORS = (
     ("detr.weights", 2),
     ("detr.evaluation", 2),
     ("detr.reporting", 2),
+    ("detr.export", 2),
     ("detr.engine", 3),
     ("detr.config", 4),
     ("detr.detector", 5),

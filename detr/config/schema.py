@@ -11,6 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from detr.engine import TrainerConfig
 from detr.evaluation.backends import Backend
+from detr.export import FORMATS as EXPORTS
 from detr.panoptic import PUBLISHED_THRESHOLD
 from detr.ranges import at_least, each_from, each_of, number_or_text, one_of
 from detr.reporting import FORMATS
@@ -128,6 +129,33 @@ class PredictConfig(RunConfig):
 
 
 @dataclass
+class ExportConfig(RunConfig):
+    """Options of export.py, described in configs/export.yaml."""
+
+    checkpoint: str = MISSING
+    model: Any = None
+    criterion: Any = None
+    format: str = one_of(*EXPORTS, default="onnx")
+    precision: str = one_of("fp32", "fp16", "int8", default="fp32")
+    output: str = "${run_dir}"
+    overwrite: bool = False
+    size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
+    max_size: int | None = at_least(1, most=_MOST_PIXELS, default=None)
+    square: bool | None = None
+    fixed_size: bool = False
+    batch_size: int | None = at_least(1, default=None)
+    normalize: bool = True
+    postprocess: bool = True
+    images: str | None = None
+    num_images: int = at_least(1, default=8)
+    num_calibration_images: int = at_least(1, default=100)
+    evaluate: bool = False
+    ap_loss: float = at_least(0, most=1, default=0.01)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
 class ConvertDataConfig:
     """Options of tools/convert_data.py, described in configs/convert_data.yaml."""
 
@@ -147,6 +175,7 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="predict_schema", node=PredictConfig)
+    store.store(name="export_schema", node=ExportConfig)
     store.store(name="convert_data_schema", node=ConvertDataConfig)
 
 

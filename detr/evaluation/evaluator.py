@@ -19,7 +19,7 @@ from detr.evaluation.panoptic import PanopticQuality
 from detr.evaluation.results import CocoResults
 from detr.evaluation.samples import Sample, spread
 from detr.panoptic import PUBLISHED_THRESHOLD, panoptic_segmentations
-from detr.postprocess import PUBLISHED_PAIRS, non_finite, postprocess
+from detr.postprocess import PUBLISHED_PAIRS, Ranked, non_finite, postprocess
 from detr.segments import Panoptic
 from detr.types import Category, ImageBatch, Predictions, Target
 
@@ -82,7 +82,7 @@ class CocoEvaluator:
         The model is left in evaluation mode. Raises NonFiniteError where its predictions are NaN or infinite.
         """
         model.eval()
-        device = next(model.parameters()).device
+        device = next(iter(model.parameters()), torch.empty(0)).device  # exported files have no parameters
         names = ["" if category is None else category.name for category in self.categories]
         results: list[CocoResults] = []
         samples: list[Sample] = []
@@ -132,7 +132,7 @@ class CocoEvaluator:
         return [Category(row["id"], row["name"], is_thing=bool(row.get("isthing", True))) for row in rows]
 
     def _add(
-        self, quality: PanopticQuality, predictions: Predictions, batch: ImageBatch, targets: Sequence[Target]
+        self, quality: PanopticQuality, predictions: Predictions | Ranked, batch: ImageBatch, targets: Sequence[Target]
     ) -> None:
         assert self.panoptic is not None
         originals = [target.original_size for target in targets]

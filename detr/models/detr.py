@@ -104,6 +104,11 @@ class DETR(nn.Module):
                 selected=backbone.selected,
             )
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether it finds masks too."""
+        return self.mask_head is not None
+
     def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Predictions:
         """L layers of class logits (B, Q, C) and boxes (B, Q, 4).
 

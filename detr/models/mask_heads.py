@@ -238,9 +238,9 @@ def _cells_outside(
     """How far each cell's center is outside of each box, along the axis where it is farther, in cells."""
     (height, width), (rows, columns) = detail.size, shape
     boxes = boxes.float()
-    scale = boxes.new_tensor([columns, rows])
+    scale = torch.tensor([columns, rows], device=boxes.device)
     if detail.mask is not None:
-        scale = scale * extents(detail.mask) / boxes.new_tensor([width, height])
+        scale = scale * extents(detail.mask) / torch.tensor([width, height], device=boxes.device)
     center, size = (boxes * scale.repeat(1, 2).unsqueeze(-2)).split(2, dim=-1)
     x, y = (torch.arange(count, device=boxes.device) + 0.5 for count in (columns, rows))
     beyond_x = (x - center[..., :1]).abs() - size[..., :1] / 2

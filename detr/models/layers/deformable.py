@@ -196,7 +196,7 @@ def cells_at(
     """Column and row of each location's cell, as published: half a cell further than the one that it lies in."""
     cells = []
     for level, ((height, width), at) in enumerate(zip(shapes, locations, strict=True)):
-        cell = (at * at.new_tensor([width, height]) + 0.5).long()
+        cell = (at * torch.tensor([width, height], device=at.device) + 0.5).long()
         cells.append(torch.minimum(cell.clamp(min=0), last[:, level, None, None, None]))
     return cells
 

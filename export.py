@@ -1,0 +1,207 @@
+"""Export a checkpoint to a file that other runtimes run, with the proof that it gives the same detections:
+
+python export.py checkpoint=PATH format=onnx output=DIR
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from datasets.shapes import generate
+from detr import Detections, Detector, UserError, __version__
+from detr.cli import command, pick_device, run_directory
+from detr.config import as_yaml
+from detr.export import (
+    FORMATS,
+    Description,
+    Format,
+    Graph,
+    Limits,
+    Proof,
+    first_difference,
+    first_traced_difference,
+    prove,
+    trace,
+)
+from detr.export.files import Inputs, Program
+from detr.images import find_images, model_size, pad_to_batch, read_image, resize
+from detr.models.detr import DETR
+from detr.reporting import OutputFolder
+from evaluate import evaluator_of, unread
+
+logger = logging.getLogger(__name__)
+CONFIG = "export.yaml"
+
+
+@command("export", unread=unread)
+def main(config: DictConfig) -> None:
+    with run_directory(config):
+        export(config)
+
+
+def export(config: DictConfig) -> None:
+    kind = FORMATS[config.format]
+    if config.precision not in kind.precisions:
+        raise UserError(f"format={config.format} has no {config.precision}. Set precision={kind.precisions[0]}.")
+    if config.precision == "int8" and config.images is None:
+        raise UserError("precision=int8 takes its ranges from real images. Set images=DIR, to some like your own.")
+    names = [f"model{ending}" for ending in (kind.ending, *kind.others)]
+    output = OutputFolder(Path(config.output).expanduser(), [*names, CONFIG], overwrite=config.overwrite)
+    detector = Detector.from_checkpoint(
+        config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
+    )
+    if not isinstance(detector.model, DETR):
+        raise UserError(f"checkpoint={config.checkpoint} is exported already. Give the checkpoint that it is from.")
+    detector.resize_to(config.size, config.max_size, config.square)
+    description = describe(config, detector)
+    graph = Graph(detector.model, description).cpu()
+    logger.info("Tracing the model.")
+    program = trace(graph, inputs_of([torch.zeros(3, *example_size(detector), dtype=torch.uint8)] * 2, description))
+    with TemporaryDirectory() as folder:
+        images = pictures(config, Path(folder))
+        path = Path(folder) / names[0]
+        logger.info("Writing %s in %s.", names[0], config.precision)
+        written = kind.write(program, description, path, lambda: calibration(config, detector, description))
+        kind.describe(path, description)
+        logger.info("Comparing it with the model.")
+        proof = proof_of(config, detector, path, images)
+        limits = Limits.of(config.precision)
+        if (excess := proof.excess(limits, config.ap_loss)) is not None:
+            inputs = inputs_of([resized(detector, images[0])] * 2, description)
+            raise UserError(
+                f"The exported file does not detect what the model does, and is not kept: {excess}. "
+                + blamed(kind, path, graph, program, written, inputs, limits.value)
+                + remedy(config)
+            )
+        kind.describe(path, replace(description, proof=proof.content()))
+        output.write(CONFIG, as_yaml(config).encode())
+        for name in names:
+            with (Path(folder) / name).open("rb") as source, output.create(name) as target:
+                shutil.copyfileobj(source, target)
+    size = sum((output.folder / name).stat().st_size for name in names) / 2**20
+    logger.info("Proof: %s.", proof)
+    logger.info("The file is %s, %.1f MiB.", output.folder / names[0], size)
+
+
+def describe(config: DictConfig, detector: Detector) -> Description:
+    assert isinstance(detector.model, DETR)
+    backbone = detector.model.backbone
+    side = (detector.size if detector.square else detector.max_size) if config.fixed_size else None
+    return Description(
+        categories=detector.categories,
+        size=detector.size,
+        max_size=detector.max_size,
+        square=detector.square,
+        normalize=config.normalize,
+        mean=backbone.mean.tolist(),
+        std=backbone.std.tolist(),
+        postprocess=config.postprocess,
+        masks=detector.has_masks,
+        # Without it, images of different shapes come one at a time.
+        padding=not detector.square and (side is not None or config.batch_size != 1),
+        batch_size=config.batch_size,
+        side=side,
+        precision=config.precision,
+        version=__version__,
+        thresholds=None if detector.thresholds is None else detector.thresholds.content(),
+        config=detector.config,
+    )
+
+
+def example_size(detector: Detector) -> tuple[int, int]:
+    """Height and width to trace the model at, which differ where they may."""
+    return model_size(3, 4, detector.size, detector.max_size, square=False)
+
+
+def inputs_of(images: Sequence[Tensor], description: Description) -> Inputs:
+    """What the file takes of resized images: a batch of its size, of a part of these or with the last one again."""
+    count = description.batch_size or len(images)
+    batch = pad_to_batch([images[min(index, len(images) - 1)] for index in range(count)])
+    sizes = torch.tensor(batch.sizes())
+    if description.side is not None:
+        wide = [torch.zeros(3, description.side, description.side, dtype=torch.uint8)]
+        batch = replace(pad_to_batch([*batch.images, *wide]), padded=True)
+        batch = batch.map(lambda tensor: tensor[:count])
+    if not description.normalize:
+        batch = batch.normalized(description.mean, description.std)
+    return {"images": batch.images, "sizes": sizes} if description.padding else {"images": batch.images}
+
+
+def resized(detector: Detector, image: Path) -> Tensor:
+    pixels = read_image(image)
+    height, width = pixels.shape[1:]
+    return resize(pixels, model_size(height, width, detector.size, detector.max_size, square=detector.square))
+
+
+def pictures(config: DictConfig, folder: Path) -> list[Path]:
+    """Images to compare detections in: of the user, or generated."""
+    if config.images is None:
+        root = folder / "shapes"
+        generate(root, train_images=1, val_images=config.num_images, image_size=320, min_objects=1, max_objects=8)
+        return sorted((root / "val").iterdir())
+    root, names = find_images(config.images)
+    return [root / name for name in spread(names, config.num_images)]
+
+
+def calibration(config: DictConfig, detector: Detector, description: Description) -> Iterator[Inputs]:
+    root, names = find_images(config.images)
+    for name in spread(names, config.num_calibration_images):
+        yield inputs_of([resized(detector, root / name)], description)
+
+
+def spread(names: Sequence[Path], count: int) -> list[Path]:
+    """At most `count`, from all over."""
+    step = max(len(names) / count, 1)
+    return [names[int(index * step)] for index in range(min(count, len(names)))]
+
+
+def proof_of(config: DictConfig, detector: Detector, path: Path, images: Sequence[Path]) -> Proof:
+    """At the size that was asked for, and at a smaller one where the file takes any."""
+    exported = Detector.from_checkpoint(path)
+    size, max_size = detector.size, detector.max_size
+    ours: list[Detections] = []
+    theirs: list[Detections] = []
+    for share in (1.0,) if config.fixed_size else (1.0, 0.75):
+        for one, found in ((detector, ours), (exported, theirs)):
+            one.resize_to(round(size * share), round(max_size * share))
+            found.extend(one.predict(images, 0.0, 1 if exported.one_by_one else 2))
+            one.resize_to(size, max_size)
+    proof = prove(ours, theirs)
+    if not config.evaluate:
+        return proof
+    evaluator, _ = evaluator_of(config, exported)
+    evaluations = [evaluator(model) for model in (detector.model, exported.model)]
+    model_ap, ap = (evaluation.metrics.summary["AP"] for evaluation in evaluations if evaluation is not None)
+    return replace(proof, model_ap=model_ap, ap=ap)
+
+
+def blamed(
+    kind: Format, path: Path, graph: Graph, program: Program, written: Program, inputs: Inputs, tolerance: float
+) -> str:
+    """The layer where the difference begins, as a sentence."""
+    traced = first_traced_difference(graph, program, inputs, tolerance)
+    if traced is not None:
+        return f"The first layer that differs, since it was traced, is {traced}. "
+    layer = first_difference(kind, path, written, inputs, tolerance)
+    if layer is not None:
+        return f"The first layer that differs is {layer}. "
+    return "No layer alone differs by much: small differences add up. "
+
+
+def remedy(config: DictConfig) -> str:
+    if config.precision == "int8":
+        return "Set precision=fp16 or fp32, or give more images like your own."
+    if config.precision == "fp16":
+        return "Set precision=fp32."
+    return "Try another format, or other versions of torch and of the format's packages."
+
+
+if __name__ == "__main__":
+    main()
