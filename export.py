@@ -163,23 +163,31 @@ def spread(names: Sequence[Path], count: int) -> list[Path]:
 
 
 def proof_of(config: DictConfig, detector: Detector, path: Path, images: Sequence[Path]) -> Proof:
-    """At the size that was asked for, and at a smaller one where the file takes any."""
+    """Of pairs of images at the size that was asked for, and of single ones at a smaller size, where any will do."""
     exported = Detector.from_checkpoint(path)
-    size, max_size = detector.size, detector.max_size
-    ours: list[Detections] = []
-    theirs: list[Detections] = []
-    for share in (1.0,) if config.fixed_size else (1.0, 0.75):
-        for one, found in ((detector, ours), (exported, theirs)):
-            one.resize_to(round(size * share), round(max_size * share))
-            found.extend(one.predict(images, 0.0, 1 if exported.one_by_one else 2))
-            one.resize_to(size, max_size)
-    proof = prove(ours, theirs)
+    exported.resize_to(detector.size, detector.max_size, detector.square)
+    proof = compared(detector, exported, images, [(1.0, 2)] if config.fixed_size else [(1.0, 2), (0.75, 1)])
     if not config.evaluate:
         return proof
     evaluator, _ = evaluator_of(config, exported)
     evaluations = [evaluator(model) for model in (detector.model, exported.model)]
     model_ap, ap = (evaluation.metrics.summary["AP"] for evaluation in evaluations if evaluation is not None)
     return replace(proof, model_ap=model_ap, ap=ap)
+
+
+def compared(
+    detector: Detector, exported: Detector, images: Sequence[Path], runs: Sequence[tuple[float, int]]
+) -> Proof:
+    """runs: parts of the image size to work at, each with a batch size."""
+    size, max_size = detector.size, detector.max_size
+    found: list[list[Detections]] = []
+    for one in (detector, exported):
+        found.append([])
+        for share, batch_size in runs:
+            one.resize_to(round(size * share), round(max_size * share))
+            found[-1] += one.predict(images, 0.0, 1 if exported.one_by_one else batch_size)
+        one.resize_to(size, max_size)
+    return prove(*found)
 
 
 def blamed(
