@@ -18,6 +18,7 @@ from datasets.shapes import generate
 from detr import Detections, Detector, UserError, __version__
 from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml
+from detr.errors import NonFiniteOutputsError
 from detr.export import (
     FORMATS,
     Description,
@@ -166,7 +167,10 @@ def proof_of(config: DictConfig, detector: Detector, path: Path, images: Sequenc
     """Of pairs of images at the size that was asked for, and of single ones at a smaller size, where any will do."""
     exported = Detector.from_checkpoint(path)
     exported.resize_to(detector.size, detector.max_size, detector.square)
-    proof = compared(detector, exported, images, [(1.0, 2)] if config.fixed_size else [(1.0, 2), (0.75, 1)])
+    try:
+        proof = compared(detector, exported, images, [(1.0, 2)] if config.fixed_size else [(1.0, 2), (0.75, 1)])
+    except NonFiniteOutputsError:
+        return Proof.failed()
     if not config.evaluate:
         return proof
     evaluator, _ = evaluator_of(config, exported)

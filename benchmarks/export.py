@@ -13,7 +13,7 @@ import torch
 import export
 from benchmarks.measure import Row, in_new_process
 from datasets.shapes import generate
-from detr import Detector
+from detr import Detector, UserError
 from detr.config import build_model, compose
 from detr.export import FORMATS, Graph, trace
 from detr.types import Category
@@ -37,7 +37,7 @@ def run(*, kind: str = "onnx") -> Iterator[Row]:
     for name, options in VARIANTS.items():
         try:
             score, box, seconds, size = in_new_process(_measure, options, kind)
-        except Exception as error:
+        except UserError as error:
             print(f"{name}: {error}")
             continue
         yield Row(f"{kind} of {name}, largest difference of scores", "", score, 1e-4)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detr.config import build_stored_model, compose, plain
 from detr.contents import check_content, flag, record, whole
-from detr.errors import UserError
+from detr.errors import NonFiniteOutputsError, UserError
 from detr.evaluation import Thresholds, read_thresholds
 from detr.export import ENDINGS, open_exported
 from detr.images import model_size, pad_to_batch, read_image, resize, upright_tensor
@@ -336,7 +336,7 @@ class Detector:
         batch = pad_to_batch(resized)
         raw = self.model(batch.to(self._device))
         if damaged := non_finite(raw):
-            raise UserError(
+            raise NonFiniteOutputsError(
                 f"The model's predictions became NaN or infinite for {len(damaged)} of {len(images)} images. Its "
                 "weights are damaged, or its training had diverged. Use another checkpoint, such as one from before."
             )

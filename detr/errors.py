@@ -44,6 +44,10 @@ class NonFiniteError(UserError):
         )
 
 
+class NonFiniteOutputsError(UserError):
+    """What a detector gave for an image is NaN or infinite."""
+
+
 class Interrupted(BaseException):
     """A signal stopped the run after its state was saved; the command line exits with code 75.
 

@@ -55,6 +55,12 @@ class Masks:
         # One by one: of a list pycocotools wants at most 255.
         return np.array([pycocotools.mask.area(mask) for mask in self._encoded()], dtype=np.float64)
 
+    def ious(self, other: "Masks") -> Float64[np.ndarray, " n"]:
+        """Intersection over union of each with the same one of others, which are as many; 1 where both are empty."""
+        pairs = zip(self._encoded(), other._encoded(), strict=True)
+        found = [(pycocotools.mask.iou([a], [b], [False])[0, 0], pycocotools.mask.area([a, b]).sum()) for a, b in pairs]
+        return np.array([iou if area else 1.0 for iou, area in found], dtype=np.float64)
+
     def rows(self) -> list[dict[str, Any]]:
         """Each as COCO's files have it: {"size": [height, width], "counts": text}."""
         return [{"size": list(self.size), "counts": counts.decode()} for counts in self.counts]

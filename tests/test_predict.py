@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr import Detections, Detector, UserError
+from detr import Detector, UserError
 from detr.config import compose
 from detr.evaluation import ListedImage, ListedImages
 from detr.images import find_images
@@ -307,15 +307,15 @@ def test_where_nothing_can_be_read_it_ends_with_a_message(checkpoint: Path, tmp_
 def test_an_end_before_the_last_image_keeps_what_was_found(
     error: BaseException, code: int, checkpoint: Path, shapes_root: Path, tmp_path: Path
 ) -> None:
-    found, calls = Detector.predict, []
+    found, calls = Detector.outputs, []
 
-    def fail(self: Detector, *arguments: object) -> list[Detections]:
+    def fail(self: Detector, *arguments: object) -> object:
         calls.append(arguments)
         if len(calls) > 2:
             raise error
         return found(self, *arguments)
 
-    with mock.patch.object(Detector, "predict", fail):
+    with mock.patch.object(Detector, "outputs", fail):
         done = predict(checkpoint, shapes_root / "val", tmp_path / "found", "batch_size=2")
     assert done.code == code and "in 4 of 7 images" in done.output, done.output
     assert (

@@ -15,6 +15,7 @@ from PIL import Image
 from datasets.formats.csv import read_csv
 from detr import Detector
 from detr.config import compose
+from detr.detector import Outputs
 from detr.errors import UserError
 from detr.images import find_images
 from tests.helpers.commands import TINY_MODEL, predict, save_untrained
@@ -109,7 +110,7 @@ def test_an_end_within_a_video_keeps_what_was_found(
 ) -> None:
     pytest.importorskip("av")
     made = make_video(tmp_path / "a.mp4", frames(8))
-    found, calls = Detector.predict, []
+    found, calls = Detector.outputs, []
 
     def fail(self: Detector, *arguments: object) -> object:
         calls.append(arguments)
@@ -117,7 +118,7 @@ def test_an_end_within_a_video_keeps_what_was_found(
             raise error
         return found(self, *arguments)
 
-    with mock.patch.object(Detector, "predict", fail):
+    with mock.patch.object(Detector, "outputs", fail):
         done = predict(checkpoint, made, tmp_path / "found", "batch_size=3")
     assert done.code == code and "in 6 images and frames of 1 files" in done.output
     assert len(rows_of(tmp_path / "found", "images.json")) == 6
@@ -175,13 +176,13 @@ def test_formats_that_are_none_are_refused(formats: str) -> None:
 @pytest.fixture(scope="module")
 def written(checkpoint: Path, shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything about the validation images, of which those with an even number have no detections."""
-    folder, original = tmp_path_factory.mktemp("formats"), Detector.predict
+    folder, original = tmp_path_factory.mktemp("formats"), Outputs.detections
     calls = iter(range(7))
 
-    def predict_some(self: Detector, *arguments: object) -> object:
+    def predict_some(self: Outputs, *arguments: object) -> object:
         return [found[:0] if next(calls) % 2 == 0 else found for found in original(self, *arguments)]
 
-    with mock.patch.object(Detector, "predict", predict_some):
+    with mock.patch.object(Outputs, "detections", predict_some):
         done = predict(checkpoint, shapes_root / "val", folder / "found", "formats=[csv,json,yolo]")
     assert done.code == 0, done.output
     return folder / "found"

@@ -22,6 +22,7 @@ class Limits:
     """The largest differences that a file may have.
 
     score, box: of one detection, in its score and in pixels of its corners; mean_score, mean_box: on average.
+    mask: 1 - IoU of the masks, on average.
     value: of a value inside, as a part of the largest of its tensor, before a layer is said to differ.
     """
 
@@ -29,15 +30,16 @@ class Limits:
     box: float
     mean_score: float
     mean_box: float
+    mask: float
     value: float
 
     @classmethod
     def of(cls, precision: str) -> "Limits":
         """fp32 rounds otherwise; the others are approximations, whose detections may swap ranks."""
         return {
-            "fp32": cls(score=1e-4, box=0.1, mean_score=1e-5, mean_box=0.01, value=1e-3),
-            "fp16": cls(score=0.05, box=5.0, mean_score=0.005, mean_box=0.5, value=0.05),
-            "int8": cls(score=math.inf, box=math.inf, mean_score=0.05, mean_box=4.0, value=0.5),
+            "fp32": cls(score=1e-4, box=0.1, mean_score=1e-5, mean_box=0.01, mask=0.001, value=1e-3),
+            "fp16": cls(score=0.05, box=5.0, mean_score=0.005, mean_box=0.5, mask=0.02, value=0.05),
+            "int8": cls(score=math.inf, box=math.inf, mean_score=0.05, mean_box=4.0, mask=0.1, value=0.5),
         }[precision]
 
 
@@ -45,7 +47,7 @@ class Limits:
 class Proof:
     """How far the detections of a file are from those of its model.
 
-    images, detections: that were compared. score, box, mean_score, mean_box: differences, as in `Limits`.
+    images, detections: that were compared. score, box, mean_score, mean_box, mask: differences, as in `Limits`.
     ap, model_ap: of both on a validation set, where there is one.
     """
 
@@ -55,21 +57,31 @@ class Proof:
     box: float
     mean_score: float
     mean_box: float
+    mask: float | None = None
     ap: float | None = None
     model_ap: float | None = None
 
+    @classmethod
+    def failed(cls) -> "Proof":
+        """Of a file whose outputs are NaN or infinite."""
+        return cls(images=0, detections=0, score=math.nan, box=math.nan, mean_score=math.nan, mean_box=math.nan)
+
     def excess(self, limits: Limits, ap_loss: float) -> str | None:
         """What is beyond the limits, in words; None where nothing is. ap_loss: the most AP that may be lost."""
+        if math.isnan(self.score):
+            return "its outputs are NaN or infinite"
         pairs = {
             "a score differs by {:.3g} of at most {:.3g}": (self.score, limits.score),
             "a corner of a box differs by {:.3g} of at most {:.3g} pixels": (self.box, limits.box),
             "scores differ by {:.3g} of at most {:.3g} on average": (self.mean_score, limits.mean_score),
             "corners of boxes differ by {:.3g} of at most {:.3g} pixels on average": (self.mean_box, limits.mean_box),
         }
+        if self.mask is not None:
+            pairs["the IoU of masks is short of 1 by {:.3g} of at most {:.3g} on average"] = (self.mask, limits.mask)
         for text, (found, most) in pairs.items():
-            if not found <= most:  # nor NaN
+            if found > most:
                 return text.format(found, most)
-        if self.ap is not None and self.model_ap is not None and not self.model_ap - self.ap <= ap_loss:
+        if self.ap is not None and self.model_ap is not None and self.model_ap - self.ap > ap_loss:
             return f"AP falls from {self.model_ap:.4f} to {self.ap:.4f}, by more than {ap_loss:.3g}"
         return None
 
@@ -81,6 +93,8 @@ class Proof:
             f"{self.detections} detections in {self.images} images differ by at most {self.score:.2g} in scores and "
             f"{self.box:.2g} pixels in boxes, on average by {self.mean_score:.2g} and {self.mean_box:.2g}"
         )
+        if self.mask is not None:
+            text += f"; the IoU of their masks is {1 - self.mask:.5f} on average"
         if self.ap is not None and self.model_ap is not None:
             text += f". AP {self.ap:.4f}, that of the model {self.model_ap:.4f}"
         return text
@@ -94,14 +108,19 @@ def prove(ours: Sequence[Detections], theirs: Sequence[Detections]) -> Proof:
     """
     scores: list[float] = []
     boxes: list[float] = []
+    masks: list[float] = []
     for mine, other in zip(ours, theirs, strict=True):
         chosen = mine[: max(int((mine.scores >= _SURE).sum()), _LEAST)]
         for label in chosen.labels.unique():
             of_mine = chosen.select((chosen.labels == label).nonzero()[:, 0])
             of_other = other.select((other.labels == label).nonzero()[:, 0])
-            score, box = _matched(of_mine, of_other)
-            scores += [*score, *of_mine.scores.sort().values[: len(of_mine) - len(score)].tolist()]
-            boxes += box
+            pairs = _pairs(of_mine, of_other)
+            a, b = of_mine.select(pairs[0]), of_other.select(pairs[1])
+            alone = sorted({*range(len(of_mine))} - {*pairs[0].tolist()})
+            scores += [*(a.scores - b.scores).abs().tolist(), *of_mine.scores[alone].tolist()]
+            boxes += (a.boxes - b.boxes).abs().amax(-1).tolist()
+            if a.masks is not None and b.masks is not None:
+                masks += (1 - a.masks.ious(b.masks)).tolist()
     worst, mean = (lambda values: float(np.max(values, initial=0))), (lambda values: float(np.mean(values or [0])))
     return Proof(
         images=len(ours),
@@ -110,16 +129,17 @@ def prove(ours: Sequence[Detections], theirs: Sequence[Detections]) -> Proof:
         box=worst(boxes),
         mean_score=mean(scores),
         mean_box=mean(boxes),
+        mask=mean(masks) if masks else None,
     )
 
 
-def _matched(mine: Detections, other: Detections) -> tuple[list[float], list[float]]:
-    """Differences of scores and of corners of the pairs that are nearest to each other in all."""
+def _pairs(mine: Detections, other: Detections) -> tuple[Tensor, Tensor]:
+    """The indices of those that are nearest to each other in all, by score and corners."""
     score = (mine.scores[:, None] - other.scores).abs().double()
     box = (mine.boxes[:, None] - other.boxes).abs().amax(-1).double()
     extent = float(mine.boxes.abs().max().clamp(min=1))
-    rows, columns = linear_sum_assignment((score + box / extent).nan_to_num(1e6).numpy())
-    return score[rows, columns].tolist(), box[rows, columns].tolist()
+    rows, columns = linear_sum_assignment((score + box / extent).numpy())
+    return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
 def first_difference(kind: Format, path: Path, program: Program, inputs: Inputs, tolerance: float) -> str | None:
