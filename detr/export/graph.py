@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
-from detr.errors import UserError, brief
+from detr.errors import UserError
 from detr.export.description import Description
 from detr.models.deployment import deployed
 from detr.models.detr import DETR
@@ -62,7 +62,8 @@ def trace(graph: Graph, example: Mapping[str, Tensor]) -> torch.export.ExportedP
             )
     except Exception as error:
         raise UserError(
-            f"The model cannot be exported: {_part(graph, error)} does not allow it. {brief(error)}"
+            f"The model cannot be exported: {_part(graph, error)} does not allow it. {type(error).__name__}: "
+            + str(error).strip().partition("\n")[0]
         ) from error
     found = next(node for node in program.graph.nodes if node.name == "images").meta["val"].shape
     for name, place in (("batch size", 0), ("height", 2), ("width", 3)):

@@ -82,10 +82,11 @@ class SinCosPosition(nn.Module):
         """mask: True = padding; its content does not matter here."""
         batch, height, width = mask.shape
         cell = torch.arange(height * width, device=mask.device)
-        rows = height if self.transposed else width
+        length = height if self.transposed else width
+        line = cell // length
         embedded = [
             sine_embedding(axis.float(), self.d_model // 2, temperature=self.temperature)
-            for axis in (cell // rows, cell % rows)
+            for axis in (line, cell - line * length)  # a remainder by a symbol cannot be exported to ONNX
         ]
         # From sines and cosines in turn to first the ones, then the others.
         y, x = (axis.unflatten(-1, (-1, 2)).transpose(1, 2).flatten(1) for axis in embedded)
