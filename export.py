@@ -63,10 +63,10 @@ def export(config: DictConfig) -> None:
     detector.resize_to(config.size, config.max_size, config.square)
     description = describe(config, detector)
     graph = Graph(detector.model, description).cpu()
-    logger.info("Tracing the model.")
-    program = trace(graph, inputs_of([torch.zeros(3, *example_size(detector), dtype=torch.uint8)] * 2, description))
     with TemporaryDirectory() as folder:
         images = pictures(config, Path(folder))
+        logger.info("Tracing the model.")
+        program = trace(graph, inputs_of([torch.zeros(3, *example_size(detector), dtype=torch.uint8)] * 2, description))
         path = Path(folder) / names[0]
         logger.info("Writing %s in %s.", names[0], config.precision)
         written = kind.write(program, description, path, lambda: calibration(config, detector, description))

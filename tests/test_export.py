@@ -38,13 +38,13 @@ def export(checkpoint: Path, output: Path, *more: str) -> Outcome:
     return run("export.py", f"checkpoint={checkpoint}", f"output={output}", f"run_dir={output.parent / 'log'}", *more)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_options: list[str]) -> Path:
     return save_untrained(tmp_path_factory.mktemp("export") / "best.pt", tiny_options, NAMES)
 
 
-@pytest.fixture(scope="session")
-def onnx_file(checkpoint: Path) -> Path:
+@pytest.fixture(scope="module")
+def onnx_file(checkpoint: Path, untyped: None) -> Path:
     output = checkpoint.parent / "onnx"
     done = export(checkpoint, output)
     assert done.code == 0, done.output
@@ -103,8 +103,8 @@ def test_commands_take_files(onnx_file: Path, checkpoint: Path, tmp_path: Path, 
         ("torch", ()),
         ("onnx", ("postprocess=false", "normalize=false")),
         ("onnx", ("fixed_size=true", "batch_size=2")),
-        ("onnx", ("square=true", "size=64", "fixed_size=true")),
-        ("openvino", ("precision=fp16",)),
+        pytest.param("onnx", ("square=true", "size=64", "fixed_size=true"), marks=pytest.mark.slow),
+        pytest.param("openvino", ("precision=fp16",), marks=pytest.mark.slow),
     ],
 )
 def test_every_format_and_form(
@@ -216,7 +216,7 @@ def test_a_part_that_cannot_be_traced_is_named(checkpoint: Path, tmp_path: Path)
     [
         (("format=torch", "precision=fp16"), "format=torch has no fp16. Set precision=fp32."),
         (("precision=int8",), "precision=int8 takes its ranges from real images. Set images=DIR"),
-        (("format=tflite",), "wanted one of"),
+        (("format=tflite",), "format: wanted onnx or openvino or torch, got 'tflite'."),
         (("images=nowhere",), "nowhere"),
     ],
 )
