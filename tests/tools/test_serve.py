@@ -32,6 +32,7 @@ pytest.importorskip("python_multipart")
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks import serving as benchmark
 from detr import Detections, Detector, UserError
 from detr.drawing import draw_detections
 from detr.images import jpeg
@@ -577,3 +578,10 @@ def test_options_have_ranges(option: list[str], message: str, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stop:
         serve.main(["best.pt", *option])
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_a_server() -> None:
+    rows = list(benchmark.run(threads=1, requests=12, clients=3))
+    assert [row.ours for row in rows if "lost" in row.name] == [0, 0]
+    assert all(row.ours > 0 for row in rows if row.unit)
