@@ -184,15 +184,15 @@ def upright(path: Path) -> Image.Image:
     return Image.open(path).transpose(Image.Transpose.ROTATE_270)
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
-def test_kinds_of_images(form: str, mode: str, detector: Detector, tmp_path: Path, served: Client) -> None:
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "16-bit PNG", "16-bit TIFF", "gray PNG"])
+def test_kinds_of_images(form: str, detector: Detector, tmp_path: Path, served: Client) -> None:
     image = picture(3, 40, 30)
-    if mode == "I;16":
-        if form not in ("PNG", "TIFF"):
-            pytest.skip("8 bits alone")
+    depth, _, form = form.rpartition(" ")
+    if depth == "gray":
+        image = image.convert("L")
+    if depth == "16-bit":
         image = Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257)
-    (tmp_path / "image").write_bytes(encoded(image if mode == "I;16" else image.convert(mode), form))
+    (tmp_path / "image").write_bytes(encoded(image, form))
     answer = served.detect((tmp_path / "image").read_bytes())
     assert answer.content["detections"] == rows_of(detector.predict(tmp_path / "image", threshold=0.0)[0])
 
@@ -461,6 +461,22 @@ def test_the_page_in_a_browser(width: int, height: int, with_masks: Detector, ph
 
 
 @pytest.mark.skipif(COMMAND is None, reason="needs Chromium")
+def test_the_page_hides_what_a_model_cannot_show(detector: Detector, photograph: Path, tmp_path: Path) -> None:
+    class Exported:
+        categories, predict = detector.categories, staticmethod(detector.predict)
+
+    with running(Exported(), threshold=0.05) as client, Page(tmp_path, 390, 844) as page:
+        page.open(f"http://127.0.0.1:{client.port}/")
+        page.choose_file("#file", photograph)
+        page.wait("!document.getElementById('results').hidden")
+        assert page.value("document.getElementById('attention').hidden")
+        assert "to see it alone" in page.value("document.getElementById('hint').textContent")
+        page.value("document.querySelector('#list button').click()")
+        assert page.value("document.getElementById('hint').textContent") == "Choose it again, or Escape, to see all."
+        assert client.metric("detr_requests_total", endpoint="attention") == 0 and page.problems() == []
+
+
+@pytest.mark.skipif(COMMAND is None, reason="needs Chromium")
 def test_the_page_reads_masks_as_coco_writes_them(detector: Detector, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand((3, 37, 53), generator=generator) > 0.5
@@ -501,13 +517,19 @@ def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], int, list[st
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_under_load_loses_no_answer(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number, host, notice",
+    [
+        (signal.SIGTERM, "127.0.0.1", "INFO: Only this machine reaches it."),
+        pytest.param(signal.SIGINT, "0.0.0.0", "there is no authentication", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_under_load_loses_no_answer(number: signal.Signals, host: str, notice: str, tmp_path: Path) -> None:
     path = save_untrained(tmp_path / "best.pt", [*TINY_MODEL, "data.size=480", "data.max_size=640"], ("a", "b"))
     content, count = encoded(picture(0, 40, 30)), 10
-    options = (str(path), "--host", "0.0.0.0", "--batch-size", "2")
+    options = (str(path), "--host", host, "--batch-size", "2")
     with command(*options) as (process, port, lines), ThreadPoolExecutor(count) as pool:
-        assert "WARNING" in lines[-1] and "no authentication" in lines[-1]
+        assert notice in lines[-1], lines
         client = Client(port)
         futures = [pool.submit(client.detect, content) for _ in range(count)]
         client.wait(lambda: client.metric("detr_queue_length") + client.metric("detr_images_total") >= count)
@@ -521,32 +543,25 @@ def test_a_signal_under_load_loses_no_answer(number: signal.Signals, tmp_path: P
             client.ask("GET", "/healthz")
 
 
-def test_the_commands_of_the_documentation(checkpoint: Path, photograph: Path, tmp_path: Path) -> None:
-    """They run as they are written, with the checkpoint and the port of this test."""
+def test_the_commands_of_the_documentation(detector: Detector, photograph: Path, tmp_path: Path) -> None:
+    """They are taken as they are written, with the port of this test."""
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
     shutil.copy(photograph, tmp_path / "photo.jpg")
     text = (REPOSITORY / "docs" / "serving.md").read_text()
-    commands = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    starts = [line for line in commands if line.startswith("python tools/serve.py best.pt")]
-    requests = [line.partition(" #")[0] for line in commands if line.startswith("curl ")]
-    assert len(starts) >= 2 and len(requests) >= 5
-    for line in starts:
-        serve_options = vars_of(shlex.split(line.partition(" #")[0])[2:])
-        assert serve_options["checkpoint"] == "best.pt"
-    with command(str(checkpoint)) as (process, port, lines):
-        assert "Only this machine reaches it" in lines[-1]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    commands = [line for language, block in blocks if not language for line in block.splitlines()]
+    starts = [shlex.split(line) for line in commands if line.startswith("python tools/serve.py ")]
+    requests = [line for line in commands if line.startswith("curl ")]
+    assert len(starts) == 2 and len(requests) == 7 and len(commands) == 9
+    assert [serve.read_options(words[2:])[0].checkpoint for words in starts] == ["best.pt"] * 2
+    with running(detector, threshold=0.0) as client:
         for line in requests:
-            arguments = [*shlex.split(line.replace("127.0.0.1:8000", f"127.0.0.1:{port}")), "--fail", "--silent"]
+            arguments = [*shlex.split(line.replace("127.0.0.1:8000", f"127.0.0.1:{client.port}")), "--fail", "--silent"]
             done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, check=False)
             assert done.returncode == 0 and (done.stdout or "-o" in arguments), line
-        process.terminate()
-        assert process.wait(30) == 0
-    assert {path.suffix for path in tmp_path.iterdir()} == {".jpg"} and len(list(tmp_path.iterdir())) >= 2
-
-
-def vars_of(arguments: Sequence[str]) -> dict[str, Any]:
-    return vars(serve.read_options(arguments)[0])
+    for name in ("found.jpg", "looked.jpg"):
+        assert Image.open(tmp_path / name).size == (61, 97)
 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:

@@ -181,7 +181,7 @@ def _abilities(detector: Detector) -> _Abilities:
     [found] = detector.predict(blank, 0.0)
     try:
         detector.attention(blank)
-    except (UserError, AttributeError, NotImplementedError):
+    except (UserError, AttributeError):
         return _Abilities(masks=found.masks is not None, attention=False)
     return _Abilities(masks=found.masks is not None, attention=True)
 
@@ -198,6 +198,7 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        logger.warning("The detector failed on an image: %s", error)
         raise HTTPException(500, str(error)) from error
     except Exception as error:
         logger.exception("The detector failed on an image.")

@@ -1,7 +1,6 @@
 """Images of many requests through one detector, as many at a time as wait and fit together."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +15,6 @@ from torch import Tensor
 from detr import Detections, Detector
 from detr.images import model_size
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -107,9 +105,8 @@ class Batcher:
         lowest = min(job.threshold for job in jobs)
         try:
             found = self._detector.predict([job.image for job in jobs], lowest, len(jobs))
-        except Exception as error:  # whatever it is, it is the answer to its request alone
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to its request alone
             if len(jobs) == 1:
-                logger.warning("The detector failed on an image.", exc_info=error)
                 return [error]
             return [self._run([job])[0] for job in jobs]
         return [one.above(job.threshold) for one, job in zip(found, jobs, strict=True)]
