@@ -32,7 +32,7 @@ benchmark: .venv/installed
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test,parity,dev,sweep,timm,huggingface,examples,video,supervision,export]'
+	$(BIN)/python -m pip install --quiet -e '.[test,parity,dev,sweep,timm,huggingface,examples,video,supervision,export,serve]'
 	touch $@
 
 clean:

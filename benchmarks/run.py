@@ -21,6 +21,7 @@ from benchmarks import (
     padding,
     recipes,
     records,
+    serving,
     step,
     transforms,
 )
@@ -34,7 +35,7 @@ def main() -> None:
         "--only",
         metavar="NAME[,NAME]",
         help="some of criterion, transforms, loading, evaluation, step, recipes, latency, attention, padding, records, "
-        "masks",
+        "masks, serving",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step, recipes and latency")
     parser.add_argument("--threads", type=int, default=2)
@@ -79,6 +80,7 @@ def main() -> None:
         "padding": partial(padding.run, folder=options.images, annotations=options.annotations),
         "records": records.run,
         "masks": masks.run,
+        "serving": partial(serving.run, threads=options.threads),
     }
     names = options.only.split(",") if options.only else list(benchmarks)
     if unknown := set(names) - set(benchmarks):

@@ -41,7 +41,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow raises for damaged files, in one version or another.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -136,7 +136,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     Image.init()
     try:
         with open_regular(path) as stream, Image.open(stream, formats=sorted(FORMATS & Image.OPEN.keys())) as image:
-            _check_pixels(image)
+            check_pixels(image)
             yield image
     except FileNotFoundError:
         raise UserError(f"Image file {path} does not exist.") from None
@@ -147,7 +147,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             f"Image file {path} is refused: it would decompress to more than {MAX_PIXELS} pixels. Scale it down or cut "
             "it into pieces, and annotate those; or remove it from the annotations."
         ) from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(
             f"Image file {path} cannot be read: {_reason(error)}. Replace it, or remove it from the annotations."
         ) from None
@@ -160,13 +160,16 @@ def _reason(error: Exception) -> str:
     return system or str(error).rstrip(".") or type(error).__name__
 
 
-def _check_pixels(image: Image.Image) -> None:
-    """Before anything is decoded. A tile of a TIFF file is decoded whole, even where it is larger than the image."""
+def check_pixels(image: Image.Image, most: int = MAX_PIXELS) -> None:
+    """Before anything is decoded. A tile of a TIFF file is decoded whole, even where it is larger than the image.
+
+    Raises Image.DecompressionBombError where there are more than `most` pixels.
+    """
     tags = getattr(image, "tag_v2", {})
     tile = [tags.get(tag, 0) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH)]
     if not all(isinstance(extent, int) for extent in tile):
         raise ValueError("the size of its tiles is no number")
-    if max(image.width * image.height, math.prod(tile)) > MAX_PIXELS:
+    if max(image.width * image.height, math.prod(tile)) > most:
         raise Image.DecompressionBombError
 
 
@@ -196,7 +199,7 @@ def _orientation(image: Image.Image) -> int:
     """As the EXIF data have it; 1 where they are damaged, as viewers show such an image."""
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except _DAMAGE:
+    except DAMAGE:
         return 1
 
 

@@ -107,7 +107,7 @@ def _masks(
     height, width = size
     unique, place = queries.unique(return_inverse=True)
     parts = []
-    for chosen in unique.to(logits.device).split(_MASKS):
+    for chosen in unique.to(logits.device).split(_MASKS) if len(unique) else ():  # torch enlarges no empty tensor
         enlarged = F.interpolate(logits[None, chosen].float(), size=padded, mode="bilinear")[0, :, :height, :width]
         pixels = (enlarged > 0)[None].byte()  # the logits of a half
         parts.append(Masks.encode(F.interpolate(pixels, size=original, mode="nearest")[0].bool()))

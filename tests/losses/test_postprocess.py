@@ -1,5 +1,7 @@
 """Detections from softmax and sigmoid outputs, against a search pair by pair."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,3 +55,11 @@ def test_images_with_predictions_that_are_not_finite_are_found(value: float) -> 
         assert non_finite(predictions) == []
         getattr(predictions, field)[-1, 1, 4, 2] = value
         assert non_finite(predictions) == [1]
+
+
+def test_an_image_may_have_masks_and_no_detection() -> None:
+    predictions = replace(random_predictions(outputs=3), masks=torch.randn(1, 2, 5, 4, 6), mask_size=(16, 24))
+    for threshold, count in ((0.0, 15), (1.0, 0)):
+        found = postprocess(predictions, SIZES, NAMES, sizes=[(12, 24), (16, 10)], threshold=threshold)
+        assert [len(one.masks) for one in found] == [count, count]
+        assert [one.masks.size for one in found] == SIZES
