@@ -6,6 +6,7 @@ python export.py checkpoint=PATH format=onnx output=DIR
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +23,11 @@ from detr.errors import NonFiniteOutputsError
 from detr.export import (
     FORMATS,
     Description,
+    ExportedModel,
     Format,
     Graph,
     Limits,
+    PaddedModel,
     Proof,
     first_difference,
     first_traced_difference,
@@ -66,11 +69,11 @@ def export(config: DictConfig) -> None:
     with TemporaryDirectory() as folder:
         images = pictures(config, Path(folder))
         logger.info("Tracing the model.")
-        program = trace(graph, inputs_of([torch.zeros(3, *example_size(detector), dtype=torch.uint8)] * 2, description))
+        program = trace(graph, inputs_of([example(detector, description)] * 2, description))
         path = Path(folder) / names[0]
         logger.info("Writing %s in %s.", names[0], config.precision)
         written = kind.write(program, description, path, lambda: calibration(config, detector, description))
-        kind.describe(path, description)
+        kind.describe(path, description, program)
         logger.info("Comparing it with the model.")
         proof = proof_of(config, detector, path, images)
         limits = Limits.of(config.precision)
@@ -81,7 +84,7 @@ def export(config: DictConfig) -> None:
                 + blamed(kind, path, graph, program, written, inputs, limits.value)
                 + remedy(config)
             )
-        kind.describe(path, replace(description, proof=proof.content()))
+        kind.describe(path, replace(description, proof=proof.content()), program)
         output.write(CONFIG, as_yaml(config).encode())
         for name in names:
             with (Path(folder) / name).open("rb") as source, output.create(name) as target:
@@ -116,9 +119,10 @@ def describe(config: DictConfig, detector: Detector) -> Description:
     )
 
 
-def example_size(detector: Detector) -> tuple[int, int]:
-    """Height and width to trace the model at, which differ where they may."""
-    return model_size(3, 4, detector.size, detector.max_size, square=False)
+def example(detector: Detector, description: Description) -> Tensor:
+    """An image to trace the model with, whose height and width differ where they may."""
+    size = model_size(3, 4, detector.size, detector.max_size, square=description.side is not None and detector.square)
+    return torch.zeros(3, *size, dtype=torch.uint8)
 
 
 def inputs_of(images: Sequence[Tensor], description: Description) -> Inputs:
@@ -184,6 +188,11 @@ def compared(
 ) -> Proof:
     """runs: parts of the image size to work at, each with a batch size."""
     size, max_size = detector.size, detector.max_size
+    assert isinstance(exported.model, ExportedModel)
+    side = exported.model.description.side
+    if side is not None and not detector.square:  # padding alone changes detections a little
+        detector = copy(detector)
+        detector.model = PaddedModel(detector.model, side)
     found: list[list[Detections]] = []
     for one in (detector, exported):
         found.append([])

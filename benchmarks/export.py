@@ -55,14 +55,14 @@ def _measure(options: list[str], kind: str) -> tuple[float, float, float, float]
     categories = [Category(number, str(number)) for number in range(CLASSES)]
     detector = Detector(model=model, categories=categories, size=SIZE, max_size=SIZE * 5 // 3, square=square)
     about = export.describe(compose(["checkpoint=x"], "export"), detector)
-    images = [torch.zeros(3, *export.example_size(detector), dtype=torch.uint8)] * 2
+    images = [export.example(detector, about)] * 2
     format_ = FORMATS[kind]
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"model{format_.ending}"
         began = time.perf_counter()
         program = trace(Graph(model, about), export.inputs_of(images, about))
         format_.write(program, about, path, lambda: iter(()))
-        format_.describe(path, about)
+        format_.describe(path, about, program)
         seconds = time.perf_counter() - began
         size = sum(path.with_suffix(ending).stat().st_size for ending in (format_.ending, *format_.others)) / 2**20
         root = Path(folder) / "shapes"

@@ -4,7 +4,7 @@ from detr.export.description import Description
 from detr.export.files import FORMATS, Format
 from detr.export.graph import Graph, trace
 from detr.export.proof import Limits, Proof, first_difference, first_traced_difference, prove
-from detr.export.running import ENDINGS, ExportedModel, open_exported
+from detr.export.running import ENDINGS, ExportedModel, PaddedModel, open_exported
 
 __all__ = [
     "ENDINGS",
@@ -14,6 +14,7 @@ __all__ = [
     "Format",
     "Graph",
     "Limits",
+    "PaddedModel",
     "Proof",
     "first_difference",
     "first_traced_difference",

@@ -45,8 +45,8 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def describe(self, path: Path, description: Description) -> None:
-        """Let a file say of itself what it is."""
+    def describe(self, path: Path, description: Description, program: Program) -> None:
+        """Let a file say of itself what it is. program: that `write` was given."""
 
     @abstractmethod
     def values(self, path: Path, names: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class Onnx(Format):
             _quantize_onnx(path, calibration())
         return program
 
-    def describe(self, path: Path, description: Description) -> None:
+    def describe(self, path: Path, description: Description, program: Program) -> None:
         onnx = imported("onnx")
         model = onnx.load(path)
         onnx.helper.set_model_props(model, {KEY: description.as_json()})
@@ -107,7 +107,7 @@ class OpenVinoFiles(Format):
         openvino.save_model(model, path, compress_to_fp16=description.precision == "fp16")
         return program
 
-    def describe(self, path: Path, description: Description) -> None:
+    def describe(self, path: Path, description: Description, program: Program) -> None:
         openvino = imported("openvino")
         model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
         model.set_rt_info(description.as_json(), [KEY])
@@ -136,8 +136,8 @@ class TorchFile(Format):
         torch.export.save(program, path)
         return program
 
-    def describe(self, path: Path, description: Description) -> None:
-        torch.export.save(torch.export.load(path), path, extra_files={KEY: description.as_json()})
+    def describe(self, path: Path, description: Description, program: Program) -> None:
+        torch.export.save(program, path, extra_files={KEY: description.as_json()})
 
     def values(self, path: Path, names: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
         return values_of(torch.export.load(path), names, inputs)

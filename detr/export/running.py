@@ -128,6 +128,17 @@ class ExportedModel(nn.Module):
         return Predictions(logits=logits, boxes=boxes, masks=None if masks is None else masks[None], mask_size=size)
 
 
+class PaddedModel(nn.Module):
+    """A model that gets its images padded to one height and width, as a file of one size does."""
+
+    def __init__(self, model: nn.Module, side: int) -> None:
+        super().__init__()
+        self.model, self.side = model, side
+
+    def forward(self, batch: ImageBatch) -> Predictions:
+        return self.model(_padded(batch, self.side))
+
+
 def open_exported(path: Path) -> ExportedModel:
     """A file of export.py, by its ending. Raises UserError where it is missing, damaged or another's."""
     if not path.is_file():
