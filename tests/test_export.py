@@ -184,7 +184,7 @@ def test_halves_that_overflow_are_refused(checkpoint: Path, tmp_path: Path) -> N
     state["encoder.layers.0.ffn.linear2.weight"] /= 1e6
     torch.save(content, tmp_path / "best.pt")
     done = export(tmp_path / "best.pt", tmp_path / "out", "precision=fp16")
-    assert done.code == 2 and "a score differs by" in done.message and "precision=fp32" in done.message
+    assert done.code == 2 and "scores differ by" in done.message and "precision=fp32" in done.message
     assert "The first layer that differs is encoder.layers.0.ffn.linear1 (Linear)" in done.message
     assert not (tmp_path / "out").exists()
 

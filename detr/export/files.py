@@ -118,10 +118,12 @@ class OpenVinoFiles(Format):
         model = openvino.Core().read_model(path)
         there = {name for op in model.get_ops() for output in op.outputs() for name in output.get_names()}
         chosen = [name for name in names if name in there]
+        own = len(model.outputs)
         model.add_outputs(chosen)
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
         found = openvino.compile_model(model, "CPU", exact)([tensor.numpy() for tensor in inputs.values()])
-        return {name: torch.from_numpy(np.array(found[name])) for name in chosen}
+        added = [*found.values()][own:]
+        return {name: torch.from_numpy(np.array(value)) for name, value in zip(chosen, added, strict=True)}
 
 
 class TorchFile(Format):
