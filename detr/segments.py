@@ -10,6 +10,7 @@ from jaxtyping import Int64, UInt8
 from detr.types import Category
 
 VOID = 0  # of pixels that belong to no segment
+_STEP = 0x9E3779  # 256^3 by the golden ratio
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,18 @@ class Panoptic:
     segments: tuple[Segment, ...]
 
     def numbered(self, labels: Mapping[int, int]) -> "Panoptic":
-        """With ids from 1 on, as COCO's files have them, and other labels; segments of labels without one are void."""
+        """With other labels, and ids that COCO's files can have; segments of labels without one are void.
+
+        Ids are multiples of an odd number, modulo 256^3: none comes twice, and in a picture their colors are far apart.
+        """
         kept = [segment for segment in self.segments if segment.label in labels]
+        numbers = [place * _STEP % 256**3 for place in range(1, len(kept) + 1)]
         ids = np.full_like(self.ids, VOID)
-        for number, segment in enumerate(kept, start=1):
+        for number, segment in zip(numbers, kept, strict=True):
             ids[self.ids == segment.id] = number
-        segments = (Segment(number, labels[one.label], one.crowd) for number, one in enumerate(kept, start=1))
-        return Panoptic(ids=ids, segments=tuple(segments))
+        pairs = zip(numbers, kept, strict=True)
+        segments = tuple(Segment(number, labels[one.label], one.crowd) for number, one in pairs)
+        return Panoptic(ids=ids, segments=segments)
 
     def rows(self, categories: Sequence[Category]) -> list[dict[str, Any]]:
         """The segments as COCO's files of results have them, with their areas in pixels. categories: by label."""
