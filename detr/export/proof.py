@@ -38,7 +38,7 @@ class Limits:
         """fp32 rounds otherwise; the others are approximations, where a single proposal may give way to another."""
         return {
             "fp32": cls(score=1e-4, box=0.1, mean_score=1e-5, mean_box=0.01, mask=0.001, value=1e-3),
-            "fp16": cls(score=math.inf, box=math.inf, mean_score=0.005, mean_box=0.5, mask=0.02, value=0.05),
+            "fp16": cls(score=math.inf, box=math.inf, mean_score=0.01, mean_box=1.0, mask=0.02, value=0.05),
             "int8": cls(score=math.inf, box=math.inf, mean_score=0.05, mean_box=4.0, mask=0.1, value=0.5),
         }[precision]
 
