@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Row, in_new_process
 from detr.config import build_model, compose
@@ -13,6 +12,7 @@ from detr.models.deployment import deployed
 from detr.models.detr import DETR
 from detr.postprocess import postprocess
 from detr.types import ImageBatch
+from tools.counts import count_flops, count_parameters
 from tools.timing import medians
 
 # With the classes of the published weights: COCO has 80, and category ids up to 90.
@@ -47,9 +47,7 @@ def _measure(name: str, device: str, threads: int, repeats: int) -> tuple[dict[s
     seconds = medians(
         {form: partial(_detect, of_form, batch, MODELS[name]) for form, of_form in forms.items()}, repeats
     )
-    with FlopCounterMode(display=False) as counter:
-        model(batch)
-    return seconds, sum(p.numel() for p in model.parameters()), counter.get_total_flops()
+    return seconds, count_parameters(model), count_flops(partial(model, batch))
 
 
 @torch.inference_mode()

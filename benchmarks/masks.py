@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import Row, in_new_process, peak_memory
+from benchmarks.measure import Row, in_new_process
 from detr.evaluation import CocoResults
+from detr.memory import peak_memory
 from detr.postprocess import postprocess
 from detr.types import Category, Predictions
 
@@ -31,7 +32,7 @@ def _evaluated(images: int) -> tuple[float, float, float, float]:
     categories = [Category(id=number, name=name) for number, name in enumerate(names)]
     generator = torch.Generator().manual_seed(0)
     predictions = _predictions(generator)
-    before, began = peak_memory("cpu"), time.perf_counter()
+    before, began = peak_memory() / 2**30, time.perf_counter()
     results = []
     for image in range(images):
         found = postprocess(predictions, [ORIGINAL], names, QUERIES, sizes=[SIZE])
@@ -39,7 +40,7 @@ def _evaluated(images: int) -> tuple[float, float, float, float]:
     everything = CocoResults.concatenate(results)
     seconds = (time.perf_counter() - began) / images
     assert everything.masks is not None and len(everything) == images * QUERIES
-    return before, peak_memory("cpu"), seconds, sum(len(mask["counts"]) for mask in everything.masks) / 2**30
+    return before, peak_memory() / 2**30, seconds, sum(len(mask["counts"]) for mask in everything.masks) / 2**30
 
 
 def _predictions(generator: torch.Generator) -> Predictions:

@@ -1,4 +1,4 @@
-"""Memory, threads, and the table of results."""
+"""Processes, memory, threads, and the table of results."""
 
 import ctypes
 import multiprocessing
@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from detr.memory import forget_peak_memory, peak_memory
 
 T = TypeVar("T")
 
@@ -67,24 +68,14 @@ def in_new_process(function: Callable[..., T], *arguments: object) -> T:
         return process.submit(function, *arguments).result()
 
 
-def peak_memory(device: str) -> float:
-    """Most memory that this process has held so far, in GiB: of the device where that is a GPU."""
-    return _held("VmHWM") / 2**20 if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
-
-
 def extra_memory(call: Callable[[], object]) -> float:
     """Most memory that a call on the CPU holds beyond what this process held before it, in MiB."""
     # M_MMAP_THRESHOLD: from 64 KiB on, what is freed goes back at once, and does not stay with the process in pieces.
     ctypes.CDLL(None).mallopt(-3, 2**16)
-    before = _held("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the most held so far becomes what is held now
+    forget_peak_memory()
+    before = peak_memory()
     call()
-    return (_held("VmHWM") - before) / 2**10
-
-
-def _held(entry: str) -> int:
-    """KiB; getrusage would count what the parent held when it started this process."""
-    return int(Path("/proc/self/status").read_text().partition(f"{entry}:")[2].split()[0])
+    return (peak_memory() - before) / 2**20
 
 
 def _number(value: float | None) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.measure import Row, in_new_process, peak_memory
+from benchmarks.measure import Row, in_new_process
 from benchmarks.step import training_step
+from detr.memory import peak_memory
 from tools.timing import medians
 
 RECIPES = ("detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr", "dino")
@@ -20,4 +21,4 @@ def run(*, device: str, threads: int, repeats: int) -> Iterator[Row]:
 
 def _measure(name: str, device: str, threads: int, repeats: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
-    return medians({name: training_step(name, device)}, repeats)[name], peak_memory(device)
+    return medians({name: training_step(name, device)}, repeats)[name], peak_memory() / 2**30

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measure import Row, in_new_process, peak_memory
+from benchmarks.measure import Row, in_new_process
 from datasets import DetectionDataset
 from datasets.formats.coco import read_coco
+from detr.memory import peak_memory
 
 IMAGES, BOXES, CATEGORIES = 118_000, 860_000, 80
 WORKERS = 2
@@ -78,7 +79,7 @@ def _loaded(root: Path) -> tuple[float, float, float, float]:
     """Seconds, GiB of this process afterwards and at most, and MiB that a worker copies while it uses all records."""
     began = time.perf_counter()
     dataset = DetectionDataset(read_coco(images=root / "train", annotations=root / "instances_train.json"))
-    seconds, held, peak = time.perf_counter() - began, _held() / 2**30, peak_memory("cpu")
+    seconds, held, peak = time.perf_counter() - began, _held() / 2**30, peak_memory() / 2**30
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     options = {"batch_size": 1000, "num_workers": WORKERS, "collate_fn": list}

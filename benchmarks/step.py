@@ -11,15 +11,16 @@ from unittest import mock
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Row, in_new_process, peak_memory
+from benchmarks.measure import Row, in_new_process
 from benchmarks.published import load
 from detr.config import build, build_criterion, build_model, compose
 from detr.engine import TrainerConfig, TrainingStep, accelerated
 from detr.images import pad_to_batch
+from detr.memory import peak_memory
 from detr.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from detr.types import ImageBatch, Target
+from tools.counts import count_flops
 from tools.timing import medians
 
 CLASSES, OBJECTS = 91, 7
@@ -46,11 +47,9 @@ def run(
     if checkout is not None:
         everything["published"] = partial(_published_step, checkout, device, size, batch)
     seconds = medians({name: make() for name, make in everything.items()}, repeats)
-    memory = {name: in_new_process(_memory, make, device, threads) for name, make in everything.items()}
+    memory = {name: in_new_process(_memory, make, threads) for name, make in everything.items()}
     speed = {name: batch / value for name, value in seconds.items()}
-    with FlopCounterMode(display=False) as counter:
-        training_step("detr", device, "fp32", size, batch)()
-    operations = counter.get_total_flops()
+    operations = count_flops(training_step("detr", device, "fp32", size, batch))
     for mode in modes:
         name = f"training step, {batch} images of {size[0]}x{size[1]}, {mode}"
         other = speed.get("published")
@@ -60,12 +59,12 @@ def run(
         yield Row(f"{name}, operations a second", "% of those of one large product", 100 * share)
 
 
-def _memory(make: Callable[[], Step], device: str, threads: int) -> float:
+def _memory(make: Callable[[], Step], threads: int) -> float:
     torch.set_num_threads(threads)
     step = make()
     for _ in range(3):
         step()
-    return peak_memory(device)
+    return peak_memory() / 2**30
 
 
 def _matrix_rate(device: str, dtype: torch.dtype) -> float:

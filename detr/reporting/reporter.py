@@ -3,24 +3,22 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from PIL import Image
 
 from detr import distributed
 from detr.contents import check_content, mapping, number, record, whole
 from detr.errors import UserError
 from detr.evaluation.samples import Sample
+from detr.memory import forget_peak_memory, peak_memory
 from detr.reporting.samples import draw_batch, draw_sample
 from detr.reporting.sinks import Sink
 from detr.types import ImageBatch, Target
 
 logger = logging.getLogger(__name__)
-_STATUS = Path("/proc/self/status")  # of Linux
 _STATE = record(sums=mapping(number()), count=whole())
 _BATCH_IMAGES = 8  # of a training batch that are drawn
 
@@ -63,7 +61,7 @@ class Reporter:
         for sink in self.sinks:
             sink.start(self.run_dir, step, total_steps)
             self._started.append(sink)
-        _forget_peak_memory()
+        forget_peak_memory()  # a sweep trains one model after another in the same process
         self._restart_clock()
 
     def step(
@@ -88,7 +86,7 @@ class Reporter:
         speed = {
             "images_per_second": self._images / seconds,
             "data_wait": self._waited / seconds,
-            "memory_gb": _peak_memory() / 2**30,
+            "memory_gb": peak_memory() / 2**30,
             "eta_minutes": (self.total_steps - step) * seconds / self._timed / 60,
         }
         self._scalars(step, {**averages, **state, **speed}, "train")
@@ -160,23 +158,3 @@ class Reporter:
 
     def _restart_clock(self) -> None:
         self._timed, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
-
-
-def _forget_peak_memory() -> None:
-    """A sweep trains one model after another in the same process: each shall have its own peak."""
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with suppress(OSError):  # not on Linux, or not allowed: the peak is that of the whole process then
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory() -> float:
-    """Bytes of device memory, or of main memory where there is no device."""
-    if torch.cuda.is_initialized():
-        return float(torch.cuda.max_memory_allocated())
-    if _STATUS.exists():
-        return int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024.0
-    import resource  # which Windows does not have
-
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS

@@ -30,6 +30,7 @@ from tests.helpers.commands import REPOSITORY, TINY_MODEL
 from tools import compare
 from tools.comparison import charts, cost, judge
 from tools.comparison.runs import Group, Run, find_runs, group_runs
+from tools.counts import count_flops
 
 MakeRun = Callable[..., Path]
 HOSTILE = '<img src=x onerror="alert(1)">$&'
@@ -512,14 +513,14 @@ def test_operations_of_an_encoder_are_those_by_hand() -> None:
     x, mask = torch.randn(1, d, height, width), torch.zeros(1, height, width, dtype=torch.bool)
     attention = 2 * (3 * n * d * d + n * n * d + n * n * d + n * d * d)  # projections, products, sums, projection
     for padded in (False, True):
-        counted = cost.count_flops(lambda padded=padded: encoder([x], [mask], padded=padded))
+        counted = count_flops(lambda padded=padded: encoder([x], [mask], padded=padded))
         assert counted == layers * (attention + 2 * 2 * n * d * feed)
 
 
 def test_attention_counts_whatever_computes_it() -> None:
     block = MultiHeadAttention(d_model=16, nhead=2).requires_grad_(False)
     x = torch.randn(1, 11, 16)
-    assert cost.count_flops(lambda: block.attend(x, x, x)) == 2 * (4 * 11 * 16 * 16 + 2 * 11 * 11 * 16)
+    assert count_flops(lambda: block.attend(x, x, x)) == 2 * (4 * 11 * 16 * 16 + 2 * 11 * 11 * 16)
 
 
 def test_a_real_run_is_understood(tiny_options: list[str], tmp_path: Path) -> None:

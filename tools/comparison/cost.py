@@ -7,12 +7,11 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from detr.config import build_stored_model
 from detr.types import ImageBatch
 from tools.comparison.runs import Group, Run
+from tools.counts import count_flops, count_parameters
 from tools.timing import medians
 
 _SECONDS = 60.0  # to spend on measuring time
@@ -55,18 +54,6 @@ def measure(groups: Sequence[Group], packages: Sequence[str] = ()) -> list[Cost]
         for key in models
     }
     return [costs[key] for key in keys]
-
-
-def count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_flops(call: Callable[[], object]) -> int:
-    """Of matrix products, convolutions and attention in a call; a multiplication and its addition are two."""
-    # Fused kernels of attention are not counted on every device, the products that they are made of always are.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        call()
-    return counter.get_total_flops()
 
 
 def _key(run: Run) -> str:
