@@ -15,6 +15,7 @@ from benchmarks import (
     attention,
     criterion,
     evaluation,
+    export,
     latency,
     loading,
     masks,
@@ -35,7 +36,7 @@ def main() -> None:
         "--only",
         metavar="NAME[,NAME]",
         help="some of criterion, transforms, loading, evaluation, step, recipes, latency, attention, padding, records, "
-        "masks, serving",
+        "masks, serving, export",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step, recipes and latency")
     parser.add_argument("--threads", type=int, default=2)
@@ -80,6 +81,7 @@ def main() -> None:
         "padding": partial(padding.run, folder=options.images, annotations=options.annotations),
         "records": records.run,
         "masks": masks.run,
+        "export": export.run,
         "serving": partial(serving.run, threads=options.threads),
     }
     names = options.only.split(",") if options.only else list(benchmarks)
