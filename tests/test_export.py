@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -11,13 +11,16 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from datasets.shapes import generate
 from detr import Detections, Detector, UserError
-from detr.export import FORMATS, Proof, prove
+from detr.export import FORMATS, ExportedModel, Graph, Limits, Proof, prove, trace
 from detr.export.files import Onnx
-from detr.export.running import imported
+from detr.export.running import Runtime, imported
 from detr.images import read_image
+from export import compared, describe, example, inputs_of
 from tests.helpers.commands import REPOSITORY, Outcome, figures, predict, run, save_untrained
 
 onnx = pytest.importorskip("onnx", reason="needs the extra 'export'")
@@ -209,6 +212,35 @@ def test_a_part_that_cannot_be_traced_is_named(checkpoint: Path, tmp_path: Path)
     assert done.code == 2 and "cannot be exported: decoder.norm.1 (Undecided) does not allow it" in done.message
 
 
+FORM = OmegaConf.create(
+    {"normalize": True, "postprocess": True, "fixed_size": False, "batch_size": None, "precision": "fp32"}
+)
+
+
+class Searching(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.searchsorted(images[0, 0, 0], images)
+
+
+def test_an_operation_that_onnx_lacks_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    program = torch.export.export(Searching(), (torch.zeros(1, 3, 4, 4),))
+    description = describe(FORM, Detector.from_checkpoint(checkpoint))
+    with pytest.raises(UserError, match=r"cannot be written as ONNX: .*searchsorted.*Set format=torch"):
+        Onnx().write(program, description, tmp_path / "model.onnx", lambda: iter(()))
+
+
+def test_backbones_of_certain_sizes_are_traced_for_all(checkpoint: Path) -> None:
+    detector = Detector.from_checkpoint(checkpoint)
+    detector.model.backbone.size_divisor = 32  # type: ignore[union-attr, assignment]
+    description = describe(FORM, detector)
+    graph = Graph(detector.model, description)  # type: ignore[arg-type]
+    program = trace(graph, inputs_of([example(detector, description)] * 2, description)).module()
+    for size in ((48, 64), (64, 96), (33, 65)):
+        inputs = inputs_of([torch.randint(255, (3, *size), dtype=torch.uint8)] * 2, description)
+        with torch.no_grad():
+            torch.testing.assert_close(program(*inputs.values()), graph(*inputs.values()))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -238,7 +270,7 @@ def test_files_of_others_are_named(onnx_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"other.onnx does not say what its inputs and outputs are. Wanted a file of"):
         Detector.from_checkpoint(tmp_path / "other.onnx")
     (tmp_path / "half.onnx").write_bytes(onnx_file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"half.onnx cannot be read"):
+    with pytest.raises(UserError, match=r"half.onnx cannot be read: .*PROTOBUF"):
         Detector.from_checkpoint(tmp_path / "half.onnx")
     with pytest.raises(UserError, match=r"none.onnx does not exist"):
         Detector.from_checkpoint(tmp_path / "none.onnx")
@@ -278,3 +310,34 @@ def test_differences_are_of_the_same_things() -> None:
     assert proof.detections == 3 and proof.box == 2 and proof.mean_box == 1
     assert proof.score == pytest.approx(0.7) and proof.mean_score == pytest.approx((0.1 + 0.01 + 0.7) / 3)
     assert prove([ours], [ours]) == Proof(1, 3, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_detections_of_the_file_alone_count() -> None:
+    ours = detections(("circle", 0.9, [0, 0, 10, 10]))
+    theirs = detections(
+        ("circle", 0.9, [0, 0, 10, 10]), ("circle", 0.8, [20, 0, 30, 10]), ("square", 0.7, [0, 0, 9, 9])
+    )
+    proof = prove([ours], [theirs])
+    assert proof.score == pytest.approx(0.8) and proof.detections == 1
+
+
+class Swapped(Runtime):
+    """A file that takes height and width of images with padding for one another."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        images, sizes = inputs
+        return list(self.graph(images, sizes.flip(1)))
+
+
+def test_images_that_are_compared_have_padding(checkpoint: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "set", train_images=1, val_images=2, image_size=48)  # all of them squares
+    images = sorted((tmp_path / "set" / "val").iterdir())
+    detector = Detector.from_checkpoint(checkpoint)
+    exported = Detector.from_checkpoint(checkpoint)
+    description = describe(FORM, detector)
+    exported.model = ExportedModel(Swapped(Graph(detector.model, description)), description)  # type: ignore[arg-type]
+    proof = compared(detector, exported, images, [(1.0, 2)])
+    assert proof.excess(Limits.of("fp32"), 0.01) is not None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detr.errors import UserError
 from detr.export.description import KEY, Description
 from detr.export.running import imported
 
@@ -169,15 +170,19 @@ def _to_onnx(program: Program, description: Description) -> tuple[Any, Program]:
     imported("onnxruntime")
     optimizer = _optimizer()
     with _quiet():
-        onnx = torch.onnx.export(
-            program,
-            input_names=description.inputs,
-            output_names=description.outputs,
-            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
-            optimize=False,
-            verbose=False,
-            dynamo=True,
-        )
+        try:
+            onnx = torch.onnx.export(
+                program,
+                input_names=description.inputs,
+                output_names=description.outputs,
+                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+                optimize=False,
+                verbose=False,
+                dynamo=True,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            raise UserError(f"The model cannot be written as ONNX: {reason} Set format=torch.") from error
         assert onnx is not None
         # Constants are folded and dead nodes dropped. The exporter's own optimization rewrites more, and loses
         # initializers where one value is limited twice.

@@ -47,8 +47,8 @@ class Limits:
 class Proof:
     """How far the detections of a file are from those of its model.
 
-    images, detections: that were compared. score, box, mean_score, mean_box, mask: differences, as in `Limits`.
-    ap, model_ap: of both on a validation set, where there is one.
+    images, detections: that were compared, the latter of the model. score, box, mean_score, mean_box, mask:
+    differences, as in `Limits`. ap, model_ap: of both on a validation set, where there is one.
     """
 
     images: int
@@ -104,33 +104,39 @@ def prove(ours: Sequence[Detections], theirs: Sequence[Detections]) -> Proof:
     """Compare the detections of two models in the same images, which both give without a threshold.
 
     Of each image, our detections with a score of at least 0.05, and the best ten in any case, are matched with theirs
-    of the same class. One that has no partner counts as differing by its whole score.
+    of the same class; and theirs with ours, so that they have none of their own. One that has no partner counts as
+    differing by its whole score.
     """
     scores: list[float] = []
     boxes: list[float] = []
     masks: list[float] = []
-    for mine, other in zip(ours, theirs, strict=True):
-        chosen = mine[: max(int((mine.scores >= _SURE).sum()), _LEAST)]
-        for label in chosen.labels.unique():
-            of_mine = chosen.select((chosen.labels == label).nonzero()[:, 0])
-            of_other = other.select((other.labels == label).nonzero()[:, 0])
-            pairs = _pairs(of_mine, of_other)
-            a, b = of_mine.select(pairs[0]), of_other.select(pairs[1])
-            alone = sorted({*range(len(of_mine))} - {*pairs[0].tolist()})
-            scores += [*(a.scores - b.scores).abs().tolist(), *of_mine.scores[alone].tolist()]
-            boxes += (a.boxes - b.boxes).abs().amax(-1).tolist()
-            if a.masks is not None and b.masks is not None:
-                masks += (1 - a.masks.ious(b.masks)).tolist()
+    for both in zip(ours, theirs, strict=True):
+        for mine, other in (both, both[::-1]):
+            chosen = _chosen(mine)
+            for label in chosen.labels.unique():
+                of_mine = chosen.select((chosen.labels == label).nonzero()[:, 0])
+                of_other = other.select((other.labels == label).nonzero()[:, 0])
+                pairs = _pairs(of_mine, of_other)
+                a, b = of_mine.select(pairs[0]), of_other.select(pairs[1])
+                alone = sorted({*range(len(of_mine))} - {*pairs[0].tolist()})
+                scores += [*(a.scores - b.scores).abs().tolist(), *of_mine.scores[alone].tolist()]
+                boxes += (a.boxes - b.boxes).abs().amax(-1).tolist()
+                if a.masks is not None and b.masks is not None:
+                    masks += (1 - a.masks.ious(b.masks)).tolist()
     worst, mean = (lambda values: float(np.max(values, initial=0))), (lambda values: float(np.mean(values or [0])))
     return Proof(
         images=len(ours),
-        detections=len(scores),
+        detections=sum(len(_chosen(one)) for one in ours),
         score=worst(scores),
         box=worst(boxes),
         mean_score=mean(scores),
         mean_box=mean(boxes),
         mask=mean(masks) if masks else None,
     )
+
+
+def _chosen(found: Detections) -> Detections:
+    return found[: max(int((found.scores >= _SURE).sum()), _LEAST)]
 
 
 def _pairs(mine: Detections, other: Detections) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,8 @@ def open_exported(path: Path) -> ExportedModel:
     except UserError:
         raise
     except Exception as error:  # each runtime has errors of its own
-        raise UserError(f"{path} cannot be read: {brief(error)}. Export the model again.") from error
+        reason = brief(" ".join(str(error).split()))
+        raise UserError(f"{path} cannot be read: {reason}. Export the model again.") from error
     return ExportedModel(runtime, Description.from_json(runtime.described, path))
 
 
