@@ -149,8 +149,10 @@ def evaluate_checkpoint(config: DictConfig, device: torch.device, other: Path | 
     return None if evaluation is None else Judged(evaluation.metrics, evaluation.results, dataset, against)
 
 
-def evaluator_of(config: DictConfig, detector: Detector) -> tuple[CocoEvaluator, DetectionDataset]:
-    """What compares a detector with annotations, and these."""
+def evaluator_of(
+    config: DictConfig, detector: Detector, *, one_by_one: bool = False
+) -> tuple[CocoEvaluator, DetectionDataset]:
+    """What compares a detector with annotations, and these. one_by_one: in batches of one image, without padding."""
     annotations, data = read_annotations(config, detector.config, masks=detector.has_masks)
     resized = transforms.evaluation(size=detector.size, max_size=detector.max_size, square=detector.square)
     if annotations.named and {one.name for one in annotations.categories} <= {one.name for one in detector.categories}:
@@ -159,14 +161,17 @@ def evaluator_of(config: DictConfig, detector: Detector) -> tuple[CocoEvaluator,
     dataset = DetectionDataset(annotations, resized)
     logger.info("Evaluating on %d images: %s.", len(dataset), detector.resizing)
     options = {name: data[name] for name in ("batch_size", "workers", "pad_to")}
-    if detector.one_by_one:
-        options["batch_size"] = 1
+    if one_by_one or detector.one_by_one:
+        options.update(batch_size=1, pad_to=1)
+    panoptic = dataset.segments is not None and detector.has_segments
+    if dataset.segments is not None and not panoptic:
+        logger.warning("The panoptic quality is not measured: this model gives no segments.")
     evaluator = CocoEvaluator(
         loader=evaluation_loader(dataset, **options),
         annotations=dataset.ground_truth(),
         categories=categories,
         samples=0,
-        panoptic=None if dataset.segments is None else dataset.panoptic,
+        panoptic=dataset.panoptic if panoptic else None,
         **config.evaluation,
     )
     return evaluator, dataset

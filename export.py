@@ -4,6 +4,7 @@ python export.py checkpoint=PATH format=onnx output=DIR
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -20,6 +21,7 @@ from detr import Detections, Detector, UserError, __version__
 from detr.cli import command, pick_device, run_directory
 from detr.config import as_yaml
 from detr.errors import NonFiniteOutputsError
+from detr.evaluation import CocoEvaluator
 from detr.export import (
     FORMATS,
     Description,
@@ -35,7 +37,8 @@ from detr.export import (
     trace,
 )
 from detr.export.files import Inputs, Program
-from detr.images import find_images, model_size, pad_to_batch, read_image, resize
+from detr.export.running import padded
+from detr.images import check_image, find_images, model_size, pad_to_batch, read_image, resize
 from detr.models.detr import DETR
 from detr.reporting import OutputFolder
 from evaluate import evaluator_of, unread
@@ -54,6 +57,7 @@ def export(config: DictConfig) -> None:
     kind = FORMATS[config.format]
     if config.precision not in kind.precisions:
         raise UserError(f"format={config.format} has no {config.precision}. Set precision={kind.precisions[0]}.")
+    kind.check(config.precision)
     if config.precision == "int8" and config.images is None:
         raise UserError("precision=int8 takes its ranges from real images. Set images=DIR, to some like your own.")
     names = [f"model{ending}" for ending in (kind.ending, *kind.others)]
@@ -66,6 +70,9 @@ def export(config: DictConfig) -> None:
     detector.resize_to(config.size, config.max_size, config.square)
     description = describe(config, detector)
     graph = Graph(detector.model, description).cpu()
+    one_by_one = not description.padding and not description.square
+    # What can be wrong with the user's data is found before the work begins.
+    evaluator = evaluator_of(config, detector, one_by_one=one_by_one)[0] if config.evaluate else None
     with TemporaryDirectory() as folder:
         images = pictures(config, Path(folder))
         logger.info("Tracing the model.")
@@ -75,7 +82,7 @@ def export(config: DictConfig) -> None:
         written = kind.write(program, description, path, lambda: calibration(config, detector, description))
         kind.describe(path, description, program)
         logger.info("Comparing it with the model.")
-        proof = proof_of(config, detector, path, images)
+        proof = proof_of(config, detector, path, images, evaluator)
         limits = Limits.of(config.precision)
         if (excess := proof.excess(limits, config.ap_loss)) is not None:
             inputs = inputs_of([resized(detector, images[0])] * 2, description)
@@ -85,6 +92,10 @@ def export(config: DictConfig) -> None:
                 + remedy(config)
             )
         kind.describe(path, replace(description, proof=proof.content()), program)
+        if compared(detector, Detector.from_checkpoint(path), images[:2], [(1.0, 2)]).excess(limits, 1.0):
+            raise UserError(
+                "The exported file changed when its proof was added to it, and is not kept. Export it again."
+            )
         output.write(CONFIG, as_yaml(config).encode())
         for name in names:
             with (Path(folder) / name).open("rb") as source, output.create(name) as target:
@@ -131,9 +142,7 @@ def inputs_of(images: Sequence[Tensor], description: Description) -> Inputs:
     batch = pad_to_batch([images[min(index, len(images) - 1)] for index in range(count)])
     sizes = torch.tensor(batch.sizes())
     if description.side is not None:
-        wide = [torch.zeros(3, description.side, description.side, dtype=torch.uint8)]
-        batch = replace(pad_to_batch([*batch.images, *wide]), padded=True)
-        batch = batch.map(lambda tensor: tensor[:count])
+        batch = padded(batch, description.side)
     if not description.normalize:
         batch = batch.normalized(description.mean, description.std)
     return {"images": batch.images, "sizes": sizes} if description.padding else {"images": batch.images}
@@ -151,12 +160,15 @@ def pictures(config: DictConfig, folder: Path) -> list[Path]:
         root = folder / "shapes"
         generate(root, train_images=1, val_images=config.num_images, image_size=320, min_objects=1, max_objects=8)
         return sorted((root / "val").iterdir())
-    root, names = find_images(config.images)
-    return [root / name for name in spread(names, config.num_images)]
+    root, names = find_images(config.images, option="images")
+    chosen = [root / name for name in spread(names, config.num_images)]
+    for image in chosen:
+        check_image(image)
+    return chosen
 
 
 def calibration(config: DictConfig, detector: Detector, description: Description) -> Iterator[Inputs]:
-    root, names = find_images(config.images)
+    root, names = find_images(config.images, option="images")
     for name in spread(names, config.num_calibration_images):
         yield inputs_of([resized(detector, root / name)], description)
 
@@ -167,17 +179,15 @@ def spread(names: Sequence[Path], count: int) -> list[Path]:
     return [names[int(index * step)] for index in range(min(count, len(names)))]
 
 
-def proof_of(config: DictConfig, detector: Detector, path: Path, images: Sequence[Path]) -> Proof:
+def proof_of(
+    config: DictConfig, detector: Detector, path: Path, images: Sequence[Path], evaluator: CocoEvaluator | None
+) -> Proof:
     """Of pairs of images at the size that was asked for, and of single ones at a smaller size, where any will do."""
     exported = Detector.from_checkpoint(path)
     exported.resize_to(detector.size, detector.max_size, detector.square)
-    try:
-        proof = compared(detector, exported, images, [(1.0, 2)] if config.fixed_size else [(1.0, 2), (0.75, 1)])
-    except NonFiniteOutputsError:
-        return Proof.failed()
-    if not config.evaluate:
+    proof = compared(detector, exported, images, [(1.0, 2)] if config.fixed_size else [(1.0, 2), (0.75, 1)])
+    if evaluator is None or math.isnan(proof.score):
         return proof
-    evaluator, _ = evaluator_of(config, exported)
     evaluations = [evaluator(model) for model in (detector.model, exported.model)]
     model_ap, ap = (evaluation.metrics.summary["AP"] for evaluation in evaluations if evaluation is not None)
     return replace(proof, model_ap=model_ap, ap=ap)
@@ -201,7 +211,12 @@ def compared(
             one.resize_to(round(size * share), round(max_size * share))
             for start in range(0, len(images), batch_size):
                 batch = [cut(images[number], number) for number in range(start, min(start + batch_size, len(images)))]
-                found[-1] += one.predict(batch, 0.0, 1 if exported.one_by_one else batch_size)
+                try:
+                    found[-1] += one.predict(batch, 0.0, 1 if exported.one_by_one else batch_size)
+                except NonFiniteOutputsError:
+                    if one is detector:
+                        raise
+                    return Proof.failed()
         one.resize_to(size, max_size)
     return prove(*found)
 

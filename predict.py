@@ -84,8 +84,12 @@ def predict(config: DictConfig) -> None:
     detector = Detector.from_checkpoint(
         config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
     )
-    if "panoptic" in config.formats and not detector.has_masks:
-        raise UserError("formats: panoptic needs a model with masks, which this is not. Leave it out.")
+    if "panoptic" in config.formats and not detector.has_segments:
+        raise UserError(
+            "formats: panoptic needs a model with masks, and of exported files one with postprocess=false. Leave it out."
+        )
+    if config.attention and not detector.shows_attention:
+        raise UserError("attention=true needs a checkpoint: of other files nobody knows where they look. Leave it out.")
     detector.resize_to(config.size, config.max_size, config.square)
     items = [
         Item(folder / name, name.as_posix(), picture, ListedImage(name.as_posix()))

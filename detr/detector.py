@@ -25,7 +25,7 @@ from detr.postprocess import PUBLISHED_PAIRS, Ranked, non_finite, postprocess, r
 from detr.segments import Panoptic
 from detr.text import printable
 from detr.types import Category, Detections, Predictions
-from detr.weights import PUBLISHED, Published, as_checkpoint, load_state, read_weights
+from detr.weights import PUBLISHED, Published, as_checkpoint, load_state, read_weights, weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,16 @@ class Detector:
         return getattr(self.model, "has_masks", False)
 
     @property
+    def has_segments(self) -> bool:
+        """Whether it can divide images into segments: it has masks, and logits of all queries."""
+        return self.has_masks and getattr(self.model, "has_logits", True)
+
+    @property
+    def shows_attention(self) -> bool:
+        """Whether it can show where it looks."""
+        return isinstance(self.model, DETR)
+
+    @property
     def one_by_one(self) -> bool:
         """Whether the model takes images one at a time alone, as some exported files do."""
         return getattr(self.model, "one_by_one", False)
@@ -153,8 +163,8 @@ class Detector:
         Raises UserError where the file is missing, damaged, of another model, or names classes that are not allowed,
         and where the device is not there.
         """
-        if Path(path).suffix in ENDINGS:
-            return cls._from_exported(Path(path).expanduser())
+        if Path(path).suffix.lower() in ENDINGS:
+            return cls._from_exported(weights_file(path))
         _check_device(device)
         model = _model_of(str(path), model)
         weights = read_weights(path)
@@ -309,12 +319,13 @@ class Detector:
                 f"Detector.attention: wanted point as x and y in [0, 1] of the image, got {list(point)}. Correct "
                 "attention_point, such as attention_point=[0.5,0.5] for the center."
             )
-        if not isinstance(self.model, DETR):
+        if not self.shows_attention:
             raise UserError(
                 f"Detector.attention: wanted a model of class DETR, got {type(self.model).__name__}, whose attention "
                 "is not known. Leave attention=false."
             )
         place = float(point[0]), float(point[1])
+        assert isinstance(self.model, DETR)
         with watch(self.model, place) as seen:
             [found] = self._run([_to_tensor(image)]).detections(self.limit(threshold))
         assert seen.decoder is not None

@@ -203,17 +203,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def find_images(source: str, more: Collection[str] = ()) -> tuple[Path, list[Path]]:
+def find_images(source: str, more: Collection[str] = (), *, option: str = "source") -> tuple[Path, list[Path]]:
     """The images that a file name, a folder or a pattern names: a folder, and their sorted paths relative to it.
 
     A path that exists is no pattern, whatever characters it has. Of a folder's or a pattern's files those count whose
-    ending is that of a raster image, or among `more`, in small letters. Raises UserError where there is none, and for
-    a URL.
+    ending is that of a raster image, or among `more`, in small letters. option: the name of `source`, for messages.
+    Raises UserError where there is none, and for a URL.
     """
     path, endings = Path(source).expanduser(), image_endings().union(more)
     if _URL.match(source):
         raise UserError(
-            f"source={printable(source)} is a URL, and nothing is downloaded. Save the file, and give its path."
+            f"{option}={printable(source)} is a URL, and nothing is downloaded. Save the file, and give its path."
         )
     if path.is_file():
         return path.parent, [Path(path.name)]
@@ -222,10 +222,10 @@ def find_images(source: str, more: Collection[str] = ()) -> tuple[Path, list[Pat
     else:
         fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         folder, pattern = Path(*fixed), str(Path(*path.parts[len(fixed) :]))
-    found = _matching(folder, pattern, source) if glob.has_magic(pattern) else ()
+    found = _matching(folder, pattern, f"{option}={printable(source)}") if glob.has_magic(pattern) else ()
     images = sorted(path.relative_to(folder) for path in found if path.suffix.lower() in endings and path.is_file())
     if not images:
-        raise UserError(f"source={printable(source)} names no image{_hint(path, endings)}. {_WANTED}")
+        raise UserError(f"{option}={printable(source)} names no image{_hint(path, endings)}. {_WANTED}")
     return folder, images
 
 
@@ -238,7 +238,7 @@ def _matching(folder: Path, pattern: str, source: str) -> Iterator[Path]:
             if not hidden or "/." in f"/{pattern}":
                 yield path
     except ValueError as error:
-        raise UserError(f"source={printable(source)} is no pattern: {error}. {_WANTED}") from None
+        raise UserError(f"{source} is no pattern: {error}. {_WANTED}") from None
 
 
 @cache

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
@@ -247,7 +248,7 @@ def test_backbones_of_certain_sizes_are_traced_for_all(checkpoint: Path) -> None
         (("format=torch", "precision=fp16"), "format=torch has no fp16. Set precision=fp32."),
         (("precision=int8",), "precision=int8 takes its ranges from real images. Set images=DIR"),
         (("format=tflite",), "format: wanted onnx or openvino or torch, got 'tflite'."),
-        (("images=nowhere",), "nowhere"),
+        (("images=nowhere",), "images=nowhere names no image"),
     ],
 )
 def test_wrong_options_are_named(options: tuple[str, ...], message: str, checkpoint: Path, tmp_path: Path) -> None:
@@ -282,6 +283,34 @@ def test_a_file_of_one_size_takes_no_other(checkpoint: Path, tmp_path: Path, sha
     detector.resize_to(200)
     with pytest.raises(UserError, match="takes images of 64 x 64 pixels, got 200 x 200"):
         detector.predict(shapes_root / "val" / "000000.jpg")
+
+
+def test_what_an_exported_file_cannot_do_is_said_first(onnx_file: Path, shapes_root: Path, tmp_path: Path) -> None:
+    for option, message in (("formats=[panoptic]", "panoptic needs a model"), ("attention=true", "needs a checkpoint")):
+        done = predict(onnx_file, shapes_root / "val", tmp_path / "found", option)
+        assert done.code == 2 and message in done.message and not (tmp_path / "found").exists()
+
+
+def test_a_runtime_that_fails_is_one_message(onnx_file: Path, shapes_root: Path, tmp_path: Path) -> None:
+    with mock.patch("detr.export.running.OnnxRuntime.run", side_effect=RuntimeError("no\nmemory")):
+        done = predict(onnx_file, shapes_root / "val", tmp_path / "found")
+    assert done.code == 2 and "The exported file failed on" in done.message and "no memory" in done.message
+
+
+def test_pickled_tensors_are_refused(tmp_path: Path) -> None:
+    config = {"config": {"weight": {"path_name": "weight_0", "use_pickle": True}}}
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        archive.writestr("model/data/weights/model_weights_config.json", json.dumps(config))
+    with pytest.raises(UserError, match="has pickled tensors, which are not read"):
+        Detector.from_checkpoint(tmp_path / "model.pt2")
+
+
+def test_a_broken_image_is_named_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"no image")
+    with mock.patch("export.trace", side_effect=AssertionError("too late")):
+        done = export(checkpoint, tmp_path / "out", f"images={tmp_path / 'images'}")
+    assert done.code == 2 and "a.jpg" in done.message
 
 
 def test_a_missing_package_names_the_extra() -> None:

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,19 @@ class Format(ABC):
     """What writes a program.
 
     ending: of the file. others: endings of files beside it. precisions: that it can have.
+    packages: that it needs. further: those that a precision needs beside them.
     """
 
     ending: str
     others: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
+    further: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def check(self, precision: str) -> None:
+        """Raises UserError where a package is missing."""
+        for package in (*self.packages, *self.further.get(precision, ())):
+            imported(package)
 
     @abstractmethod
     def write(
@@ -96,6 +105,8 @@ class OpenVinoFiles(Format):
 
     ending = ".xml"
     others = (".bin",)
+    packages = (*Format.packages, "openvino")
+    further = MappingProxyType({"int8": ("nncf",)})
 
     def write(
         self, program: Program, description: Description, path: Path, calibration: Callable[[], Iterator[Inputs]]
@@ -132,6 +143,7 @@ class TorchFile(Format):
 
     ending = ".pt2"
     precisions = ("fp32",)
+    packages = ()
 
     def write(
         self, program: Program, description: Description, path: Path, calibration: Callable[[], Iterator[Inputs]]
@@ -167,8 +179,8 @@ def values_of(program: Program, names: Sequence[str], inputs: Inputs) -> dict[st
 
 def _to_onnx(program: Program, description: Description) -> tuple[Any, Program]:
     """ONNX's model, and the program whose nodes give its values their names."""
-    imported("onnxruntime")
-    optimizer = _optimizer()
+    from onnxscript import optimizer
+
     with _quiet():
         try:
             onnx = torch.onnx.export(
@@ -186,18 +198,13 @@ def _to_onnx(program: Program, description: Description) -> tuple[Any, Program]:
         assert onnx is not None
         # Constants are folded and dead nodes dropped. The exporter's own optimization rewrites more, and loses
         # initializers where one value is limited twice.
-        optimizer(onnx.model)
+        optimizer.optimize(onnx.model)
+        for node in onnx.model.graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # paths of this machine
     for place, name in ((0, "batch"), (2, "height"), (3, "width")):
         _rename_axis(onnx.model.graph, place, name)
     assert onnx.exported_program is not None
     return onnx.model_proto, onnx.exported_program
-
-
-def _optimizer() -> Callable[[Any], Any]:
-    imported("onnxscript")
-    from onnxscript import optimizer
-
-    return optimizer.optimize
 
 
 def _stable_sort(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:

@@ -1,5 +1,7 @@
 """Exported files as models: they take an ImageBatch, as those of torch do."""
 
+import json
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,6 +64,7 @@ class TorchProgram(Runtime):
     """A program of torch.export."""
 
     def __init__(self, path: Path) -> None:
+        _refuse_pickles(path)
         extra = {KEY: ""}
         self._module = torch.export.load(path, extra_files=extra).module()
         self.described = extra[KEY]
@@ -89,6 +92,11 @@ class ExportedModel(nn.Module):
         return self.description.masks
 
     @property
+    def has_logits(self) -> bool:
+        """Whether it gives what segments are made of."""
+        return not self.description.postprocess
+
+    @property
     def one_by_one(self) -> bool:
         """Whether images of different sizes have to come in batches of one, because padding would change them."""
         return not self.description.padding and not self.description.square
@@ -106,7 +114,7 @@ class ExportedModel(nn.Module):
                     f"The exported file takes images of {about.side} x {about.side} pixels, got {width} x {height}. "
                     "Leave size, max_size and square out, or export the model again with fixed_size=false."
                 )
-            batch = _padded(batch, about.side)
+            batch = padded(batch, about.side)
         sizes = torch.tensor(batch.sizes())
         step = about.batch_size or len(batch)
         found = [self._run(batch.images[i : i + step], sizes[i : i + step], step) for i in range(0, len(batch), step)]
@@ -116,7 +124,13 @@ class ExportedModel(nn.Module):
         inputs = [images, sizes] if self.description.padding else [images]
         # The last images once more where the file takes no fewer.
         full = [torch.cat((part, part[-1:].expand(count - len(part), *part.shape[1:]))) for part in inputs]
-        return self.runtime.run([part.contiguous() for part in full])
+        try:
+            return self.runtime.run([part.contiguous() for part in full])
+        except Exception as error:  # each runtime has errors of its own
+            raise UserError(
+                f"The exported file failed on {count} images of {images.shape[3]} x {images.shape[2]} pixels: "
+                f"{brief(' '.join(str(error).split()))}. Export the model again, or use its checkpoint."
+            ) from error
 
     def _named(self, outputs: Sequence[Tensor], batch: ImageBatch) -> Predictions | Ranked:
         named = dict(zip(self.description.outputs, outputs, strict=True))
@@ -136,7 +150,7 @@ class PaddedModel(nn.Module):
         self.model, self.side = model, side
 
     def forward(self, batch: ImageBatch) -> Predictions:
-        return self.model(_padded(batch, self.side))
+        return self.model(padded(batch, self.side))
 
 
 def open_exported(path: Path) -> ExportedModel:
@@ -153,6 +167,16 @@ def open_exported(path: Path) -> ExportedModel:
     return ExportedModel(runtime, Description.from_json(runtime.described, path))
 
 
+def _refuse_pickles(path: Path) -> None:
+    """Raises UserError where tensors are pickled, which run code when they are read; `torch.export.save` has none."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("_config.json"):
+                entries = json.loads(archive.read(name)).get("config", {}).values()
+                if any(entry.get("use_pickle", True) for entry in entries):
+                    raise UserError(f"{path} has pickled tensors, which are not read. Export the model again.")
+
+
 def imported(package: str) -> Any:
     """A package of the extra `export`. Raises UserError where it is missing."""
     try:
@@ -163,7 +187,8 @@ def imported(package: str) -> Any:
         ) from None
 
 
-def _padded(batch: ImageBatch, side: int) -> ImageBatch:
+def padded(batch: ImageBatch, side: int) -> ImageBatch:
+    """At the right and bottom, to squares of so many pixels."""
     height, width = batch.images.shape[-2:]
     more = (0, side - width, 0, side - height)
     return replace(

@@ -18,7 +18,7 @@ from detr.export.running import imported
 from detr.images import model_size
 from detr.models.detr import DETR
 from detr.weights import save
-from export import calibration, describe, example_size, inputs_of
+from export import calibration, describe, example, inputs_of
 from tools.benchmarking.processes import Job
 from tools.counts import count_flops, count_parameters
 
@@ -175,7 +175,7 @@ class Source:
 
     @cached_property
     def _program(self) -> Program:
-        examples = [torch.zeros(3, *example_size(self._detector), dtype=torch.uint8)] * 2
+        examples = [example(self._detector, self._graph.description)] * 2
         return trace(self._graph, inputs_of(examples, self._graph.description))
 
     def _written(self, form: str, precision: str) -> Path:
@@ -186,7 +186,7 @@ class Source:
             self._folder.mkdir(exist_ok=True)
             description = describe(config, self._detector)
             kind.write(self._program, description, path, lambda: calibration(config, self._detector, description))
-            kind.describe(path, description)
+            kind.describe(path, description, self._program)
         return path
 
 
