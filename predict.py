@@ -86,7 +86,7 @@ def predict(config: DictConfig) -> None:
     )
     if "panoptic" in config.formats and not detector.has_segments:
         raise UserError(
-            "formats: panoptic needs a model with masks, and of exported files one with postprocess=false. Leave it out."
+            "formats: panoptic needs a model with masks, or a file of one with postprocess=false. Leave it out."
         )
     if config.attention and not detector.shows_attention:
         raise UserError("attention=true needs a checkpoint: of other files nobody knows where they look. Leave it out.")
