@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detr import boxes as box_ops
 from detr.masks import Masks
-from detr.types import Detections, Predictions, TensorContainer
+from detr.types import Detections, Predictions, TensorContainer, exporting
 
 PUBLISHED_PAIRS = 300  # of DINO; Conditional and Deformable DETR take 100
 _MASKS = 8  # that are enlarged together
@@ -46,8 +46,7 @@ def ranked(predictions: Predictions, num_classes: int, max_dets: int = PUBLISHED
     """
     logits = predictions.logits[-1].float()
     if logits.shape[-1] == num_classes:
-        scores, pairs = logits.sigmoid().flatten(1).sort(dim=-1, descending=True, stable=True)
-        scores, pairs = scores[:, :max_dets], pairs[:, :max_dets]
+        scores, pairs = _best(logits.sigmoid().flatten(1), max_dets)
         queries, labels = pairs // num_classes, pairs % num_classes
     else:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
@@ -62,6 +61,14 @@ def ranked(predictions: Predictions, num_classes: int, max_dets: int = PUBLISHED
         masks=None if predictions.masks is None else predictions.masks[-1],
         mask_size=predictions.mask_size,
     )
+
+
+def _best(scores: Float[Tensor, "batch pairs"], most: int) -> tuple[Float[Tensor, "batch n"], Int64[Tensor, "batch n"]]:
+    """The highest, in order, and where they are; of equal ones, the first ones first."""
+    if exporting():  # ONNX's TopK has this order, and takes a tenth of the time that sorting all takes
+        return tuple(scores.topk(min(most, scores.shape[1]), dim=-1))
+    scores, places = scores.sort(dim=-1, descending=True, stable=True)
+    return scores[:, :most], places[:, :most]
 
 
 @torch.no_grad()

@@ -23,6 +23,11 @@ Index = slice | Int64[Tensor, " chosen"]
 _SHOWN = 5  # detections in a repr
 
 
+def exporting() -> bool:
+    """Whether torch.export traces a model now; always False before torch 2.7."""
+    return getattr(torch.compiler, "is_exporting", lambda: False)()
+
+
 @dataclass(frozen=True)
 class Category:
     """One class of a data set: `id` as in the annotation file (any integer), and its name.
@@ -104,7 +109,7 @@ class ImageBatch(TensorContainer):
         height, width = self.images.shape[-2:]
         more = (0, -width % divisor, 0, -height % divisor)
         # A program for any size always pads, by none where that is enough.
-        if divisor == 1 or not (torch.compiler.is_exporting() or any(more)):
+        if divisor == 1 or not (exporting() or any(more)):
             return self
         return ImageBatch(images=F.pad(self.images, more), mask=F.pad(self.mask, more, value=True), padded=True)
 

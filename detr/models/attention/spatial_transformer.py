@@ -73,7 +73,9 @@ def warp(
 
 
 def inverse(theta: Float[Tensor, "batch 2 3"]) -> Float[Tensor, "batch 2 3"]:
-    matrix = torch.linalg.inv(theta[:, :, :2])
+    # By the rule for 2 x 2: ONNX has no inverse of a matrix.
+    (a, b), (c, d) = (row.unbind(-1) for row in theta[:, :, :2].unbind(1))
+    matrix = torch.stack((d, -b, -c, a), dim=-1).unflatten(-1, (2, 2)) / (a * d - b * c)[:, None, None]
     shift = -(matrix * theta[:, None, :, 2]).sum(2, keepdim=True)
     return torch.cat((matrix, shift), dim=2)
 
