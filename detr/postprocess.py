@@ -66,7 +66,8 @@ def ranked(predictions: Predictions, num_classes: int, max_dets: int = PUBLISHED
 def _best(scores: Float[Tensor, "batch pairs"], most: int) -> tuple[Float[Tensor, "batch n"], Int64[Tensor, "batch n"]]:
     """The highest, in order, and where they are; of equal ones, the first ones first."""
     if exporting():  # ONNX's TopK has this order, and takes a tenth of the time that sorting all takes
-        return tuple(scores.topk(min(most, scores.shape[1]), dim=-1))
+        found, places = scores.topk(min(most, scores.shape[1]), dim=-1)
+        return found, places
     scores, places = scores.sort(dim=-1, descending=True, stable=True)
     return scores[:, :most], places[:, :most]
 
