@@ -7,11 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from detr.config import compose
-from detr.config.schema import EvaluateConfig, PredictConfig, TrainConfig
+from detr.config.schema import EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
 from detr.errors import UserError
 
 # For composing what has no value of its own.
-NEEDED = {"train": [], "evaluate": ["checkpoint=x"], "predict": ["checkpoint=x", "source=x"]}
+NEEDED = {
+    "train": [],
+    "evaluate": ["checkpoint=x"],
+    "predict": ["checkpoint=x", "source=x"],
+    "export": ["checkpoint=x"],
+}
 # Far outside of any range, as a number and as a name.
 FAR = ("-1000000", "nothing_like_it")
 
@@ -26,7 +31,7 @@ def limited(kind: type, path: str = "") -> Iterator[str]:
             yield place
 
 
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig, "export": ExportConfig}
 LIMITED = [(name, option) for name, schema in SCHEMAS.items() for option in limited(schema)]
 
 
@@ -37,7 +42,7 @@ def test_there_are_as_many_as_there_should_be() -> None:
 
 @pytest.mark.parametrize(("name", "option"), LIMITED)
 def test_refused_outside_of_its_range(name: str, option: str) -> None:
-    names = option.endswith(("precision", "non_finite", "unreadable", "backend", "check", "formats"))
+    names = option.endswith(("precision", "non_finite", "unreadable", "backend", "check", "formats", "format"))
     far = FAR[names]
     given = f"[{far}]" if option.endswith(("_sizes", "formats")) else far
     with pytest.raises(UserError, match=rf"^{option}: wanted .+, got \[?'?{re.escape(far)}"):

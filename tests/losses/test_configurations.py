@@ -45,7 +45,12 @@ def test_configurations_give_each_loss_its_defaults(name: str, kind: type[Classi
      ("dino", 1.0), ("small", 2.0)],
 )  # fmt: skip
 def test_models_bring_their_criterion_to_every_command(model: str, weight: float) -> None:
-    for command, options in (("train", []), ("evaluate", ["checkpoint=x"]), ("predict", ["checkpoint=x", "source=y"])):
+    for command, options in (
+        ("train", []),
+        ("evaluate", ["checkpoint=x"]),
+        ("predict", ["checkpoint=x", "source=y"]),
+        ("export", ["checkpoint=x"]),
+    ):
         criterion = compose([f"model={model}", *options], name=command).criterion
         assert criterion.classification.weight == weight
 
