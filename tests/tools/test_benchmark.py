@@ -181,7 +181,7 @@ def test_an_exported_file_is_measured_as_it_is(checkpoint: Path, tmp_path: Path,
     assert isinstance(detector.model, DETR)
     program = trace(Graph(detector.model, about), inputs_of([torch.zeros(3, 96, 96, dtype=torch.uint8)] * 2, about))
     FORMATS["torch"].write(program, about, Path(path), lambda: iter(()))
-    FORMATS["torch"].describe(Path(path), about)
+    FORMATS["torch"].describe(Path(path), about, program)
     SECONDS["torch.export, fp32"] = 0.001
     command = [path, str(checkpoint), "--sizes", "96", "128", "--batch-sizes", "2", "3", "--repeats", "3"]
     benchmark.main([*command, "--output", str(tmp_path / "out")])
