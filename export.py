@@ -102,6 +102,8 @@ def export(config: DictConfig) -> None:
                 shutil.copyfileobj(source, target)
     size = sum((output.folder / name).stat().st_size for name in names) / 2**20
     logger.info("Proof: %s.", proof)
+    if proof.sure == 0:
+        logger.warning("No score reaches 0.05 in these images, so the proof says little. Set images=DIR, to your own.")
     logger.info("The file is %s, %.1f MiB.", output.folder / names[0], size)
 
 

@@ -338,7 +338,7 @@ def test_differences_are_of_the_same_things() -> None:
     proof = prove([ours], [theirs])
     assert proof.detections == 3 and proof.box == 2 and proof.mean_box == 1
     assert proof.score == pytest.approx(0.7) and proof.mean_score == pytest.approx((0.1 + 0.01 + 0.7) / 3)
-    assert prove([ours], [ours]) == Proof(1, 3, 0.0, 0.0, 0.0, 0.0)
+    assert prove([ours], [ours]) == Proof(1, 3, 0.0, 0.0, 0.0, 0.0, sure=3)
 
 
 def test_detections_of_the_file_alone_count() -> None:

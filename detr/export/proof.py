@@ -60,6 +60,7 @@ class Proof:
     mask: float | None = None
     ap: float | None = None
     model_ap: float | None = None
+    sure: int = 0
 
     @classmethod
     def failed(cls) -> "Proof":
@@ -132,6 +133,7 @@ def prove(ours: Sequence[Detections], theirs: Sequence[Detections]) -> Proof:
         mean_score=mean(scores),
         mean_box=mean(boxes),
         mask=mean(masks) if masks else None,
+        sure=sum(int((one.scores >= _SURE).sum()) for one in ours),
     )
 
 
