@@ -48,7 +48,8 @@ class Proof:
     """How far the detections of a file are from those of its model.
 
     images, detections: that were compared, the latter of the model. score, box, mean_score, mean_box, mask:
-    differences, as in `Limits`. ap, model_ap: of both on a validation set, where there is one.
+    differences, as in `Limits`. ap, model_ap: of both on a validation set, where there is one. sure: how many of the
+    detections have a score of at least 0.05.
     """
 
     images: int
