@@ -38,7 +38,7 @@ from detr.export import (
 )
 from detr.export.files import Inputs, Program
 from detr.export.running import padded
-from detr.images import check_image, find_images, model_size, pad_to_batch, read_image, resize
+from detr.images import check_image, find_images, model_size, pad_to_batch, read_image
 from detr.models.detr import DETR
 from detr.reporting import OutputFolder
 from evaluate import evaluator_of, unread
@@ -60,7 +60,7 @@ def export(config: DictConfig) -> None:
     kind.check(config.precision)
     if config.precision == "int8" and config.images is None:
         raise UserError("precision=int8 takes its ranges from real images. Set images=DIR, to some like your own.")
-    names = [f"model{ending}" for ending in (kind.ending, *kind.others)]
+    names = [file.name for file in kind.files(Path(f"model{kind.ending}"))]
     output = OutputFolder(Path(config.output).expanduser(), [*names, CONFIG], overwrite=config.overwrite)
     detector = Detector.from_checkpoint(
         config.checkpoint, pick_device(config.device), model=config.model, allow_targets=config.allow_targets
@@ -70,9 +70,8 @@ def export(config: DictConfig) -> None:
     detector.resize_to(config.size, config.max_size, config.square)
     description = describe(config, detector)
     graph = Graph(detector.model, description).cpu()
-    one_by_one = not description.padding and not description.square
     # What can be wrong with the user's data is found before the work begins.
-    evaluator = evaluator_of(config, detector, one_by_one=one_by_one)[0] if config.evaluate else None
+    evaluator = evaluator_of(config, detector, one_by_one=description.one_by_one)[0] if config.evaluate else None
     with TemporaryDirectory() as folder:
         images = pictures(config, Path(folder))
         logger.info("Tracing the model.")
@@ -85,7 +84,7 @@ def export(config: DictConfig) -> None:
         proof = proof_of(config, detector, path, images, evaluator)
         limits = Limits.of(config.precision)
         if (excess := proof.excess(limits, config.ap_loss)) is not None:
-            inputs = inputs_of([resized(detector, images[0])] * 2, description)
+            inputs = inputs_of([detector.resized(read_image(images[0]))] * 2, description)
             raise UserError(
                 f"The exported file does not detect what the model does, and is not kept: {excess}. "
                 + blamed(kind, path, graph, program, written, inputs, limits.value)
@@ -150,12 +149,6 @@ def inputs_of(images: Sequence[Tensor], description: Description) -> Inputs:
     return {"images": batch.images, "sizes": sizes} if description.padding else {"images": batch.images}
 
 
-def resized(detector: Detector, image: Path) -> Tensor:
-    pixels = read_image(image)
-    height, width = pixels.shape[1:]
-    return resize(pixels, model_size(height, width, detector.size, detector.max_size, square=detector.square))
-
-
 def pictures(config: DictConfig, folder: Path) -> list[Path]:
     """Images to compare detections in: of the user, or generated."""
     if config.images is None:
@@ -172,7 +165,7 @@ def pictures(config: DictConfig, folder: Path) -> list[Path]:
 def calibration(config: DictConfig, detector: Detector, description: Description) -> Iterator[Inputs]:
     root, names = find_images(config.images, option="images")
     for name in spread(names, config.num_calibration_images):
-        yield inputs_of([resized(detector, root / name)], description)
+        yield inputs_of([detector.resized(read_image(root / name))], description)
 
 
 def spread(names: Sequence[Path], count: int) -> list[Path]:

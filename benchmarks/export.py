@@ -64,7 +64,7 @@ def _measure(options: list[str], kind: str) -> tuple[float, float, float, float]
         format_.write(program, about, path, lambda: iter(()))
         format_.describe(path, about, program)
         seconds = time.perf_counter() - began
-        size = sum(path.with_suffix(ending).stat().st_size for ending in (format_.ending, *format_.others)) / 2**20
+        size = sum(file.stat().st_size for file in format_.files(path)) / 2**20
         root = Path(folder) / "shapes"
         generate(root, train_images=1, val_images=IMAGES, image_size=320, min_objects=1, max_objects=8)
         proof = export.compared(detector, Detector.from_checkpoint(path), sorted((root / "val").iterdir()), RUNS)

@@ -18,13 +18,11 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import Row
-from detr.config import build_model, compose, plain
-from detr.weights import save
+from tools.benchmarking.sources import random_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REQUESTS, CLIENTS, BATCH_SIZES = 1000, 16, (8, 1)
 SIDE = 160  # pixels of the short side for the model: small, so that serving counts beside the model
-CLASSES = 80
 PHOTOGRAPHS = 8  # that differ
 FIRST = 100  # requests, after which memory is looked at
 SECONDS = 60  # until an answer counts as lost
@@ -33,20 +31,12 @@ SECONDS = 60  # until an answer counts as lost
 def run(*, threads: int, requests: int = REQUESTS, clients: int = CLIENTS) -> Iterator[Row]:
     """threads: of torch in the server."""
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = Path(temporary) / "small.pt"
-        save_untrained(checkpoint)
+        sizes = (f"data.size={SIDE}", f"data.max_size={SIDE * 5 // 3}")
+        checkpoint = random_checkpoint("small", Path(temporary), *sizes)
         for batch_size in BATCH_SIZES:
             name = f"serving model=small at {SIDE} pixels, {clients} clients, batches of {batch_size}"
             with server(checkpoint, batch_size, threads) as (port, process):
                 yield from measure(name, port, process, requests, clients)
-
-
-def save_untrained(path: Path) -> None:
-    """A checkpoint as train.py writes it, with random weights."""
-    config = compose(["model=small", f"data.size={SIDE}", f"data.max_size={SIDE * 5 // 3}"])
-    categories = [{"id": number, "name": f"class {number}"} for number in range(1, CLASSES + 1)]
-    weights = build_model(config.model, num_classes=CLASSES).state_dict()
-    save(path, {"config": plain(config), "categories": categories, "model": weights, "training": {}})
 
 
 @contextmanager

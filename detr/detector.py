@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -221,6 +221,11 @@ class Detector:
         self.max_size = max_size or self.max_size
         self.square = self.square if square is None else square
 
+    def resized(self, image: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 _ _"]:
+        """An image at the size that the model gets it at."""
+        height, width = image.shape[1:]
+        return resize(image, model_size(height, width, self.size, self.max_size, square=self.square))
+
     def limit(self, threshold: ScoreLimit) -> float | Float64[Tensor, " classes"]:
         """The lowest score that counts: a number as it is; the best one of each label for "best" or a metrics.json.
 
@@ -340,11 +345,7 @@ class Detector:
     @torch.inference_mode()
     def _run(self, images: Sequence[Tensor]) -> Outputs:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        resized = [
-            resize(image, model_size(*size, self.size, self.max_size, square=self.square))
-            for image, size in zip(images, sizes, strict=True)
-        ]
-        batch = pad_to_batch(resized)
+        batch = pad_to_batch([self.resized(image) for image in images])
         raw = self.model(batch.to(self._device))
         if damaged := non_finite(raw):
             raise NonFiniteOutputsError(

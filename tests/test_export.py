@@ -1,6 +1,7 @@
 """export.py: files of each format, what they detect, and which are refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -273,6 +274,8 @@ def test_files_of_others_are_named(onnx_file: Path, tmp_path: Path) -> None:
     (tmp_path / "half.onnx").write_bytes(onnx_file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"half.onnx cannot be read: .*PROTOBUF"):
         Detector.from_checkpoint(tmp_path / "half.onnx")
+    shutil.copy(onnx_file, tmp_path / "capitals.ONNX")
+    assert Detector.from_checkpoint(tmp_path / "capitals.ONNX").size == 48
     with pytest.raises(UserError, match=r"none.onnx does not exist"):
         Detector.from_checkpoint(tmp_path / "none.onnx")
 

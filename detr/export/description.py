@@ -87,6 +87,11 @@ class Description:
         names = ["scores", "labels", "boxes", "queries"] if self.postprocess else ["logits", "boxes_cxcywh"]
         return [*names, "masks"] if self.masks else names
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether images of different sizes have to come in batches of one, because padding would change them."""
+        return not self.padding and not self.square
+
     def as_json(self) -> str:
         return json.dumps({"format": _FORMAT, **asdict(self)})
 

@@ -40,6 +40,10 @@ class Format(ABC):
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
     further: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
+    def files(self, path: Path) -> list[Path]:
+        """A file, and those beside it."""
+        return [path.with_suffix(ending) for ending in (self.ending, *self.others)]
+
     def check(self, precision: str) -> None:
         """Raises UserError where a package is missing."""
         for package in (*self.packages, *self.further.get(precision, ())):

@@ -98,8 +98,8 @@ class ExportedModel(nn.Module):
 
     @property
     def one_by_one(self) -> bool:
-        """Whether images of different sizes have to come in batches of one, because padding would change them."""
-        return not self.description.padding and not self.description.square
+        """As `Description` has it."""
+        return self.description.one_by_one
 
     def forward(self, batch: ImageBatch) -> Predictions | Ranked:
         about = self.description
@@ -129,7 +129,7 @@ class ExportedModel(nn.Module):
         except Exception as error:  # each runtime has errors of its own
             raise UserError(
                 f"The exported file failed on {count} images of {images.shape[3]} x {images.shape[2]} pixels: "
-                f"{brief(' '.join(str(error).split()))}. Export the model again, or use its checkpoint."
+                f"{_reason(error)}. Export the model again, or use its checkpoint."
             ) from error
 
     def _named(self, outputs: Sequence[Tensor], batch: ImageBatch) -> Predictions | Ranked:
@@ -158,13 +158,17 @@ def open_exported(path: Path) -> ExportedModel:
     if not path.is_file():
         raise UserError(f"{path} does not exist. Give a file of export.py: model.onnx, model.xml or model.pt2.")
     try:
-        runtime = ENDINGS[path.suffix](path)
+        runtime = ENDINGS[path.suffix.lower()](path)
     except UserError:
         raise
     except Exception as error:  # each runtime has errors of its own
-        reason = brief(" ".join(str(error).split()))
-        raise UserError(f"{path} cannot be read: {reason}. Export the model again.") from error
+        raise UserError(f"{path} cannot be read: {_reason(error)}. Export the model again.") from error
     return ExportedModel(runtime, Description.from_json(runtime.described, path))
+
+
+def _reason(error: Exception) -> str:
+    """What a runtime says, on one line."""
+    return brief(" ".join(str(error).split()))
 
 
 def _refuse_pickles(path: Path) -> None:

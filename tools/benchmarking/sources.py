@@ -74,9 +74,9 @@ def check(options: Options) -> None:
         raise UserError("--precisions int8 takes its ranges from real images. Give --images DIR, or leave int8 out.")
 
 
-def random_checkpoint(name: str, folder: Path) -> Path:
-    """A checkpoint of configs/model/NAME.yaml with random weights."""
-    config = compose([f"model={name}", "model.backbone.weights=null"])
+def random_checkpoint(name: str, folder: Path, *options: str) -> Path:
+    """A checkpoint of configs/model/NAME.yaml with random weights. options: further ones of its configuration."""
+    config = compose([f"model={name}", "model.backbone.weights=null", *options])
     torch.manual_seed(0)
     content = {
         "config": plain(config),
@@ -196,7 +196,7 @@ def file_size(path: str) -> int | None:
     kind = next((kind for kind in FORMATS.values() if kind.ending == file.suffix), None)
     if kind is None:
         return None
-    return sum(file.with_suffix(ending).stat().st_size for ending in (kind.ending, *kind.others))
+    return sum(each.stat().st_size for each in kind.files(file))
 
 
 def _check_fit(description: Description, height: int, width: int, batch: int) -> None:
