@@ -23,7 +23,7 @@ from datasets.formats import Annotations
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import build, build_criterion, build_model, build_reader, plain
-from detr.engine import Trainer, TrainerConfig, accelerated, standard_callbacks
+from detr.engine import Trainer, TrainerConfig, accelerated, elastic, standard_callbacks
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics
 from detr.reporting import Reporter, describe_model
@@ -47,6 +47,8 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     logger.info("Device: %s; threads of the CPU: %d. Reading the data.", device, torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(options.deterministic)
+    if options.elastic:
+        elastic.begin(options, device)
     weights = None if config.weights is None else fetch(config.weights)
 
     augmentation = build_augmentation(config.data)
@@ -133,7 +135,7 @@ def data_sets(
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """For training, and for validation with the same categories."""
     data = config.data
-    few = (options.overfit_batches or 0) * data.batch_size * distributed.world_size()
+    few = (options.overfit_batches or 0) * data.batch_size * (1 if options.elastic else distributed.world_size())
     train, val = read_annotations(data, few, masks=config.model.get("masks") is not None)
     if val is None:
         raise UserError("data.val: wanted a reader, got null. Or set data.split=0.2 to hold out images of data.train.")
@@ -193,6 +195,7 @@ def train_loader(
         seed=config.seed,
         group_by_aspect=data.group_by_aspect,
         image_sizes=data.batch_sizes or (),
+        dealt=options.accumulate if options.elastic else None,
     )
     dataset.schedule(augmentation, epochs=options.total_epochs(len(loader)))
     return loader

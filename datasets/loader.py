@@ -22,7 +22,8 @@ class ShuffledBatches(Sampler[list[Place]]):
     """Batches of (epoch, index, size), in an order that follows from (seed, epoch). The last incomplete one is dropped.
 
     Each process has its part of every batch. aspects: those of the images, where similar ones are to share a batch.
-    image_sizes: sizes of images, of which each batch draws one; none: `size` is None.
+    image_sizes: sizes of images, of which each batch draws one; none: `size` is None. dealt: each process has whole
+    batches instead, its part of each so many in a row.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class ShuffledBatches(Sampler[list[Place]]):
         seed: int,
         aspects: Sequence[float] | None,
         image_sizes: Sequence[int] = (),
+        dealt: int | None = None,
     ) -> None:
         self.size, self.batch_size, self.seed, self.image_sizes = size, batch_size, seed, image_sizes
         self.aspects = None if aspects is None else torch.tensor(aspects)
-        self.rank, self.processes = distributed.rank(), distributed.world_size()
+        self.rank, self.processes = (0, 1) if dealt else (distributed.rank(), distributed.world_size())
+        self.dealt, self.own = dealt or 1, distributed.part(dealt) if dealt else range(1)
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -55,14 +58,16 @@ class ShuffledBatches(Sampler[list[Place]]):
             drawn = torch.randint(len(self.image_sizes), (len(self),), generator=generator)
             sizes = [self.image_sizes[index] for index in drawn.tolist()]
         parts = order.view(-1, self.processes, self.batch_size)[:, self.rank].tolist()
-        for chosen, size in zip(parts[self.start :], sizes[self.start :], strict=True):
-            yield [(self.epoch, index, size) for index in chosen]
+        for number in range(self.start, len(self)):
+            if number % self.dealt in self.own:
+                yield [(self.epoch, index, sizes[number]) for index in parts[number]]
 
 
 class TrainLoader:
     """Endless training batches, each determined by the seed and its place (epoch, batch) alone.
 
     Processes of one run have each their part of the same batches, which are those of one process with larger batches.
+    With `dealt` the batches are those of one process: of each so many in a row a process has its part.
 
     batch_size: images in a batch of each process. workers: processes that prepare them; 0 prepares them in the training
     process. group_by_aspect: batches of images with similar aspect ratios, which saves padding. pad_to: batches are
@@ -80,8 +85,9 @@ class TrainLoader:
         group_by_aspect: bool = False,
         pad_to: int = 1,
         image_sizes: Sequence[int] = (),
+        dealt: int | None = None,
     ) -> None:
-        processes = distributed.world_size()
+        processes = 1 if dealt else distributed.world_size()
         if len(dataset) < batch_size * processes:
             each = f" in each of {processes} processes" if processes > 1 else ""
             raise UserError(
@@ -97,7 +103,7 @@ class TrainLoader:
             dataset.begin_training(workers=workers)
         self._dataset, self.batch_size = dataset, batch_size
         aspects = [record.size[1] / record.size[0] for record in dataset.records] if group_by_aspect else None
-        self._sampler = ShuffledBatches(len(dataset), batch_size, seed, aspects, image_sizes)
+        self._sampler = ShuffledBatches(len(dataset), batch_size, seed, aspects, image_sizes, dealt)
         self._loader = BatchLoader(
             dataset, workers=workers, pad_to=pad_to, batch_sampler=self._sampler, persistent_workers=workers > 0
         )
@@ -118,12 +124,14 @@ class TrainLoader:
 def evaluation_loader(dataset: DetectionDataset, *, batch_size: int, workers: int, pad_to: int = 1) -> Iterable[Batch]:
     """Every image once, in the order of the data set; raises UserError where there is none.
 
-    Processes of one run take turns in that order; with fewer images than processes the last ones have no batch at all.
+    Processes of one run take turns with batches, so that any number of them computes the same ones; with fewer batches
+    than processes the last ones have none.
     """
     if len(dataset) == 0:
         raise UserError(f"{dataset.source} lists no images, so there is nothing to evaluate on.")
     if dataset.count_objects() == 0:
         text = "%s has no object to be found in its %d images, so AP is -1. See whether the file is the right one."
         logger.warning(text, dataset.source, len(dataset))
-    own = range(distributed.rank(), len(dataset), distributed.world_size())
-    return BatchLoader(dataset, workers=workers, pad_to=pad_to, batch_size=batch_size, sampler=own)
+    own = range(distributed.rank() * batch_size, len(dataset), distributed.world_size() * batch_size)
+    batches = [range(start, min(start + batch_size, len(dataset))) for start in own]
+    return BatchLoader(dataset, workers=workers, pad_to=pad_to, batch_sampler=batches)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -24,6 +25,7 @@ T = TypeVar("T")
 _ROLL_CALL = timedelta(seconds=20)  # for processes to answer, when one waited in vain
 _LOST = re.compile(r"by peer|broken pipe|connection refused|gloo", re.IGNORECASE)  # what gloo says of one that is gone
 _SHOWN = 5  # differences in a message
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def launched() -> bool:
@@ -49,6 +51,22 @@ def local_rank() -> int:
 def world_size() -> int:
     """Number of processes of the run."""
     return dist.get_world_size() if _running() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside it this process is the only one of its run: it shares nothing with the others, and waits for none."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
+
+
+def part(count: int, process: int | None = None) -> range:
+    """The share of one process, this one unless given, of so many things in a row. Shares differ by one at most."""
+    number, processes = rank() if process is None else process, world_size()
+    return range(number * count // processes, (number + 1) * count // processes)
 
 
 @contextmanager
@@ -96,13 +114,42 @@ def without_sharing(model: nn.Module) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def mean(value: Tensor) -> Tensor:
-    """Average of a tensor over all processes."""
+def share(model: nn.Module) -> None:
+    """Give all processes the weights and buffers that the model has in process 0."""
+    if world_size() > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum of a tensor over all processes. The order in which floats are added is up to their number and the network."""
     if world_size() == 1:
         return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    result = value.clone()
+    dist.all_reduce(result)
+    return result
+
+
+def mean(value: Tensor) -> Tensor:
+    """Average of a tensor over all processes."""
+    return total(value) / world_size()
+
+
+def transposed(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """From some rows with all their columns to all rows with some of their columns.
+
+    rows: (own rows, columns). counts: rows of each process. Returns (sum of counts, columns / processes), rows in the
+    order of the processes. The columns are filled up with zeros where they cannot be divided evenly; `gather` joins
+    what becomes of them.
+    """
+    if world_size() == 1:
+        return rows
+    width = -(-rows.shape[1] // world_size())
+    filled = nn.functional.pad(rows, (0, width * world_size() - rows.shape[1]))
+    sent = filled.view(len(rows), world_size(), width).transpose(0, 1).reshape(-1, width)
+    received = rows.new_empty(sum(counts), width)
+    dist.all_to_all_single(received, sent, [*counts], [len(rows)] * world_size())
+    return received
 
 
 def any_of(flag: bool) -> bool:
@@ -185,7 +232,7 @@ def barrier() -> None:
 
 
 def _running() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _ALONE.get()
 
 
 def _number(name: str, least: int, below: int | None = None, default: int | None = None) -> int:

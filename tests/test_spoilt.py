@@ -73,6 +73,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> TrainingState:
     made.scaler.scale(torch.ones(()))
     made.step = 1
     made.save()
+    made.wait()
     return made
 
 
@@ -252,7 +253,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     batches = [(images, random_targets([2, 0], num_classes=3))]
     metadata = {"config": config, "categories": CATEGORIES}
     folder = tmp_path_factory.mktemp("failed")
-    return torch.load(failures.save(folder, model, batches, step=7, seed=3, scale=1.0, metadata=metadata))
+    return torch.load(failures.save(folder, model, batches, step=7, seed=3, place=(0, 0), scale=1.0, metadata=metadata))
 
 
 BATCH = ("batches", 0)
@@ -260,7 +261,7 @@ TARGET = (*BATCH, "targets", 0)
 FAILED: dict[str, Spoil] = {
     **{
         f"no {name}": at(name)
-        for name in ("model", "frozen", "evaluated", "batches", "step", "seed", "process", "scale")
+        for name in ("model", "frozen", "evaluated", "batches", "step", "seed", "process", "first", "scale")
     },
     **{f"no {name}": at(name) for name in ("config", "categories", "format")},
     **{
@@ -269,7 +270,9 @@ FAILED: dict[str, Spoil] = {
         if kind not in ("NaN", "infinite")  # which may be what made the step fail
     },
     **{
-        f"{name} {number!r:.12}": at(name, value=number) for name in ("step", "seed", "process") for number in ("x", -1)
+        f"{name} {number!r:.12}": at(name, value=number)
+        for name in ("step", "seed", "process", "first")
+        for number in ("x", -1)
     },
     "step is huge": at("step", value=10**400),
     **{f"scale {number!r}": at("scale", value=number) for number in ("x", -1.0, math.inf, math.nan)},

@@ -28,7 +28,7 @@ from detr.errors import UserError
 from detr.files import read_tensors, write_tensors
 from detr.types import ImageBatch, Target
 
-FORMAT = "detr-failure-3"
+FORMAT = "detr-failure-4"
 
 _IMAGES = record(
     images=tensor(torch.uint8, dims=4, least=0), mask=tensor(torch.bool, dims=3, least=0), padded=maybe(flag)
@@ -66,6 +66,7 @@ _PARTS = record(
     step=whole(),
     seed=whole(),
     process=whole(),
+    first=whole(),
     scale=number(0, 1e38),
     config=_config,
     categories=items(record(id=whole(-(2**63), 2**63 - 1), name=text)),
@@ -88,13 +89,14 @@ def save(
     *,
     step: int,
     seed: int,
+    place: tuple[int, int],
     scale: float,
     metadata: Mapping[str, Any],
 ) -> Path:
     """Write failures/step-N.pt, each process its own: the batches, the weights, what the randomness follows from.
 
     Parameters that do not train (`frozen`) and modules in evaluation mode (`evaluated`) are kept by name, because they
-    may depend on the epoch. scale: of the loss, for fp16; 1 without.
+    may depend on the epoch. place: `process` and `first` of the TrainingStep. scale: of the loss, for fp16; 1 without.
     """
     process = distributed.rank()
     name = f"step-{step}-process-{process}.pt" if distributed.world_size() > 1 else f"step-{step}.pt"
@@ -109,7 +111,8 @@ def save(
         ],
         "step": step,
         "seed": seed,
-        "process": process,
+        "process": place[0],
+        "first": place[1],
         "scale": scale,
     }
     write_tensors(path, {**metadata, **content})

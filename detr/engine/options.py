@@ -29,6 +29,7 @@ class TrainerConfig:
     freeze: Any = None  # not an empty dict, into which the command line could not put new names
     sync_batch_norm: bool = False
     deterministic: bool = False
+    elastic: bool = False
     evaluate_every: int = at_least(1, default=1)
     evaluations: int | None = at_least(1, default=None)
     monitor: str = "AP"
@@ -47,6 +48,12 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "trainer")
+        for name in ("compile", "sync_batch_norm") if self.elastic else ():
+            if getattr(self, name):
+                raise UserError(
+                    f"trainer.elastic: wanted trainer.{name}=false, got true: with it the result depends on what each "
+                    "process has computed. Set one of them to false."
+                )
         self.freeze = {} if self.freeze is None else self.freeze
         if not isinstance(self.freeze, dict) or not all(map(_is_time, self.freeze.values())):
             raise UserError(

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from detr import distributed
 from detr.contents import check_content, flat, mapping, number, record, refuse_non_finite, saved, state_dict, whole
 from detr.engine.optim import load_optimizer_state, optimizer_state
+from detr.engine.saving import Saving
 from detr.errors import UserError
 from detr.evaluation import Thresholds
 from detr.types import Category
-from detr.weights import Checkpoint, load_state, newest, read_checkpoint, save
+from detr.weights import Checkpoint, load_state, newest, read_checkpoint
 
 logger = logging.getLogger(__name__)
 _OF_A_START = ("run_dir", "trainer.resume", "weights", "device", "debug")  # options that say nothing of the training
@@ -85,6 +86,7 @@ class TrainingState:
         self.averaged: nn.Module | None = None
         self.thresholds: Thresholds | None = None
         self.step = self.skipped = 0
+        self._saving = Saving()
 
     @property
     def evaluated(self) -> nn.Module:
@@ -94,9 +96,12 @@ class TrainingState:
     def path(self, name: str = "last.pt") -> Path:
         return self.run_dir / "checkpoints" / name
 
-    def save(self, name: str = "last.pt") -> Path:
-        """Write a checkpoint, in process 0 alone; returns where. Raises UserError where it cannot be written."""
-        path = self.path(name)
+    def save(self, *names: str) -> Path:
+        """Have a checkpoint written under some names, last.pt unless given, by process 0; returns where the first goes.
+
+        It is on the disk after `wait`. Raises UserError where the one before it could not be written.
+        """
+        names = names or ("last.pt",)
         # In all processes, since a callback may have to gather its state from them.
         thresholds = None if self.thresholds is None else self.thresholds.content()
         content = {
@@ -106,8 +111,12 @@ class TrainingState:
             "training": self._training(),
         }
         if distributed.rank() == 0:
-            save(path, content, keep=self.keep if name == "last.pt" else 1)
-        return path
+            self._saving(content, [(self.path(name), self.keep if name == "last.pt" else 1) for name in names])
+        return self.path(names[0])
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk. Raises UserError where it could not be written."""
+        self._saving.wait()
 
     def resume(self, source: str | None) -> Path | None:
         """Go on from the checkpoint at a path; with `auto` from the run's newest one that is whole, if there is any.

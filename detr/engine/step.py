@@ -24,8 +24,9 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class TrainingStep:
     """Forward pass, losses, backward pass over one or several accumulated batches; clipping; update of the weights.
 
-    All randomness follows from the seed, the step's number and the process; process: another than this one, to repeat
-    what happened there.
+    All randomness follows from the seed, the step's number, the process and the number of the batch in the step.
+
+    process, first: another process than this one, and the number of the first batch, to repeat what happened there.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class TrainingStep:
         config: TrainerConfig,
         seed: int,
         process: int | None = None,
+        first: int = 0,
     ) -> None:
-        self.process = distributed.rank() if process is None else process
+        self.process, self.first = distributed.rank() if process is None else process, first
         self.model, self.criterion, self.optimizer, self.config, self.seed = model, criterion, optimizer, config, seed
         self.device = next(model.parameters()).device
         self.dtype = _DTYPES[config.precision]
@@ -71,48 +73,54 @@ class TrainingStep:
         try:
             return self._attempt(batches, step)
         except NonFiniteError:
-            for buffer, before in zip(self.model.buffers(), kept, strict=False):
-                buffer.copy_(before)
+            if kept:
+                restore(self.model, kept)
             self.optimizer.zero_grad(set_to_none=True)
             raise
 
     def _attempt(self, batches: Sequence[Batch], step: int) -> dict[str, float]:
-        targets = [target for _, of_batch in batches for target in of_batch]
-        counts = distributed.gather(torch.tensor([len(target) for target in targets], device=self.device))
+        counts = distributed.gather(count_objects(batches, self.device))
         self.optimizer.zero_grad(set_to_none=True)
         parts, failure = [], None
         for index, batch in enumerate(batches):
-            seed = np.random.SeedSequence((self.seed, step, index, self.process))
-            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
-            with self._explained(batch), self._sharing(index + 1 == len(batches)):
-                losses, failed = self._losses(*batch, counts)
-                with phase("backward"):
-                    self.scaler.scale(losses["loss"]).backward()
+            with self._sharing(index + 1 == len(batches)):
+                losses, failed = self._learn(batch, counts, step, index)
             parts.append(losses)
             failure = failure or failed
-        if distributed.any_of(failure is not None):
-            # Another object than `failure`: one that holds this function, which holds it, would keep the whole step.
-            raise NonFiniteError(*(failure or NonFiniteError("The model's predictions in another process", [])).args)
-        with phase("update"):
-            return self._update(parts, targets)
-
-    def _update(self, parts: Sequence[Mapping[str, Tensor]], targets: Sequence[Target]) -> dict[str, float]:
-        """Clip the gradient, step the optimizer; returns what is logged. parts: losses of the accumulated batches."""
-        self.scaler.unscale_(self.optimizer)
-        norms = self._clip_gradients()
-        # Parts of a loss add up to that of the step; what is logged only is a mean.
+        raise_together(failure)
         sums = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
-        means = {name: value / (1 if name.startswith("loss") else len(parts)) for name, value in sums.items()}
-        names = [*means, *norms]
-        # One synchronization for everything that is logged.
-        values = distributed.mean(torch.stack([*means.values(), *norms.values()]).detach()).tolist()
-        result = dict(zip(names, values, strict=True))
-        if what := self._not_finite(result):
-            self.scaler.update()  # which takes the next step for a part of this one otherwise
-            raise NonFiniteError(what, [target.image_id for target in targets])
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return result
+        return self._update(sums, batches)
+
+    def _learn(
+        self, batch: Batch, counts: Tensor, step: int, index: int
+    ) -> tuple[dict[str, Tensor], NonFiniteError | None]:
+        """Losses and gradients of one batch. index: of the batch among those of this process."""
+        seed = np.random.SeedSequence((self.seed, step, self.first + index, self.process))
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+        with self._explained(batch):
+            losses, failed = self._losses(*batch, counts)
+            with phase("backward"):
+                self.scaler.scale(losses["loss"]).backward()
+        return {name: value.detach() for name, value in losses.items()}, failed
+
+    def _update(self, sums: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, float]:
+        """Clip the gradient, step the optimizer; returns what is logged. sums: of the losses of accumulated batches."""
+        with phase("update"):
+            self.scaler.unscale_(self.optimizer)
+            norms = self._clip_gradients()
+            # Parts of a loss add up to that of the step; what is logged only is a mean.
+            count = self.config.accumulate
+            means = {name: value / (1 if name.startswith("loss") else count) for name, value in sums.items()}
+            names = [*means, *norms]
+            # One synchronization for everything that is logged.
+            values = distributed.mean(torch.stack([*means.values(), *norms.values()])).tolist()
+            result = dict(zip(names, values, strict=True))
+            if what := self._not_finite(result):
+                self.scaler.update()  # which takes the next step for a part of this one otherwise
+                raise NonFiniteError(what, [target.image_id for _, targets in batches for target in targets])
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return result
 
     def _not_finite(self, values: Mapping[str, float]) -> str | None:
         """What of a step's values is in the way of it. values: as they are logged."""
@@ -193,6 +201,24 @@ class TrainingStep:
                     "option, or set trainer.deterministic=false."
                 ) from None
             raise
+
+
+def restore(model: nn.Module, buffers: Sequence[Tensor]) -> None:
+    """Set the model's buffers to what they were."""
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def count_objects(batches: Sequence[Batch], device: torch.device) -> Tensor:
+    """The number of objects in each image."""
+    return torch.tensor([len(target) for _, targets in batches for target in targets], device=device)
+
+
+def raise_together(failure: NonFiniteError | None) -> None:
+    """Raise NonFiniteError, in all processes, where one of them failed."""
+    if distributed.any_of(failure is not None):
+        # Another object than `failure`: one that holds the step's functions, which hold it, would keep the whole step.
+        raise NonFiniteError(*(failure or NonFiniteError("The model's predictions in another process", [])).args)
 
 
 def _sum(predictions: Predictions) -> Tensor:

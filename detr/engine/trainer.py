@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from detr import distributed
 from detr.engine import failures
 from detr.engine.accelerate import compilations
 from detr.engine.batches import Batch, Loader, grouped
+from detr.engine.elastic import ElasticStep
 from detr.engine.optim import Schedule
 from detr.engine.options import TrainerConfig
 from detr.engine.signals import StopRequest
@@ -94,7 +96,8 @@ class Trainer:
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.epoch_steps, self.total_steps = config.epoch_steps(len(loader)), config.total_steps(len(loader))
         self.evaluation_epochs = config.evaluation_epochs(len(loader))
-        self.update = TrainingStep(model=model, criterion=criterion, optimizer=optimizer, config=config, seed=seed)
+        step = ElasticStep if config.elastic else TrainingStep
+        self.update = step(model=model, criterion=criterion, optimizer=optimizer, config=config, seed=seed)
         self.stop = StopRequest()
         self.ends_early = False
         self.state = TrainingState(
@@ -103,7 +106,7 @@ class Trainer:
             scaler=self.update.scaler,
             callbacks={**callbacks, "averages": reporter},
             run_dir=run_dir,
-            images=loader.batch_size * config.accumulate * distributed.world_size(),
+            images=loader.batch_size * config.accumulate * (1 if config.elastic else distributed.world_size()),
             metadata=metadata,
             keep=config.keep,
             data=data,
@@ -128,6 +131,7 @@ class Trainer:
         """After a signal in any process: save, and raise Interrupted in all of them."""
         if distributed.any_of(self.stop.requested):
             path = self.state.save()
+            self.state.wait()
             distributed.barrier()  # a launcher ends all processes when the first one is gone
             raise Interrupted(f"Stopped by a signal at step {self.state.step}. Go on with trainer.resume={path}")
 
@@ -140,6 +144,7 @@ class Trainer:
             try:
                 for callback in self.callbacks.values():
                     callback.on_start(self)
+                self.state.wait()  # the loader's processes start now, and would hold the file open for good
                 while not self.finished:
                     self._train_epoch()
                     for callback in self.callbacks.values():
@@ -161,12 +166,13 @@ class Trainer:
             callback.on_epoch_start(self)
         start = self.state.step % self.epoch_steps * self.config.accumulate
         asked = time.perf_counter()
-        groups = grouped(self.loader.epoch(self.epoch, start), self.config.accumulate)
+        own = len(distributed.part(self.config.accumulate)) if self.config.elastic else self.config.accumulate
+        groups = grouped(self.loader.epoch(self.epoch, start), own)
         while (batches := self._next(groups)) is not None:
             waited = time.perf_counter() - asked
             self.reporter.batch(*batches[0])
             if losses := self._learn(batches):
-                self._report(losses, batches, waited)
+                self._report(losses, waited)
             for callback in self.callbacks.values():
                 callback.on_step_end(self, losses)
             self.stop_if_requested()
@@ -182,13 +188,15 @@ class Trainer:
         return None
 
     def _end(self, *, another_error: bool) -> None:
-        """Let every callback come to its end; their errors do not hide the one that ended the training."""
+        """Let saving and every callback come to their end; their errors do not hide the one that ended the training."""
+        ends: dict[str, Callable[[], None]] = {"Saving": self.state.wait}
+        ends |= {f"callbacks.{name}": partial(callback.on_end, self) for name, callback in self.callbacks.items()}
         errors = []
-        for name, callback in self.callbacks.items():
+        for name, end in ends.items():
             try:
-                callback.on_end(self)
+                end()
             except Exception as error:  # noqa: BLE001 - a callback may raise anything
-                logger.warning("callbacks.%s failed at the end of the training: %s", name, error)
+                logger.warning("%s failed at the end of the training: %s", name, error)
                 errors.append(error)
         if errors and not another_error:
             raise errors[0]
@@ -226,6 +234,7 @@ class Trainer:
                 batches,
                 step=self.state.step,
                 seed=self.seed,
+                place=(self.update.process, self.update.first),
                 scale=self.update.scaler.get_scale(),
                 metadata=self.metadata,
             )
@@ -233,9 +242,8 @@ class Trainer:
             logger.warning("The failed step is not kept: %s", error)
             return None
 
-    def _report(self, losses: Mapping[str, float], batches: Sequence[Batch], waited: float) -> None:
+    def _report(self, losses: Mapping[str, float], waited: float) -> None:
         logged = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         if self.config.compile:
             logged["compilations"] = compilations()
-        images = sum(len(batch) for batch, _ in batches) * distributed.world_size()
-        self.reporter.step(self.state.step, losses, logged, images, waited)
+        self.reporter.step(self.state.step, losses, logged, self.state.images, waited)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,16 @@ class Evaluation:
     results: CocoResults
     samples: list[Sample]
     diagnostics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one batch gives. measured: diagnostics; quality: totals of the panoptic quality; None without them."""
+
+    results: CocoResults
+    images: list[int]
+    measured: dict[str, Tensor] | None
+    quality: np.ndarray | None
 
 
 class CocoEvaluator:
@@ -84,12 +95,10 @@ class CocoEvaluator:
         model.eval()
         device = next(iter(model.parameters()), torch.empty(0)).device  # exported files have no parameters
         names = ["" if category is None else category.name for category in self.categories]
-        results: list[CocoResults] = []
+        done: list[_Batch] = []
         samples: list[Sample] = []
-        measured: list[dict[str, Tensor]] = []
-        quality = None if self.panoptic is None else PanopticQuality(self._of_data())
-        seen: list[int] = []
-        stopped = False
+        known = None if self.panoptic is None else self._of_data()
+        stopped, seen = False, 0
         most = max(self.max_dets, PUBLISHED_PAIRS)  # COCO counts max_dets of each class
         for number, (batch, targets) in enumerate(self.loader):
             predictions = model(batch.to(device))
@@ -97,32 +106,40 @@ class CocoEvaluator:
                 raise NonFiniteError("The model's predictions", [targets[index].image_id for index in damaged])
             originals = [target.original_size for target in targets]
             found = postprocess(predictions, originals, names, most, sizes=batch.sizes())
-            for target, detections in zip(targets, found, strict=True):
-                results.append(CocoResults.from_detections(detections, target.image_id, self.categories))
+            results = [
+                CocoResults.from_detections(detections, target.image_id, self.categories)
+                for target, detections in zip(targets, found, strict=True)
+            ]
             for index in range(min(spread(self.samples, self._batches(len(batch)), number), len(batch))):
                 samples.append(Sample.of(batch, index, targets[index], found[index], names=names))
-            if quality is not None:
-                self._add(quality, predictions, batch, targets)
-            if self.diagnostics:
-                measured.append(self.diagnostics.measure(predictions, targets, found))
-            seen += [target.image_id for target in targets]
+            done.append(
+                _Batch(
+                    results=CocoResults.concatenate(results),
+                    images=[target.image_id for target in targets],
+                    measured=self.diagnostics.measure(predictions, targets, found) if self.diagnostics else None,
+                    quality=None if known is None else self._quality(known, predictions, batch, targets),
+                )
+            )
+            seen += len(targets)
             stopped = stop()
-            if stopped or (self.limit is not None and len(seen) * distributed.world_size() >= self.limit):
+            if stopped or (self.limit is not None and seen * distributed.world_size() >= self.limit):
                 break
         if distributed.any_of(stopped):
             return None
-        totals = None if quality is None else quality.totals
-        parts = distributed.gather_objects((CocoResults.concatenate(results), measured, seen, totals))
+        parts = distributed.gather_objects(done)
         if not parts:
             return None
-        everything = CocoResults.concatenate([part[0] for part in parts])
-        measured = [batch for part in parts for batch in part[1]]
-        seen = [image for part in parts for image in part[2]]
-        annotations = self.annotations if self.limit is None else _only(self.annotations, set(seen))
+        # In the order of the data, so that nothing depends on the number of processes.
+        done = self._limited(batch for turn in zip_longest(*parts) for batch in turn if batch is not None)
+        everything = CocoResults.concatenate([batch.results for batch in done])
+        images = {image for batch in done for image in batch.images}
+        annotations = self.annotations if self.limit is None else _only(self.annotations, images)
         metrics = box_and_mask_metrics(annotations, everything, self.backend, self.max_dets)
-        if quality is not None:
-            quality.totals = np.sum([part[3] for part in parts if part[3] is not None], axis=0)
+        if known is not None:
+            quality = PanopticQuality(known)
+            quality.totals = np.sum([batch.quality for batch in done if batch.quality is not None], axis=0)
             metrics = metrics.with_panoptic(quality.metrics())
+        measured = [batch.measured for batch in done if batch.measured is not None]
         diagnostics = self.diagnostics.summarize(measured) if self.diagnostics else {}
         return Evaluation(metrics=metrics, results=everything, samples=samples, diagnostics=diagnostics)
 
@@ -131,14 +148,28 @@ class CocoEvaluator:
         rows = loaded(self.annotations)["categories"]
         return [Category(row["id"], row["name"], is_thing=bool(row.get("isthing", True))) for row in rows]
 
-    def _add(
-        self, quality: PanopticQuality, predictions: Predictions | Ranked, batch: ImageBatch, targets: Sequence[Target]
-    ) -> None:
+    def _limited(self, batches: Iterable[_Batch]) -> list[_Batch]:
+        """The first batches, up to the one that reaches the limit."""
+        kept: list[_Batch] = []
+        for batch in batches:
+            if self.limit is not None and sum(len(one.images) for one in kept) >= self.limit:
+                break
+            kept.append(batch)
+        return kept
+
+    def _quality(
+        self,
+        categories: Sequence[Category],
+        predictions: Predictions | Ranked,
+        batch: ImageBatch,
+        targets: Sequence[Target],
+    ) -> np.ndarray:
+        """The totals of PanopticQuality over a batch. categories: those of the annotations."""
         assert self.panoptic is not None
         originals = [target.original_size for target in targets]
-        known = {category.id: rank for rank, category in enumerate(quality.categories)}
+        known = {category.id: rank for rank, category in enumerate(categories)}
         # What is no class of the data is merged like the others, and then void.
-        own = [Category(-1, "") if one is None else quality.categories[known[one.id]] for one in self.categories]
+        own = [Category(-1, "") if one is None else categories[known[one.id]] for one in self.categories]
         found = panoptic_segmentations(
             predictions,
             batch.sizes(),
@@ -148,8 +179,10 @@ class CocoEvaluator:
             threshold=self.panoptic_threshold,
         )
         labels = {label: known[one.id] for label, one in enumerate(self.categories) if one is not None}
+        quality = PanopticQuality(categories)
         for target, one in zip(targets, found, strict=True):
             quality.add(self.panoptic(target.image_id), one.numbered(labels))
+        return quality.totals
 
     def _batches(self, size: int) -> int:
         """How many batches of this size there will be in this process."""

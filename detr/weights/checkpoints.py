@@ -1,13 +1,13 @@
 """Checkpoints of a training on disk: saved so that one is whole at any moment, and the newest whole one found.
 
 A checkpoint is a dict of tensors and plain values, so that loading runs no code from the file:
-`format`, `model` (state dict), `config` (the composed configuration), `categories` (id and name of each class, and
-whether it is of things, in the order of the labels), `thresholds` (of the last evaluation, as
-detr.evaluation.Thresholds gives them; None where there are none) and `training`, which holds what it takes to go on:
-`step` (steps done), `skipped` (how many of these changed nothing), `images` (in one step, of all processes), and the
-states of `optimizer` (its `class`, and `state` by the names of parameters), `scaler` (of the loss) and `callbacks` (by
-name). With a moving average, `model` is the average, and `training` has a `model` of its own: the raw weights, which go
-on training.
+`format`, `version` (of this project, which wrote it), `model` (state dict), `config` (the composed configuration),
+`categories` (id and name of each class, and whether it is of things, in the order of the labels), `thresholds` (of the
+last evaluation, as detr.evaluation.Thresholds gives them; None where there are none) and `training`, which holds what
+it takes to go on: `step` (steps done), `skipped` (how many of these changed nothing), `images` (in one step, of all
+processes), and the states of `optimizer` (its `class`, and `state` by the names of parameters), `scaler` (of the loss)
+and `callbacks` (by name). With a moving average, `model` is the average, and `training` has a `model` of its own: the
+raw weights, which go on training.
 """
 
 import logging
@@ -29,7 +29,9 @@ def save(path: str | Path, checkpoint: Mapping[str, Any], *, keep: int = 1) -> N
     keep: how many to keep: those before it go on as NAME-1, NAME-2 ...
     Raises UserError where it cannot be written.
     """
-    write_tensors(path, {"format": FORMAT, **checkpoint}, keep=keep)
+    from detr import __version__  # which is set last of all
+
+    write_tensors(path, {"format": FORMAT, "version": __version__, **checkpoint}, keep=keep)
 
 
 def newest(path: Path) -> Checkpoint | None:

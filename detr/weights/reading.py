@@ -23,7 +23,7 @@ from detr.contents import (
     text,
     whole,
 )
-from detr.errors import UserError
+from detr.errors import UserError, brief
 from detr.files import read_regular, read_tensors
 from detr.types import Category
 from detr.weights import version1
@@ -182,7 +182,7 @@ def _checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
     if content["format"] not in _READ:
         raise UserError(
             f"Checkpoint {path} is of format {content['format']}, wanted {FORMAT} or an earlier one. Use it with "
-            "the version of this framework that wrote it."
+            f"the version of this framework that wrote it{_version(content)}."
         )
     check_content(content, _CONTENT, f"Checkpoint {path}")
     check_content({"thresholds": content.get("thresholds")}, record(thresholds=maybe(plain)), f"Checkpoint {path}")
@@ -200,6 +200,11 @@ def _checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
         training=content["training"],
         thresholds=content.get("thresholds"),
     )
+
+
+def _version(content: Mapping[str, Any]) -> str:
+    version = content.get("version")
+    return f", {brief(version)}" if isinstance(version, str) else ""
 
 
 def _category(row: Mapping[str, Any]) -> Category:

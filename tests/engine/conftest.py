@@ -52,7 +52,9 @@ def make(shapes_root: Path, tmp_path: Path, tiny_detr: Callable[..., DETR]) -> M
             criterion=criterion,
             optimizer=adamw(model, lr=lr, backbone_lr=lr),
             schedule=Cosine(warmup=0.1),
-            loader=TrainLoader(train, batch_size=batch_size, workers=0, seed=seed),
+            loader=TrainLoader(
+                train, batch_size=batch_size, workers=0, seed=seed, dealt=config.accumulate if config.elastic else None
+            ),
             callbacks=standard_callbacks(config, model=model, evaluator=evaluator, own=callbacks),
             reporter=Reporter(sinks={"jsonl": JsonLines()}, run_dir=run_dir, log_every=1),
             config=config,

@@ -80,10 +80,10 @@ def test_an_evaluation_whose_checkpoint_was_not_saved_is_recorded_once(make: Mak
     trainer = make("run", epochs=1)
     save = trainer.state.save
 
-    def killed_after_the_evaluation(name: str = "last.pt") -> Any:
+    def killed_after_the_evaluation(*names: str) -> Any:
         if (trainer.run_dir / "metrics.jsonl").read_text().count('"val"'):
             raise KeyboardInterrupt
-        return save(name)
+        return save(*names)
 
     trainer.state.save = killed_after_the_evaluation
     with pytest.raises(KeyboardInterrupt):

@@ -43,7 +43,8 @@ def save(tmp_path: Path) -> Save:
         content = plain(config)
         change(content)
         metadata = {"config": content, "categories": [{"id": id, "name": str(id)} for id in range(3)]}
-        return failures.save(tmp_path, model, [(images, targets)], step=7, seed=3, scale=scale, metadata=metadata)
+        options = {"step": 7, "seed": 3, "place": (1, 2), "scale": scale}
+        return failures.save(tmp_path, model, [(images, targets)], metadata=metadata, **options)
 
     return make
 
@@ -130,7 +131,7 @@ def test_damaged_files_are_named(save: Save, change: Callable[[dict[str, Any]], 
         replay.main([str(path)])
 
 
-@pytest.mark.parametrize("missing", ["images", "targets", "batches", "step", "process", "frozen", "evaluated"])
+@pytest.mark.parametrize("missing", ["images", "targets", "batches", "step", "process", "first", "frozen", "evaluated"])
 def test_files_that_lack_a_part_are_named(save: Save, missing: str) -> None:
     path = save()
     content = torch.load(path)

@@ -26,15 +26,14 @@ class Checkpointing(Callback):
             self._save(trainer)
 
     def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        if self.validation.best_step == trainer.state.step:
-            trainer.state.save("best.pt")
-        self._save(trainer)
+        best = ("best.pt",) if self.validation.best_step == trainer.state.step else ()
+        self._save(trainer, *best, "last.pt")
 
     def _is_time(self) -> bool:
         """The same in all processes, whose clocks differ: saving may need all of them."""
         minutes = (time.monotonic() - self.saved_at) / 60
         return self.every_minutes > 0 and distributed.any_of(minutes >= self.every_minutes)
 
-    def _save(self, trainer: Trainer) -> None:
-        trainer.state.save()
+    def _save(self, trainer: Trainer, *names: str) -> None:
+        trainer.state.save(*names)
         self.saved_at = time.monotonic()

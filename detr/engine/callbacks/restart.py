@@ -55,6 +55,7 @@ class Restart(Callback):
         self._set_decay()
         source = trainer.state.path("best.pt" if first else "restart.pt")
         step = self.validation.best_step if first else self.kept_step
+        trainer.state.wait()
         known = math.isfinite(self.validation.best) if first else step > 0
         if not (known and distributed.from_first(source.exists())):
             logger.warning("There is no %s to return to, so the training goes on as it is.", source)
