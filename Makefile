@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test test-slow lint benchmark clean
+.PHONY: quickstart test test-slow lint benchmark release-check clean
 
 quickstart: .venv/installed ## train on generated shapes, evaluate, draw
 	$(BIN)/python train.py experiment=quickstart run_dir=$(RUN) trainer.resume=auto
@@ -34,6 +34,9 @@ benchmark: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[test,parity,dev,sweep,timm,huggingface,examples,video,supervision,export,serve]'
 	touch $@
+
+release-check: .venv/installed ## what training computes, against the last tag
+	$(BIN)/python tools/release_check.py
 
 clean:
 	rm -rf .venv runs generated
