@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` is us
 from benchmarks import (
     attention,
     criterion,
+    elastic,
     evaluation,
     export,
     latency,
@@ -22,6 +23,7 @@ from benchmarks import (
     padding,
     recipes,
     records,
+    saving,
     serving,
     step,
     transforms,
@@ -36,7 +38,7 @@ def main() -> None:
         "--only",
         metavar="NAME[,NAME]",
         help="some of criterion, transforms, loading, evaluation, step, recipes, latency, attention, padding, records, "
-        "masks, serving, export",
+        "masks, serving, export, saving, elastic",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for criterion, step, recipes and latency")
     parser.add_argument("--threads", type=int, default=2)
@@ -82,6 +84,8 @@ def main() -> None:
         "records": records.run,
         "masks": masks.run,
         "export": export.run,
+        "saving": partial(saving.run, repeats=options.repeats),
+        "elastic": partial(elastic.run, repeats=options.repeats),
         "serving": partial(serving.run, threads=options.threads),
     }
     names = options.only.split(",") if options.only else list(benchmarks)

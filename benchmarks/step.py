@@ -97,7 +97,7 @@ def training_step(
         config=trainer,
         seed=0,
     )
-    return partial(step, [_batch(size, batch)], 0)
+    return partial(step, [random_batch(size, batch)], 0)
 
 
 def _published_step(checkout: Path, device: str, size: tuple[int, int], count: int) -> Step:
@@ -112,7 +112,7 @@ def _published_step(checkout: Path, device: str, size: tuple[int, int], count: i
     others = [p for name, p in model.named_parameters() if "backbone" not in name]
     groups = [{"params": others}, {"params": backbone, "lr": options.lr_backbone}]
     optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
-    batch, targets = _batch(size, count)
+    batch, targets = random_batch(size, count)
     batch = batch.normalized(IMAGENET_MEAN, IMAGENET_STD)
     samples = misc.NestedTensor(batch.images.contiguous(), batch.mask)
     objects = [{"labels": target.labels, "boxes": target.boxes} for target in targets]
@@ -134,7 +134,7 @@ def _untrained_resnet50(*, pretrained: bool, **options: Any) -> torch.nn.Module:
     return _resnet50(weights=None, **options)
 
 
-def _batch(size: tuple[int, int], count: int) -> tuple[ImageBatch, list[Target]]:
+def random_batch(size: tuple[int, int], count: int) -> tuple[ImageBatch, list[Target]]:
     """Every second image is padded, as nearly all batches of real data are."""
     generator = torch.Generator().manual_seed(0)
     sizes = [(size[0] - index % 2 * size[0] // 16, size[1]) for index in range(count)]
