@@ -1,5 +1,6 @@
 """Trainings that are killed again and again, and one that runs for long. They print their figures."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -134,6 +135,59 @@ def test_killed_a_hundred_times_a_training_ends_as_if_it_had_not_been(
         found["config"] = expected["config"]
         assert_same_state(found, expected)
         print(f"{kills} kills, {while_saving} while saving; {rounds} trainings of {STEPS} steps, all equal", flush=True)
+
+
+def test_any_number_of_processes_gives_the_same_bits(data: Path, tmp_path: Path) -> None:
+    """1, 2, 3 and 4 without a stop, and a training that is killed and goes on with another number of them."""
+    common = [*TINY, *ELASTIC, f"data.root={data}", "trainer.accumulate=4", "trainer.max_steps=40"]
+    common += ["model.encoder.dropout=0.1", "trainer.freeze=null"]
+    torch.set_num_threads(1)
+    found = {}
+    for world in (1, 2, 3, 4):
+        begun = time.monotonic()
+        assert end(start(world, [*common, f"run_dir={tmp_path / str(world)}"])) == [0] * world
+        found[f"{world} processes, {time.monotonic() - begun:.0f} s"] = checksum(tmp_path / str(world))
+    killed, worlds = tmp_path / "killed", []
+    for world, step in ((4, 7), (1, 16), (3, 25), (2, 33)):
+        processes = start(world, [*common, f"run_dir={killed}"])
+        while (
+            not (killed / "metrics.jsonl").exists()
+            or f'"step": {step - step % 5}' not in (killed / "metrics.jsonl").read_text()
+        ):
+            time.sleep(0.01)
+        for process in processes:
+            assert process.exitcode is None and process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+        end(processes)
+        worlds.append(f"{world} to step {last(killed)['training']['step']}")
+    assert end(start(1, [*common, f"run_dir={killed}"])) == [0]
+    found[f"killed: {', '.join(worlds)}, 1 to the end"] = checksum(killed)
+    for name, digest in found.items():
+        print(f"{digest}  {name}", flush=True)
+    assert len(set(found.values())) == 1
+
+
+def checksum(run_dir: Path) -> str:
+    """Of all tensors and numbers in the last checkpoint."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            for name in value:
+                digest.update(str(name).encode())
+                add(value[name])
+        elif isinstance(value, list | tuple):
+            for one in value:
+                add(one)
+        else:
+            digest.update(repr(value).encode())
+
+    content = last(run_dir)
+    assert content["training"]["step"] == 40
+    add({name: value for name, value in content.items() if name != "config"})  # which names the folder
+    return digest.hexdigest()[:16]
 
 
 def children(pid: int) -> list[int]:
