@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from detr import boxes as box_ops
+from detr.errors import UserError
 from detr.masks import Masks
 from detr.types import Detections, Predictions, TensorContainer, exporting
 
@@ -86,8 +87,14 @@ def postprocess(
 
     original_sizes: (height, width) for each image. names: the K class names. sizes: (height, width) for each image as
     the model got it, without padding; needed for masks. threshold: as in `Detections.above`.
+    Raises UserError where an exported file gives fewer detections than are asked for.
     """
     best = outputs if isinstance(outputs, Ranked) else ranked(outputs, len(names), max_dets)
+    if best is outputs and best.scores.shape[1] == PUBLISHED_PAIRS < max_dets:
+        raise UserError(
+            f"max_dets: wanted at most {PUBLISHED_PAIRS}, as many as the exported file gives of an image, got "
+            f"{max_dets}. Lower it, or use the checkpoint."
+        )
     scale = torch.tensor([(w, h, w, h) for h, w in original_sizes], dtype=best.boxes.dtype, device=best.boxes.device)
     boxes = best.boxes * scale[:, None]
     columns = zip(boxes.cpu(), best.scores.cpu(), best.labels.cpu(), best.queries.cpu(), strict=True)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detr.postprocess import non_finite, postprocess
+from detr.errors import UserError
+from detr.postprocess import non_finite, postprocess, ranked
 from detr.types import Predictions
 
 NAMES, SIZES = ["ant", "bee", "cat"], [(100, 200), (50, 30)]
@@ -63,3 +64,12 @@ def test_an_image_may_have_masks_and_no_detection() -> None:
         found = postprocess(predictions, SIZES, NAMES, sizes=[(12, 24), (16, 10)], threshold=threshold)
         assert [len(one.masks) for one in found] == [count, count]
         assert [one.masks.size for one in found] == SIZES
+
+
+def test_more_than_an_exported_file_gives_is_refused() -> None:
+    best = ranked(Predictions(logits=torch.randn(1, 1, 200, 3), boxes=torch.rand(1, 1, 200, 4)), num_classes=3)
+    assert len(postprocess(best, [(10, 10)], ["a", "b", "c"], 300)[0]) == 300
+    with pytest.raises(UserError, match=r"max_dets: wanted at most 300, .* exported file gives .*, got 301"):
+        postprocess(best, [(10, 10)], ["a", "b", "c"], 301)
+    few = ranked(Predictions(logits=torch.randn(1, 1, 9, 3), boxes=torch.rand(1, 1, 9, 4)), num_classes=3)
+    assert len(postprocess(few, [(10, 10)], ["a", "b", "c"], 301)[0]) == 27
