@@ -3,6 +3,16 @@
 from detr.detector import Detector
 from detr.errors import NonFiniteError, UserError
 from detr.types import Detection, Detections, ImageBatch, Predictions, Target
+from detr.version import __version__
 
-__all__ = ["Detection", "Detections", "Detector", "ImageBatch", "NonFiniteError", "Predictions", "Target", "UserError"]
-__version__ = "0.1.0"
+__all__ = [
+    "Detection",
+    "Detections",
+    "Detector",
+    "ImageBatch",
+    "NonFiniteError",
+    "Predictions",
+    "Target",
+    "UserError",
+    "__version__",
+]

@@ -29,6 +29,7 @@ FLOORS = (
     ("detr.ranges", 0),
     ("detr.notebook", 0),
     ("detr.renaming", 0),
+    ("detr.version", 0),
     ("detr.models.detr", 2),
     ("detr.models.attention_maps", 2),
     ("detr.models", 1),

@@ -18,6 +18,7 @@ from typing import Any
 
 from detr.errors import UserError
 from detr.files import write_tensors
+from detr.version import __version__
 from detr.weights.reading import FORMAT, Checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,6 @@ def save(path: str | Path, checkpoint: Mapping[str, Any], *, keep: int = 1) -> N
     keep: how many to keep: those before it go on as NAME-1, NAME-2 ...
     Raises UserError where it cannot be written.
     """
-    from detr import __version__  # which is set last of all
-
     write_tensors(path, {"format": FORMAT, "version": __version__, **checkpoint}, keep=keep)
 
 
