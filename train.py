@@ -23,7 +23,7 @@ from datasets.formats import Annotations
 from detr import distributed
 from detr.cli import command, pick_device, run_directory
 from detr.config import build, build_criterion, build_model, build_reader, plain
-from detr.engine import Trainer, TrainerConfig, accelerated, elastic, standard_callbacks
+from detr.engine import Trainer, TrainerConfig, accelerated, elastic, make_deterministic, standard_callbacks
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics
 from detr.reporting import Reporter, describe_model
@@ -46,7 +46,7 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
         raise UserError("report=true: wanted trainer.limit_evaluation_images=null, as the page is about all images.")
     logger.info("Device: %s; threads of the CPU: %d. Reading the data.", device, torch.get_num_threads())
     torch.manual_seed(config.seed)
-    torch.use_deterministic_algorithms(options.deterministic)
+    make_deterministic(options)
     if options.elastic:
         elastic.begin(options, device)
     weights = None if config.weights is None else fetch(config.weights)

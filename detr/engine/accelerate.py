@@ -1,5 +1,6 @@
 """Speed and memory of a model, by options that leave its results as they are."""
 
+import os
 from functools import partial
 
 import torch
@@ -29,6 +30,14 @@ def accelerated(model: nn.Module, config: TrainerConfig) -> nn.Module:
     if config.compile:
         model.compile()
     return model
+
+
+def make_deterministic(config: TrainerConfig) -> None:
+    """Have operations repeat their results bit for bit, or raise an error, if that is asked for; before any runs."""
+    wanted = config.deterministic or config.elastic
+    if wanted:  # without a workspace of fixed size cuBLAS may add in another order
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:

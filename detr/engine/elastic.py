@@ -18,7 +18,7 @@ Node = tuple[int, int]  # the batches of a step from the first number up to the 
 
 
 def begin(config: TrainerConfig, device: torch.device) -> None:
-    """Have operations give the same bits in every process, before anything is computed.
+    """Take away what differs between processes, before anything is computed.
 
     The CPU adds in another order with another number of threads, and launchers give processes fewer of them than a
     single one has. So it is one thread in each.
@@ -31,7 +31,6 @@ def begin(config: TrainerConfig, device: torch.device) -> None:
             f"for each of {distributed.world_size()} processes. Start fewer of them. Another trainer.accumulate with "
             "another data.batch_size makes another training."
         )
-    torch.use_deterministic_algorithms(True)
     if device.type == "cpu":
         torch.set_num_threads(1)
 
