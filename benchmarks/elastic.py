@@ -24,9 +24,11 @@ BATCHES, IMAGES, SIZE, MODEL = 4, 4, (160, 160), "small"
 
 def run(*, repeats: int = 7) -> Iterator[Row]:
     for processes in (1, 2, 4):
-        with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            mp.spawn(_measure, (processes, free.getsockname()[1], repeats, Path(folder)), nprocs=processes)
+            port = free.getsockname()[1]
+        with tempfile.TemporaryDirectory() as folder:
+            mp.spawn(_measure, (processes, port, repeats, Path(folder)), nprocs=processes)
             plain, dealt, sent = json.loads((Path(folder) / "0.json").read_text())
         name = (
             f"step of {MODEL}, {BATCHES} batches of {IMAGES} images, {processes} process{'es'[: 2 * (processes > 1)]}"
