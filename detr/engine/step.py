@@ -196,9 +196,10 @@ class TrainingStep:
                     "compiler, and on a GPU Python's header files. Install them, or set trainer.compile=false."
                 ) from None
             if "deterministic" in text:
+                name = "elastic" if self.config.elastic else "deterministic"
                 raise UserError(
-                    f"trainer.deterministic=true cannot be kept: {text.partition('. ')[0]}. Choose another model "
-                    "option, or set trainer.deterministic=false."
+                    f"trainer.{name}=true cannot be kept: {text.partition('. ')[0]}. Choose another model option, or "
+                    f"set trainer.{name}=false."
                 ) from None
             raise
 
