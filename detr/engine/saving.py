@@ -1,7 +1,7 @@
 """Checkpoints that are written while the training goes on."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ class Saving:
 
     def wait(self) -> None:
         """Until everything is on the disk. Raises UserError where it could not be written."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
+        if (under_way := self._under_way) is not None:
+            wait([under_way])  # a second SIGINT can end it here: what is under way is then to be waited for again
+            self._under_way = None
             under_way.result()
 
 

@@ -137,6 +137,15 @@ def test_what_cannot_be_elastic_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         elastic.begin(TrainerConfig(elastic=True, accumulate=2), torch.device("cpu"))
 
 
+def test_an_operation_that_cannot_repeat_itself_names_the_option_that_forbids_it() -> None:
+    step = elastic.ElasticStep(**parts(elastic=True))
+    with (
+        pytest.raises(UserError, match=r"trainer.elastic=true cannot be kept: .* set trainer.elastic=false"),
+        step._explained(batches(0)[0]),
+    ):
+        raise RuntimeError("grid_sampler_2d_backward_cuda does not have a deterministic implementation, but ...")
+
+
 def fail(process: int, processes: int, port: int, folder: Path) -> None:
     """A step that fails in the second process leaves both as they were, and both go on."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(process), "WORLD_SIZE": "2"}

@@ -1,5 +1,6 @@
 """Checkpoints are written beside the training: what is in them, and what holds it up."""
 
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,26 @@ def test_tensors_that_share_memory_are_saved_once(tmp_path: Path) -> None:
     assert (tmp_path / "two").stat().st_size < 2.2 * (tmp_path / "one").stat().st_size
     state = read_checkpoint(tmp_path / "two").state
     assert torch.equal(state["a"], shared) and state["a"].data_ptr() == state["b"].data_ptr()
+
+
+def test_what_a_second_interrupt_leaves_under_way_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the folder would be free for another training while this one still writes to it."""
+    waits, interrupted = threading.Event(), threading.Event()
+
+    def write(path: Path, content: Any, *, keep: int = 1) -> None:
+        waits.wait(60)
+        signal.pthread_kill(main, signal.SIGINT)
+        interrupted.wait(60)
+        save(path, content, keep=keep)
+
+    monkeypatch.setattr(saving, "save", write)
+    saves, main = Saving(), threading.get_ident()
+    with pytest.raises(KeyboardInterrupt):
+        saves(content(0.0), [(tmp_path / "last.pt", 1)])
+        waits.set()
+        saves.wait()
+    threading.Timer(0.2, interrupted.set).start()
+    saves.wait()
+    assert (tmp_path / "last.pt").exists()
