@@ -48,7 +48,7 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     torch.manual_seed(config.seed)
     make_deterministic(options)
     if options.elastic:
-        elastic.begin(options, device)
+        elastic.begin(options)
     weights = None if config.weights is None else fetch(config.weights)
 
     augmentation = build_augmentation(config.data)

@@ -17,11 +17,11 @@ from detr.errors import NonFiniteError, UserError
 Node = tuple[int, int]  # the batches of a step from the first number up to the second
 
 
-def begin(config: TrainerConfig, device: torch.device) -> None:
+def begin(config: TrainerConfig) -> None:
     """Take away what differs between processes, before anything is computed.
 
     The CPU adds in another order with another number of threads, and launchers give processes fewer of them than a
-    single one has. So it is one thread in each.
+    single one has. So it is one thread in each. On GPUs too: the CPU augments images there.
 
     Raises UserError where there are more processes than batches of a step.
     """
@@ -31,8 +31,7 @@ def begin(config: TrainerConfig, device: torch.device) -> None:
             f"for each of {distributed.world_size()} processes. Start fewer of them. Another trainer.accumulate with "
             "another data.batch_size makes another training."
         )
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 class ElasticStep(TrainingStep):

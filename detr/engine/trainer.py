@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class Callback:
-    """Takes part in a training. Derived classes write the methods that they need; all processes call them alike."""
+    """Takes part in a training. Derived classes write the methods that they need; all processes call them alike.
+
+    Checkpoints are written in a thread: whoever reads one calls `trainer.state.wait()` before.
+    """
 
     def setup(self, trainer: "Trainer") -> None:
         """Once, when the trainer is made; a checkpoint is read afterwards."""

@@ -134,7 +134,7 @@ def test_what_cannot_be_elastic_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
             TrainerConfig(elastic=True, **{name: True})
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(UserError, match=r"a step has 2 batches .* for each of 3 processes"):
-        elastic.begin(TrainerConfig(elastic=True, accumulate=2), torch.device("cpu"))
+        elastic.begin(TrainerConfig(elastic=True, accumulate=2))
 
 
 def test_an_operation_that_cannot_repeat_itself_names_the_option_that_forbids_it() -> None:
