@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test test-slow lint benchmark release-check clean
+.PHONY: quickstart test test-slow lint benchmark docs release-check clean
 
 quickstart: .venv/installed ## train on generated shapes, evaluate, draw
 	$(BIN)/python train.py experiment=quickstart run_dir=$(RUN) trainer.resume=auto
@@ -29,6 +29,10 @@ lint: .venv/installed
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/run.py
 
+docs: .venv/installed ## the site, in site/
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -39,4 +43,4 @@ release-check: .venv/installed ## what training computes, against the last tag
 	$(BIN)/python tools/release_check.py
 
 clean:
-	rm -rf .venv runs generated
+	rm -rf .venv runs generated site

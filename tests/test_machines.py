@@ -39,7 +39,7 @@ def machines() -> Iterator[list[str]]:
 
 
 class Machines:
-    """The same command on each machine, as the README has it."""
+    """The same command on each machine, as docs/training.md has it."""
 
     def __init__(self, names: list[str], options: list[str], folder: Path) -> None:
         folder.mkdir()

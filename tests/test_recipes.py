@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md: their own lines, in a folder outside the packages."""
+"""The recipes of docs/extending.md: their own lines, in a folder outside the packages."""
 
 import json
 import re
@@ -12,8 +12,8 @@ import yaml
 
 from tests.helpers.commands import REPOSITORY, run
 
-TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text()
-RECIPES = dict(re.findall(r"^### (.+?)\n(.*?)(?=^### |\Z)", TEXT.partition("## Recipes")[2], re.M | re.S))
+TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
+RECIPES = dict(re.findall(r"^## (A.+?)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S))
 SMALL = (
     "model.num_queries=7",
     "model.encoder.d_model=32",
@@ -50,7 +50,7 @@ def test_the_lines_of_a_recipe_train(
     name: str, shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", RECIPES[name], re.M | re.S)
-    assert [language for language, _ in blocks] == ["python", "yaml", ""]
+    assert [language for language, _ in blocks] == ["python", "yaml", "bash"]
     for _, text in blocks[:2]:
         path = tmp_path / text.partition("\n")[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)

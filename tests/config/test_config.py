@@ -183,19 +183,3 @@ def test_users_own_packages_can_be_allowed(tmp_path: Path, monkeypatch: pytest.M
         build({"_target_": "my_parts.Other"}, path="criterion", allow=("my_parts",))
     config = compose(["criterion.matcher._target_=my_parts.Matcher", "allow_targets=[my_parts]"])
     assert type(build_criterion(config.criterion, num_classes=3).matcher).__name__ == "Matcher"
-
-
-def test_options_that_the_readme_names_compose() -> None:
-    text = (CONFIGS.parent / "README.md").read_text()
-    codes = re.findall(r"`([^`\n]+)`", text)
-    value = r"(?:\{[^}|]*\}|\[[^]|]*\]|[^\s,|'{\[]+)"
-    seen = set()
-    for code in codes:
-        groups = re.findall(r"(?<!\S)model(?:/\w+)*=\w+(?!\S)", code)  # which an option beside them may be one of
-        options = re.findall(rf"(?<!\S)'?((?:trainer|optimizer|data|model)\.[\w.]+={value})'?(?!\S)", code)
-        own = [option for option in (*groups, *options) if not re.search("DIR|NAME|PATH|FILE|SAME", option)]
-        if not own or seen.issuperset(own):
-            continue
-        compose(own)
-        seen.update(own)
-    assert {"trainer.ema=0.9997", "optimizer.lr_factors={sampling_offsets:0.1}", "data.pad_to=128"} <= seen

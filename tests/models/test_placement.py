@@ -231,11 +231,11 @@ def test_every_placement_can_be_swept_by_name() -> None:
     assert swept == ["none", *KINDS]
 
 
-def test_a_block_of_ones_own_as_the_readme_has_it(tiny_options: list[str], tmp_path: Path) -> None:
-    """From a folder outside of the checkout, by the very lines of README.md."""
-    text = (REPOSITORY / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(from torch import nn.*?)```", text, re.DOTALL)
-    (command,) = re.findall(r"```\nPYTHONPATH=\. python PATH/train\.py (.*?)```", text, re.DOTALL)
+def test_a_block_of_ones_own_as_documented(tiny_options: list[str], tmp_path: Path) -> None:
+    """From a folder outside of the checkout, by the very lines of docs/attention.md."""
+    text = (REPOSITORY / "docs" / "attention.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_blocks\.py\n.*?)```", text, re.DOTALL)
+    (command,) = re.findall(r"```bash\nPYTHONPATH=\. python PATH/train\.py (.*?)```", text, re.DOTALL)
     (tmp_path / "my_blocks.py").write_text(code)
     options = [*command.replace("\\\n", " ").split(), *tiny_options, "run_dir=run", "trainer.max_steps=2"]
     command = [sys.executable, str(REPOSITORY / "train.py"), *options]

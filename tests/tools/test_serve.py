@@ -550,7 +550,7 @@ def test_the_commands_of_the_documentation(detector: Detector, photograph: Path,
     shutil.copy(photograph, tmp_path / "photo.jpg")
     text = (REPOSITORY / "docs" / "serving.md").read_text()
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    commands = [line for language, block in blocks if not language for line in block.splitlines()]
+    commands = [line for language, block in blocks if language == "bash" for line in block.splitlines()]
     starts = [shlex.split(line) for line in commands if line.startswith("python tools/serve.py ")]
     requests = [line for line in commands if line.startswith("curl ")]
     assert len(starts) == 2 and len(requests) == 7 and len(commands) == 9

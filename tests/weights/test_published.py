@@ -73,8 +73,8 @@ def test_the_table_is_well_formed() -> None:
             assert one.sha256 is not None and one.sha256.startswith(prefix[1]), name
 
 
-def test_readme_lists_them() -> None:
-    assert published_table() in (REPOSITORY / "README.md").read_text()
+def test_the_documentation_lists_them() -> None:
+    assert published_table() in (REPOSITORY / "docs" / "models.md").read_text()
 
 
 @pytest.mark.parametrize(
