@@ -13,7 +13,7 @@ WORKDIR /app
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
 # Dependencies come first, so that a change of the code does not install them again.
-COPY --chown=detr pyproject.toml README.md ./
+COPY --chown=detr pyproject.toml setup.py README.md ./
 COPY --chown=detr detr/__init__.py detr/__init__.py
 RUN python3 -m venv .venv && pip install --no-cache-dir -e .
 COPY --chown=detr . .

@@ -1,6 +1,7 @@
 """Composed configurations, as the command line and as scripts get them."""
 
 import functools
+import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,10 @@ from detr.config.overrides import as_hydra_reads, with_model_of_weights
 from detr.contents import flat
 from detr.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The folder of the commands, configs/ and datasets/: inside of an installed package, beside the package in a checkout.
+ROOT = _PACKAGE / "commands" if (_PACKAGE / "commands").is_dir() else _PACKAGE.parent
+CONFIGS = ROOT / "configs"
 # The reader of checkpoints that were written when there was no other format.
 _COCO = "datasets.formats.coco.read_coco"
 _HEADER = "# What this command ran with. It is not read again: options come from configs/ and the command line.\n"
@@ -34,11 +38,7 @@ def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
 
     It is checked as the commands do, unless something is still to be filled in. Raises UserError.
     """
-    if not CONFIGS.is_dir():
-        raise UserError(f"The folder {CONFIGS} does not exist. Work in a checkout, installed with pip install -e .")
-    # `datasets` is there, which configurations name and which is never installed.
-    if str(CONFIGS.parent) not in sys.path:
-        sys.path.append(str(CONFIGS.parent))
+    _find_datasets()
     with explained(name):
         config = _composed(overrides, name)
         if not OmegaConf.missing_keys(config):
@@ -111,6 +111,27 @@ def _composed(overrides: Sequence[str], name: str) -> DictConfig:
     overrides = with_model_of_weights(overrides) if name == "train" else overrides
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose(name, overrides=[as_hydra_reads(override) for override in overrides])
+
+
+def _find_datasets() -> None:
+    """Make `datasets` be that of this project, which configurations name. Another library has the same name.
+
+    Raises UserError where this process has imported that one already.
+    """
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # last, as the folder holds names of others: train, evaluate, tools
+    if "datasets" not in sys.modules:
+        sys.path.insert(0, str(ROOT))
+        try:
+            importlib.import_module("datasets")
+        finally:
+            sys.path.remove(str(ROOT))
+    origin = sys.modules["datasets"].__file__
+    if origin is None or Path(origin).resolve().parent != ROOT / "datasets":
+        raise UserError(
+            f"datasets: wanted the package in {ROOT}, got another library of that name, which was imported before "
+            f"({origin}). Call detr.config.compose before importing that library, or work in two processes."
+        )
 
 
 @functools.cache

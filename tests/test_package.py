@@ -1,0 +1,153 @@
+"""What is installed: the files of the package, and its commands in an environment of their own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import REPOSITORY, TINY_MODEL
+
+BESIDE = ("configs", "datasets", "tools")  # of detr/ in a checkout, and inside of it when installed
+COMMANDS = ("train", "evaluate", "predict", "export")
+KINDS = {".py", ".yaml", ".j2", ".html", ".css", ".js", ".svg"}
+tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+pytest.importorskip("setuptools", minversion="77", reason="builds the package without the network")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, in which a build leaves its files."""
+    copy = tmp_path_factory.mktemp("sources") / "checkout"
+    names = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile")
+    for name in (*names, *(f"{command}.py" for command in COMMANDS)):
+        copy.mkdir(exist_ok=True)
+        shutil.copy2(REPOSITORY / name, copy)
+    for name in ("detr", *BESIDE, "tests", "docs", "benchmarks"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def build(sources: Path, kind: str, folder: Path) -> Path:
+    """A 'wheel' or an 'sdist', as pip and build make them."""
+    code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=sources, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(sources, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+def relative(folder: Path) -> set[str]:
+    """The files of a folder of the checkout that a program reads."""
+    files = (path for path in (REPOSITORY / folder).rglob("*") if path.is_file() and path.suffix in KINDS)
+    return {path.relative_to(REPOSITORY).as_posix() for path in files}
+
+
+def test_the_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    moved = {name for folder in BESIDE for name in relative(Path(folder))} | {f"{name}.py" for name in COMMANDS}
+    assert names == relative(Path("detr")) | {f"detr/commands/{name}" for name in moved}
+    assert wheel.stat().st_size < 2**20
+
+
+def test_each_command_has_its_script() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    for command, target in project["scripts"].items():
+        script = f"{command.removeprefix('detr-').replace('-', '_')}.py"
+        assert (REPOSITORY / script).is_file() != (REPOSITORY / "tools" / script).is_file()
+        assert target == "detr.cli.launch:main"
+    tools = {path.name for path in (REPOSITORY / "tools").glob("*.py") if "__main__" in path.read_text()}
+    installed = {f"{name.removeprefix('detr-').replace('-', '_')}.py" for name in project["scripts"]}
+    assert tools | {f"{name}.py" for name in COMMANDS} == installed
+
+
+def test_the_source_distribution_builds_the_same_wheel(sources: Path, wheel: Path, tmp_path: Path) -> None:
+    archive = build(sources, "sdist", tmp_path / "sdist")
+    assert archive.stat().st_size < 4 * 2**20
+    shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert (unpacked / "tests" / "golden" / "curves.json").is_file() and (unpacked / "docs").is_dir()
+    again = build(unpacked, "wheel", tmp_path / "again")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert sorted(one.namelist()) == sorted(other.namelist())
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and another library called `datasets`; the rest is that of this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", f"--python={folder / 'bin' / 'python'}", "install", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--quiet", str(wheel)], check=True, capture_output=True, text=True)
+    (packages / "datasets.py").write_text("raise ImportError('the wrong datasets')\n")
+    (packages / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    return folder
+
+
+def run(environment: Path, folder: Path, command: Sequence[str], expect: int = 0) -> str:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{variables['PATH']}"
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+SHAPES = ("data.prepare.train_images=16", "data.prepare.val_images=4", "data.batch_size=4", "data.workers=1")
+SHORT = (*TINY_MODEL, *SHAPES, "trainer.max_steps=2", "device=cpu", "run_dir=run")
+
+
+@pytest.mark.slow
+def test_installed_commands_work_in_any_folder(environment: Path, tmp_path: Path) -> None:
+    run(environment, tmp_path, ["detr-train", "experiment=quickstart", *SHORT])
+    assert (tmp_path / "generated" / "shapes" / "instances_train.json").is_file(), "beside the user, as from a checkout"
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    run(environment, tmp_path, ["detr-evaluate", f"checkpoint={best}", "run_dir=evaluated", "device=cpu"])
+    assert (tmp_path / "evaluated" / "evaluation" / "metrics.json").is_file()
+    run(environment, tmp_path, ["detr-predict", f"checkpoint={best}", "source=generated/shapes/val", "run_dir=found"])
+    assert (tmp_path / "found" / "results.json").is_file()
+    for command in ("detr-check-data", "detr-serve", "detr-export"):
+        assert "usage" in run(environment, tmp_path, [command, "--help"]).lower()
+    message = run(environment, tmp_path, ["detr-train", "trainer.epoch=1"], expect=2)
+    assert "trainer.epochs" in message and "Traceback" not in message
+    location = "import detr; print(detr.__file__)"
+    assert Path(run(environment, tmp_path, ["python", "-c", location]).strip()).is_relative_to(environment)
+
+
+@pytest.mark.slow
+def test_installed_commands_run_under_torchrun(environment: Path, tmp_path: Path) -> None:
+    torchrun = [
+        str(environment / "bin" / "python"),
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+    ]
+    run(environment, tmp_path, [*torchrun, "--no-python", "detr-train", *SHORT])
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
+
+
+@pytest.mark.slow
+def test_configurations_from_python_beside_another_datasets(environment: Path, tmp_path: Path) -> None:
+    python = str(environment / "bin" / "python")
+    code = "from detr.config import compose; compose(['model=small']); from datasets import DetectionDataset"
+    run(environment, tmp_path, [python, "-c", code])
+    code = "import sys, types; sys.modules['datasets'] = types.ModuleType('datasets'); import detr.config as c; c.compose()"
+    assert "another library of that name" in run(environment, tmp_path, [python, "-c", code], expect=1)
+
+
+def test_python_versions_are_told_alike() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    named = re.findall(r":: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert project["requires-python"] == f">={named[0]}"
