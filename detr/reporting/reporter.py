@@ -1,6 +1,7 @@
 """Averages a run's records and hands them to the sinks."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from detr.reporting.sinks import Sink
 from detr.types import ImageBatch, Target
 
 logger = logging.getLogger(__name__)
-_STATE = record(sums=mapping(number()), count=whole())
+_STATE = record(sums=mapping(number()), count=whole(), left_out=mapping(whole()))
 _BATCH_IMAGES = 8  # of a training batch that are drawn
 
 
@@ -53,6 +54,7 @@ class Reporter:
         self._batch_is_drawn = False
         self._sums: dict[str, float] = {}
         self._count = 0  # of the steps in _sums; those of this process since the last record are _timed
+        self._left_out: dict[str, int] = {}  # steps whose value is in no sum: with fp16, gradients that overflow
         self._timed, self._images, self._waited, self._since = 0, 0, 0.0, 0.0
 
     def start(self, step: int, total_steps: int) -> None:
@@ -77,12 +79,16 @@ class Reporter:
         self._images += images
         self._waited += waited
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            known = math.isfinite(value)
+            self._sums[name] = self._sums.get(name, 0.0) + (value if known else 0.0)
+            if not known:
+                self._left_out[name] = self._left_out.get(name, 0) + 1
         self._send(lambda sink: sink.advance(losses))
         if step % self.log_every and step != self.total_steps:
             return
         seconds = time.perf_counter() - self._since
-        averages = {name: value / self._count for name, value in self._sums.items()}
+        counts = {name: self._count - self._left_out.get(name, 0) for name in self._sums}
+        averages = {name: value / counts[name] for name, value in self._sums.items() if counts[name]}
         speed = {
             "images_per_second": self._images / seconds,
             "data_wait": self._waited / seconds,
@@ -115,12 +121,17 @@ class Reporter:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that the averages of a run that goes on are those of one that was not stopped."""
-        return {"sums": dict(self._sums), "count": self._count}
+        return {"sums": dict(self._sums), "count": self._count, "left_out": dict(self._left_out)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
+        # Earlier versions left nothing out, so that sums could be NaN.
+        sums = {
+            name: value for name, value in state["sums"].items() if type(value) is not float or math.isfinite(value)
+        }
+        state = {"left_out": {}, **state, "sums": sums}
         check_content(state, _STATE, "the averages of the log")
-        self._sums, self._count = dict(state["sums"]), state["count"]
+        self._sums, self._count, self._left_out = dict(sums), state["count"], dict(state["left_out"])
 
     def __enter__(self) -> "Reporter":
         return self
@@ -153,7 +164,7 @@ class Reporter:
                 logger.warning("Nothing more goes to %s: %s.", type(sink).__name__, error.with_traceback(None))
 
     def _reset(self) -> None:
-        self._sums, self._count = {}, 0
+        self._sums, self._count, self._left_out = {}, 0, {}
         self._restart_clock()
 
     def _restart_clock(self) -> None:

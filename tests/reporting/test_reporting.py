@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,30 @@ def test_records_are_averages_and_a_resumed_run_repeats_none(tmp_path: Path) -> 
     [tag] = [tag for tag in tags["tensors"] if "config" in tag]
     shown = markdown_to_safe_html(events.Tensors(tag)[-1].tensor_proto.string_val[0])
     assert HOSTILE not in shown and "&lt;b&gt;[x](javascript:alert(1))" in shown and "<a" not in shown
+
+
+def test_a_step_whose_gradient_overflows_is_left_out_of_the_averages(tmp_path: Path) -> None:
+    """As the first ones with fp16: neither the log nor the state of a checkpoint has NaN."""
+
+    def reporter() -> Reporter:
+        return Reporter(sinks={"jsonl": JsonLines()}, run_dir=tmp_path, log_every=4)
+
+    (tmp_path / "config.yaml").touch()
+    before, after = reporter(), reporter()
+    values = {"grad_norm": [math.inf, math.nan, 1.0, 4.0], "loss": [1.0, 2.0, 3.0, 4.0], "always": [math.nan] * 4}
+    for part, steps in ((before, (1, 2)), (after, (3, 4))):
+        with part:
+            part.start(steps[0] - 1, total_steps=4)
+            for step in steps:
+                part.step(step, {name: row[step - 1] for name, row in values.items()}, {}, images=1, waited=0.0)
+            if part is before:
+                state = part.state_dict()
+                assert all(map(math.isfinite, state["sums"].values()))
+                after.load_state_dict(json.loads(json.dumps(state)))
+    (record,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (record["grad_norm"], record["loss"]) == (2.5, 2.5) and "always" not in record
+    after.load_state_dict({"sums": {"grad_norm": math.nan, "loss": 2.0}, "count": 2})  # of an earlier version
+    assert after.state_dict() == {"sums": {"loss": 2.0}, "count": 2, "left_out": {}}
 
 
 @pytest.mark.parametrize("sink", [5, "tensorboard", {"dir": "x"}, [], True])
