@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.commands import REPOSITORY, TINY_MODEL
 
@@ -25,7 +26,7 @@ pytest.importorskip("setuptools", minversion="77", reason="builds the package wi
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout, in which a build leaves its files."""
     copy = tmp_path_factory.mktemp("sources") / "checkout"
-    names = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile")
+    names = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
     for name in (*names, *(f"{command}.py" for command in COMMANDS)):
         copy.mkdir(exist_ok=True)
         shutil.copy2(REPOSITORY / name, copy)
@@ -117,8 +118,9 @@ def test_installed_commands_work_in_any_folder(environment: Path, tmp_path: Path
     assert (tmp_path / "evaluated" / "evaluation" / "metrics.json").is_file()
     run(environment, tmp_path, ["detr-predict", f"checkpoint={best}", "source=generated/shapes/val", "run_dir=found"])
     assert (tmp_path / "found" / "results.json").is_file()
-    for command in ("detr-check-data", "detr-serve", "detr-export"):
-        assert "usage" in run(environment, tmp_path, [command, "--help"]).lower()
+    for command in ("detr-check-data", "detr-serve"):
+        assert "usage: " in run(environment, tmp_path, [command, "--help"])
+    assert "Usage: detr-export checkpoint=" in run(environment, tmp_path, ["detr-export", "--help"])
     message = run(environment, tmp_path, ["detr-train", "trainer.epoch=1"], expect=2)
     assert "trainer.epochs" in message and "Traceback" not in message
     location = "import detr; print(detr.__file__)"
@@ -147,7 +149,11 @@ def test_configurations_from_python_beside_another_datasets(environment: Path, t
     assert "another library of that name" in run(environment, tmp_path, [python, "-c", code], expect=1)
 
 
-def test_python_versions_are_told_alike() -> None:
+def test_project_files_agree() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    pages = list((REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(pages) == 3 and all(yaml.safe_load(page.read_text()) for page in pages)
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["license"] == project["license"] and citation["keywords"] == project["keywords"]
     named = re.findall(r":: (3\.\d+)", "\n".join(project["classifiers"]))
     assert project["requires-python"] == f">={named[0]}"

@@ -126,7 +126,7 @@ def _find_datasets() -> None:
             importlib.import_module("datasets")
         finally:
             sys.path.remove(str(ROOT))
-    origin = sys.modules["datasets"].__file__
+    origin = getattr(sys.modules["datasets"], "__file__", None)
     if origin is None or Path(origin).resolve().parent != ROOT / "datasets":
         raise UserError(
             f"datasets: wanted the package in {ROOT}, got another library of that name, which was imported before "

@@ -15,7 +15,6 @@ from detr.export import FORMATS as EXPORTS
 from detr.panoptic import PUBLISHED_THRESHOLD
 from detr.ranges import at_least, each_from, each_of, number_or_text, one_of
 from detr.reporting import FORMATS
-from detr.weights import published_table
 
 _MOST_PIXELS = 20_000  # of a side: an image of this size takes 5 GB, before the model sees it
 
@@ -168,9 +167,8 @@ class ConvertDataConfig:
 
 
 def register() -> None:
-    """Register what configs/ builds on: the schemas, first in the defaults lists, `scaled` and `published_weights`."""
+    """Register what configs/ builds on: the schemas, first in the defaults lists, and `scaled`."""
     OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
-    OmegaConf.register_new_resolver("published_weights", published_table, replace=True)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)

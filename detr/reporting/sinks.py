@@ -17,6 +17,7 @@ from detr.files import read_regular
 from detr.images import jpeg
 
 logger = logging.getLogger(__name__)
+_METRICS = "metrics.jsonl"
 _MOST = 2**31  # bytes of metrics.jsonl that a run goes on with
 _PIXELS = 300_000  # of a picture in TensorBoard and other trackers
 
@@ -50,6 +51,9 @@ class Progress:
         self._total = total_steps
         self._step, self._first, self._best = step, True, -math.inf
         self._shown: dict[str, str] = {}
+        for _, row in _records(run_dir / _METRICS) if step else ():  # the run goes on: what it has found is shown
+            if row["group"] == "val" and row["step"] <= step and isinstance(row.get("AP"), float):
+                self._show(row["AP"])
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
@@ -64,15 +68,15 @@ class Progress:
 
     def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
         if group == "val":
-            self._best = max(self._best, values["AP"])
-            self._shown["AP"] = f"{values['AP']:.3f} (best {self._best:.3f})"
+            self._show(values["AP"])
             found = "  ".join(
                 f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75", "AR100") if name in values
             )
             logger.info("step %d/%d  evaluated: %s", step, self._total, found)
             return
         self._shown["images/s"] = f"{values['images_per_second']:.3g}"
-        shown = {"loss": f"{values.get('loss', math.nan):.4g}", **self._shown}
+        shown = {"loss": f"{values.get('loss', math.nan):.4g}"}
+        shown |= {name: self._shown[name] for name in ("AP", "images/s") if name in self._shown}
         left = tqdm.format_interval(60 * values["eta_minutes"])
         line = "  ".join(f"{name} {value}" for name, value in shown.items())
         logger.info("step %d/%d  %s  %s left", step, self._total, line, left)
@@ -83,12 +87,17 @@ class Progress:
         self._bar.close()
         self._redirect.__exit__(None, None, None)
 
+    def _show(self, average_precision: float) -> None:
+        """The AP of an evaluation, from now on."""
+        self._best = max(self._best, average_precision)
+        self._shown["AP"] = f"{average_precision:.3f} (best {self._best:.3f})"
+
 
 class JsonLines:
     """metrics.jsonl in the run's folder: one object a line, {"step", "group", values...}."""
 
     def start(self, run_dir: Path, step: int, total_steps: int) -> None:
-        self._path, self._begun = run_dir / "metrics.jsonl", step
+        self._path, self._begun = run_dir / _METRICS, step
         # A run that goes on repeats the steps after its checkpoint.
         self._keep(lambda row: row["step"] <= step)
 

@@ -142,7 +142,25 @@ def test_the_log_is_short_and_begins_at_once(tmp_path: Path, caplog: pytest.LogC
             reporter.step(step, losses, {"lr": 0.5}, images=3, waited=0.0)
     assert re.fullmatch(r"step 15/20  loss 4.5  images/s \S+  00:00 left", caplog.messages[1])
     assert caplog.messages[2] == "step 15/20  evaluated: AP 0.250  AP50 0.500"
-    assert re.fullmatch(r"step 20/20  loss 4.5  images/s \S+  AP 0.125 \(best 0.250\)  00:00 left", caplog.messages[4])
+    assert re.fullmatch(r"step 20/20  loss 4.5  AP 0.125 \(best 0.250\)  images/s \S+  00:00 left", caplog.messages[4])
+
+
+def test_a_run_that_goes_on_shows_what_it_has_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"step": 5, "group": "val", "AP": 0.5},
+        {"step": 7, "group": "train", "loss": 1.0, "AP": 0.875},
+        {"step": 10, "group": "val", "AP": 0.25},
+        {"step": 15, "group": "val", "AP": 0.75},  # behind the checkpoint: it is evaluated again
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for sinks in ({"progress": Progress()}, {"jsonl": JsonLines(), "progress": Progress()}):
+        caplog.clear()
+        with caplog.at_level("INFO"), Reporter(sinks=sinks, run_dir=tmp_path, log_every=5) as reporter:
+            reporter.start(10, total_steps=20)
+            for step in range(11, 16):
+                reporter.step(step, {"loss": 4.5}, {"lr": 0.5}, images=3, waited=0.0)
+        line = r"step 15/20  loss 4.5  AP 0.250 \(best 0.500\)  images/s \S+  00:00 left"
+        assert re.fullmatch(line, caplog.messages[-1])
 
 
 def test_a_model_is_described() -> None:
