@@ -17,24 +17,15 @@ import torch
 
 from datasets.shapes import generate
 from detr.files import read_tensors
-from tests.helpers.commands import run
+from tests.helpers.commands import TINIEST_MODEL, run
 from tests.helpers.trainings import assert_same_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # A model whose steps take milliseconds, and all options that carry something from step to step.
 TINY = (
-    "model=small",
-    "~model.backbone",
-    "+model.backbone={_target_: tests.helpers.TinyBackbone}",
-    "model/attention=hard",
+    *TINIEST_MODEL,
     "allow_targets=[tests]",
-    "model.num_queries=5",
-    "model.encoder.d_model=32",
-    "model.encoder.nhead=2",
-    "model.encoder.num_layers=1",
-    "model.encoder.dim_feedforward=16",
-    "model.decoder.num_layers=1",
     "data.prepare=null",
     "data.size=48",
     "data.max_size=64",

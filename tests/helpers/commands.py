@@ -38,6 +38,18 @@ TINY_MODEL = (
     "model.decoder.num_layers=2",
     "model.encoder.dim_feedforward=32",
 )
+# Takes milliseconds for a step; needs allow_targets=[tests].
+TINIEST_MODEL = (
+    "model=small",
+    "~model.backbone",
+    "+model.backbone={_target_: tests.helpers.TinyBackbone}",
+    "model.num_queries=5",
+    "model.encoder.d_model=32",
+    "model.encoder.nhead=2",
+    "model.encoder.num_layers=1",
+    "model.encoder.dim_feedforward=16",
+    "model.decoder.num_layers=1",
+)
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,14 @@ from datasets.shapes import generate
 from detr import Detector
 from detr.weights import read_checkpoint
 from detr.weights.reading import FORMAT
-from tests.helpers.commands import run
+from tests.helpers.commands import TINIEST_MODEL, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLES = Path(__file__).with_name("samples")
 STEPS = 4
 OPTIONS = (
-    "model=small",
-    "~model.backbone",
-    "+model.backbone={_target_: tests.helpers.TinyBackbone}",
+    *TINIEST_MODEL,
     "allow_targets=[tests]",
-    "model.num_queries=5",
-    "model.encoder.d_model=32",
-    "model.encoder.nhead=2",
-    "model.encoder.num_layers=1",
-    "model.encoder.dim_feedforward=16",
-    "model.decoder.num_layers=1",
     "data.prepare=null",
     "data.size=48",
     "data.max_size=64",
