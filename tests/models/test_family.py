@@ -86,6 +86,7 @@ def test_maps_alone_equal_the_same_maps_in_a_padded_batch(name: str) -> None:
     model, _ = build(name, *(["model.queries.published_padding=false"] if name == "dino" else []))
     model.eval()
     levels, channels = model.encoder.num_levels, model.encoder.in_channels
+    torch.manual_seed(1)  # with 0, deim_s selects its last query by a difference of scores that is nothing but rounding
     small = [torch.randn(1, channels, 6 // 2**level + 1, 8 // 2**level + 1) for level in range(levels)]
     large = [torch.randn(2, channels, 14 // 2**level + 1, 16 // 2**level + 1) for level in range(levels)]
     masks = [torch.zeros(2, *level.shape[-2:], dtype=torch.bool) for level in large]
