@@ -223,7 +223,7 @@ def test_a_long_training_takes_no_more_and_no_more(data: Path, tmp_path: Path) -
     for name, before, after in zip(names, early[1:], late[1:], strict=True):
         print(f"{name}: {before:.1f} in the second third of the time, {after:.1f} in the last")
     assert (late[[1, 3]] < 1.03 * early[[1, 3]] + 2).all()  # memory
-    assert (late[[2, 4]] <= early[[2, 4]] + 1).all()  # files
+    assert (late[[2, 4]] <= early[[2, 4]] + 5).all()  # files; those of a worker are batches on their way
     growth = (late[5] - early[5]) / (late[0] - early[0])
     print(f"{growth:.0f} bytes for each line of metrics.jsonl")
     assert growth < 2 * early[5] / early[0]
