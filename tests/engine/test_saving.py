@@ -115,10 +115,14 @@ def test_what_a_second_interrupt_leaves_under_way_is_waited_for(
 
     monkeypatch.setattr(saving, "save", write)
     saves, main = Saving(), threading.get_ident()
-    with pytest.raises(KeyboardInterrupt):
-        saves(content(0.0), [(tmp_path / "last.pt", 1)])
-        waits.set()
-        saves.wait()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of a parallel test run ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            saves(content(0.0), [(tmp_path / "last.pt", 1)])
+            waits.set()
+            saves.wait()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     threading.Timer(0.2, interrupted.set).start()
     saves.wait()
     assert (tmp_path / "last.pt").exists()
