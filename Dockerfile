@@ -14,7 +14,7 @@ ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
 # Dependencies come first, so that a change of the code does not install them again.
 COPY --chown=detr pyproject.toml setup.py README.md ./
-COPY --chown=detr detr/__init__.py detr/__init__.py
+COPY --chown=detr detr/__init__.py detr/version.py detr/
 RUN python3 -m venv .venv && pip install --no-cache-dir -e .
 COPY --chown=detr . .
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import detr
 from tests.helpers.commands import REPOSITORY, TINY_MODEL
 
 BESIDE = ("configs", "datasets", "tools")  # of detr/ in a checkout, and inside of it when installed
 COMMANDS = ("train", "evaluate", "predict", "export")
 KINDS = {".py", ".yaml", ".j2", ".html", ".css", ".js", ".svg"}
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
-pytest.importorskip("setuptools", minversion="77", reason="builds the package without the network")
+setuptools = pytest.importorskip("setuptools", minversion="77", reason="builds the package without the network")
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +158,30 @@ def test_project_files_agree() -> None:
     assert citation["license"] == project["license"] and citation["keywords"] == project["keywords"]
     named = re.findall(r":: (3\.\d+)", "\n".join(project["classifiers"]))
     assert project["requires-python"] == f">={named[0]}"
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "tools/serving/Dockerfile"])
+def test_an_image_has_what_its_installation_reads(name: str, tmp_path: Path) -> None:
+    """What is copied before the installation is enough to build the package's description, without this checkout."""
+    lines = (REPOSITORY / name).read_text().splitlines()
+    before = lines[: next(n for n, line in enumerate(lines) if line.startswith("RUN") and "-e " in line)]
+    for line in before:
+        words = [word for word in line.split() if not word.startswith("--")]
+        if words[:1] == ["COPY"]:
+            target = tmp_path / words[-1]
+            target.mkdir(parents=True, exist_ok=True)
+            for source in words[1:-1]:
+                shutil.copy(REPOSITORY / source, target)
+    site = Path(setuptools.__file__).parents[1]
+    # -S: without the editable installation of this checkout.
+    command = f"import sys; sys.path.append({str(site)!r}); sys.argv[1:] = ['--version']; exec(open('setup.py').read())"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stdout.split()[-1] == detr.__version__, done.stderr
+
+
+def test_the_image_of_the_server_composes_configurations() -> None:
+    """Published checkpoints bring theirs by name, which names readers of `datasets`."""
+    lines = (REPOSITORY / "tools" / "serving" / "Dockerfile").read_text().splitlines()
+    assert {"COPY detr detr", "COPY configs configs", "COPY datasets datasets", "COPY tools tools"} <= set(lines)
