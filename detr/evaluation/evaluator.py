@@ -151,10 +151,12 @@ class CocoEvaluator:
     def _limited(self, batches: Iterable[_Batch]) -> list[_Batch]:
         """The first batches, up to the one that reaches the limit."""
         kept: list[_Batch] = []
+        images = 0
         for batch in batches:
-            if self.limit is not None and sum(len(one.images) for one in kept) >= self.limit:
+            if self.limit is not None and images >= self.limit:
                 break
             kept.append(batch)
+            images += len(batch.images)
         return kept
 
     def _quality(

@@ -270,7 +270,7 @@ def file_name(name: str) -> str:
 
 
 def published_table() -> str:
-    """All published checkpoints as the lines of a table, for --help and docs/models.md."""
+    """All published checkpoints as the lines of the table in docs/models.md."""
     return "\n".join(f"| {' | '.join(row)} |" for row in _rows())
 
 
