@@ -135,7 +135,7 @@ def data_sets(
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """For training, and for validation with the same categories."""
     data = config.data
-    few = (options.overfit_batches or 0) * data.batch_size * (1 if options.elastic else distributed.world_size())
+    few = (options.overfit_batches or 0) * data.batch_size * options.sharing_processes
     train, val = read_annotations(data, few, masks=config.model.get("masks") is not None)
     if val is None:
         raise UserError("data.val: wanted a reader, got null. Or set data.split=0.2 to hold out images of data.train.")

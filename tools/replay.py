@@ -65,7 +65,7 @@ def _load(path: Path, packages: Sequence[str], device: torch.device) -> tuple[Tr
             config=_trainer_options(config["trainer"], path),
             seed=content["seed"],
             process=content["process"],
-            first=content["first"],
+            own=range(content["first"], content["first"] + len(content["batches"])),
         )
         step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": content["scale"]})
         return step, content["batches"], content["step"]

@@ -48,8 +48,7 @@ class ElasticStep(TrainingStep):
     """
 
     def __init__(self, **options: Any) -> None:
-        self.own = distributed.part(options["config"].accumulate)
-        super().__init__(**options, process=0, first=self.own.start)
+        super().__init__(**options, process=0, own=distributed.part(options["config"].accumulate))
         distributed.share(self.model)
 
     def parallelize(self) -> None:
@@ -67,7 +66,7 @@ class ElasticStep(TrainingStep):
             restore(self.model, before)
             self.optimizer.zero_grad(set_to_none=True)
             with distributed.alone():
-                losses, failure = self._learn(batches[number - self.first], counts, step, number - self.first)
+                losses, failure = self._learn(batches[self.own.index(number)], counts, step, number)
             if failure is not None:
                 raise failure
             values = [*self._gradients(), *self._changes(before), *losses.values()]

@@ -96,7 +96,8 @@ def save(
     """Write failures/step-N.pt, each process its own: the batches, the weights, what the randomness follows from.
 
     Parameters that do not train (`frozen`) and modules in evaluation mode (`evaluated`) are kept by name, because they
-    may depend on the epoch. place: `process` and `first` of the TrainingStep. scale: of the loss, for fp16; 1 without.
+    may depend on the epoch. place: the process of the TrainingStep, and the number of its first batch.
+    scale: of the loss, for fp16; 1 without.
     """
     process = distributed.rank()
     name = f"step-{step}-process-{process}.pt" if distributed.world_size() > 1 else f"step-{step}.pt"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from detr import distributed
 from detr.errors import UserError
 from detr.ranges import at_least, check_ranges, one_of
 
@@ -60,6 +61,11 @@ class TrainerConfig:
                 "trainer.freeze: wanted parts of the model, each with an epoch, a fraction of the training from 0.0 to "
                 f"1.0, or null, such as {{backbone: 5}} or {{backbone: 0.1}}, got {self.freeze}."
             )
+
+    @property
+    def sharing_processes(self) -> int:
+        """Processes that each take `data.batch_size` images of every batch; with `elastic` one takes all of them."""
+        return 1 if self.elastic else distributed.world_size()
 
     def epoch_steps(self, batches: int) -> int:
         """Optimizer steps of an epoch of so many batches; raises UserError where these are too few for one step."""

@@ -26,7 +26,8 @@ class TrainingStep:
 
     All randomness follows from the seed, the step's number, the process and the number of the batch in the step.
 
-    process, first: another process than this one, and the number of the first batch, to repeat what happened there.
+    process, own: another process than this one, and the numbers of its batches in the step, to repeat what happened
+    there.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class TrainingStep:
         config: TrainerConfig,
         seed: int,
         process: int | None = None,
-        first: int = 0,
+        own: range | None = None,
     ) -> None:
-        self.process, self.first = distributed.rank() if process is None else process, first
+        self.process = distributed.rank() if process is None else process
+        self.own = range(config.accumulate) if own is None else own
         self.model, self.criterion, self.optimizer, self.config, self.seed = model, criterion, optimizer, config, seed
         self.device = next(model.parameters()).device
         self.dtype = _DTYPES[config.precision]
@@ -82,9 +84,9 @@ class TrainingStep:
         counts = distributed.gather(count_objects(batches, self.device))
         self.optimizer.zero_grad(set_to_none=True)
         parts, failure = [], None
-        for index, batch in enumerate(batches):
-            with self._sharing(index + 1 == len(batches)):
-                losses, failed = self._learn(batch, counts, step, index)
+        for number, batch in zip(self.own, batches, strict=True):
+            with self._sharing(number == self.own[-1]):
+                losses, failed = self._learn(batch, counts, step, number)
             parts.append(losses)
             failure = failure or failed
         raise_together(failure)
@@ -92,10 +94,10 @@ class TrainingStep:
         return self._update(sums, batches)
 
     def _learn(
-        self, batch: Batch, counts: Tensor, step: int, index: int
+        self, batch: Batch, counts: Tensor, step: int, number: int
     ) -> tuple[dict[str, Tensor], NonFiniteError | None]:
-        """Losses and gradients of one batch. index: of the batch among those of this process."""
-        seed = np.random.SeedSequence((self.seed, step, self.first + index, self.process))
+        """Losses and gradients of one batch. number: of the batch in the step."""
+        seed = np.random.SeedSequence((self.seed, step, number, self.process))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         with self._explained(batch):
             losses, failed = self._losses(*batch, counts)

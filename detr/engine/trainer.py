@@ -109,7 +109,7 @@ class Trainer:
             scaler=self.update.scaler,
             callbacks={**callbacks, "averages": reporter},
             run_dir=run_dir,
-            images=loader.batch_size * config.accumulate * (1 if config.elastic else distributed.world_size()),
+            images=loader.batch_size * config.accumulate * config.sharing_processes,
             metadata=metadata,
             keep=config.keep,
             data=data,
@@ -169,8 +169,7 @@ class Trainer:
             callback.on_epoch_start(self)
         start = self.state.step % self.epoch_steps * self.config.accumulate
         asked = time.perf_counter()
-        own = len(distributed.part(self.config.accumulate)) if self.config.elastic else self.config.accumulate
-        groups = grouped(self.loader.epoch(self.epoch, start), own)
+        groups = grouped(self.loader.epoch(self.epoch, start), len(self.update.own))
         while (batches := self._next(groups)) is not None:
             waited = time.perf_counter() - asked
             self.reporter.batch(*batches[0])
@@ -237,7 +236,7 @@ class Trainer:
                 batches,
                 step=self.state.step,
                 seed=self.seed,
-                place=(self.update.process, self.update.first),
+                place=(self.update.process, self.update.own.start),
                 scale=self.update.scaler.get_scale(),
                 metadata=self.metadata,
             )
