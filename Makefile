@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test test-slow lint benchmark docs release-check clean
+.PHONY: quickstart test test-slow lint benchmark tables docs release-check clean
 
 quickstart: .venv/installed ## train on generated shapes, evaluate, draw
 	$(BIN)/python train.py experiment=quickstart run_dir=$(RUN) trainer.resume=auto
@@ -25,9 +25,13 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/run.py
+
+tables: .venv/installed ## of README and docs, from benchmarks/results.json
+	$(BIN)/python -m cogapp -r -P -p "from benchmarks.tables import show" README.md docs/*.md
 
 docs: .venv/installed ## the site, in site/
 	$(BIN)/python -m pip install --quiet -e '.[docs]'

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measure import Row, extra_memory, in_new_process
+from benchmarks.measure import extra_memory, in_new_process
+from benchmarks.results import Row
 from detr.models.attention import CrissCrossAttention, MultiHeadSelfAttention, NonLocal
 from detr.models.attention.dual import PositionAttention
 from tools.timing import medians
@@ -34,10 +35,10 @@ def run(*, repeats: int) -> Iterator[Row]:
         for size in SIZES:
             seconds = in_new_process(_seconds, name, size, repeats)
             ours, written = (in_new_process(_memory, name, size, form) for form in ("ours", "as_written"))
-            title = f"{name}, {size}x{size}"
-            yield Row(f"{title}, forward and backward", "s", seconds["ours"], published=seconds["as_written"])
+            of = f"{name}, {size}x{size}"
+            yield Row(of, "forward and backward", "s", seconds["ours"], published=seconds["as_written"])
             target = case.share * written if case.share and size == max(SIZES) else None
-            yield Row(f"{title}, peak memory", "MiB", ours, target, published=written)
+            yield Row(of, "extra memory", "MiB", ours, target, published=written)
 
 
 def _seconds(name: str, size: int, repeats: int) -> dict[str, float]:

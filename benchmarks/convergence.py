@@ -14,6 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.results import Row, save, this_command
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 RANDOM_WEIGHTS = (
     "model.backbone.weights=null",
@@ -83,6 +87,13 @@ def main() -> None:
         last, found = ([r for r in records if r["group"] == group][-1] for group in ("train", "val"))
         speed = (steps - 20) * batch_size / (seconds - short)
         cells = [options.data, recipe, steps, f"{speed:.1f}", f"{last['memory_gb']:.2f}"]
+        rows = [
+            *(Row(recipe, name, "", found[name]) for name in ("AP", "AP50")),
+            Row(recipe, "speed", "images/s", speed),
+            Row(recipe, "peak memory", "GiB", last["memory_gb"]),
+            Row(recipe, "steps", "", steps),
+        ]
+        save(f"recipes on {options.data}", rows, command=this_command(), threads=1, whole=False)
         print("| " + " | ".join(map(str, [*cells, f"{found['AP']:.3f}", f"{found['AP50']:.3f}"])) + " |", flush=True)
 
 

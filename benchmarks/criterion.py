@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row
 from benchmarks.published import load
+from benchmarks.results import Row
 from detr.config import build_criterion, compose
 from detr.types import Predictions, Target
 from tools.timing import medians
@@ -31,15 +31,15 @@ def run(*, checkout: Path | None, device: str, repeats: int) -> Iterator[Row]:
 
         both = {name: partial(_with_backward, loss, predictions) for name, loss in losses.items()}
         forward, backward = medians(losses, repeats), medians(both, repeats)
-        name = f"criterion with matching, {queries} queries"
+        case = f"{queries} queries"
         wanted = {"target": target, "elsewhere": elsewhere} if device == "cpu" else {}
-        yield _row(f"{name}, forward", forward, **wanted)
-        yield _row(f"{name}, forward and backward", backward)
+        yield _row(case, "forward", forward, **wanted)
+        yield _row(case, "forward and backward", backward)
 
 
-def _row(name: str, seconds: dict[str, float], **figures: float) -> Row:
+def _row(case: str, quantity: str, seconds: dict[str, float], **figures: float) -> Row:
     milliseconds = {side: 1000 * value for side, value in seconds.items()}
-    return Row(name, "ms", milliseconds["ours"], published=milliseconds.get("published"), **figures)
+    return Row(case, quantity, "ms", milliseconds["ours"], published=milliseconds.get("published"), **figures)
 
 
 def _inputs(queries: int, device: str) -> tuple[Predictions, list[Target]]:

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 import torch.multiprocessing as mp
 
-from benchmarks.measure import Row
+from benchmarks.results import Row
 from benchmarks.step import CLASSES, random_batch
 from detr import distributed
 from detr.config import build, build_criterion, build_model, compose
@@ -30,12 +30,10 @@ def run(*, repeats: int = 7) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             mp.spawn(_measure, (processes, port, repeats, Path(folder)), nprocs=processes)
             plain, dealt, sent = json.loads((Path(folder) / "0.json").read_text())
-        name = (
-            f"step of {MODEL}, {BATCHES} batches of {IMAGES} images, {processes} process{'es'[: 2 * (processes > 1)]}"
-        )
-        yield Row(f"{name}, as usual", "s", plain)
-        yield Row(f"{name}, elastic", "s", dealt)
-        yield Row(f"{name}, elastic, sent by each", "MiB", sent)
+        case = f"{processes} process{'es'[: 2 * (processes > 1)]}"
+        yield Row(case, "step as usual", "s", plain)
+        yield Row(case, "elastic step", "s", dealt)
+        yield Row(case, "sent by each", "MiB", sent)
 
 
 def _measure(process: int, processes: int, port: int, repeats: int, folder: Path) -> None:

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 import export
-from benchmarks.measure import Row, in_new_process
+from benchmarks.measure import in_new_process
+from benchmarks.results import Row
 from datasets.shapes import generate
 from detr import Detector, UserError
 from detr.config import build_model, compose
@@ -40,10 +41,10 @@ def run(*, kind: str = "onnx") -> Iterator[Row]:
         except UserError as error:
             print(f"{name}: {error}")
             continue
-        yield Row(f"{kind} of {name}, largest difference of scores", "", score, 1e-4)
-        yield Row(f"{kind} of {name}, largest difference of boxes", "pixels", box, 0.1)
-        yield Row(f"{kind} of {name}, time to export", "s", seconds)
-        yield Row(f"{kind} of {name}, size of the file", "MiB", size)
+        yield Row(name, "largest difference of scores", "", score, 1e-4)
+        yield Row(name, "largest difference of boxes", "pixels", box, 0.1)
+        yield Row(name, "time to export", "s", seconds)
+        yield Row(name, "size of the file", "MiB", size)
 
 
 def _measure(options: list[str], kind: str) -> tuple[float, float, float, float]:

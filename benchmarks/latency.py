@@ -5,7 +5,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.measure import Row, in_new_process
+from benchmarks.measure import in_new_process
+from benchmarks.results import Row
 from detr.config import build_model, compose
 from detr.images import pad_to_batch
 from detr.models.deployment import deployed
@@ -31,9 +32,10 @@ SIDE = 640
 def run(*, device: str, threads: int, repeats: int) -> Iterator[Row]:
     for name in MODELS:
         seconds, parameters, operations = in_new_process(_measure, name, device, threads, repeats)
-        about = f"{parameters / 1e6:.2f} M parameters, {operations / 1e9:.1f} GFLOPs"
+        yield Row(name, "parameters", "M", parameters / 1e6)
+        yield Row(name, "operations", "GFLOPs", operations / 1e9)
         for form in seconds:
-            yield Row(f"one image of {SIDE}x{SIDE}, {form}={name}: {about}", "ms", 1000 * seconds[form])
+            yield Row(name, form, "ms", 1000 * seconds[form])
 
 
 def _measure(name: str, device: str, threads: int, repeats: int) -> tuple[dict[str, float], int, int]:
@@ -43,7 +45,7 @@ def _measure(name: str, device: str, threads: int, repeats: int) -> tuple[dict[s
     model = build_model(compose([f"model={name}", "model.backbone.weights=null"]).model, num_classes=MODELS[name])
     model = model.to(device).eval()
     batch = pad_to_batch([torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8)]).to(device)
-    forms = {"model": model, "deployed model": deployed(model)}
+    forms = {"as it trains": model, "deployed": deployed(model)}
     seconds = medians(
         {form: partial(_detect, of_form, batch, MODELS[name]) for form, of_form in forms.items()}, repeats
     )

@@ -12,7 +12,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from benchmarks.measure import Row, threads
+from benchmarks.measure import threads
+from benchmarks.results import Row
 from benchmarks.transforms import photographs, reader
 from datasets import DetectionDataset, TrainLoader
 from datasets.formats.coco import read_coco
@@ -49,9 +50,9 @@ def run(*, folder: Path | None = None, annotations: Path | None = None) -> Itera
         for workers in (0, 1, 2):
             dataset = DetectionDataset(read_coco(images=images, annotations=chosen), recipe)
             speed, waiting = _train(TrainLoader(dataset, batch_size=BATCH, workers=workers, seed=0))
-            name = f"loading with {workers} workers, {STEP * 1000:.0f} ms a step of {BATCH} images"
-            yield Row(name, "images/s", speed, more_is_better=True)
-            yield Row(name, "% of the time waiting", 100 * waiting)
+            case = f"{workers} workers, {STEP * 1000:.0f} ms a step of {BATCH} images"
+            yield Row(case, "speed", "images/s", speed, more_is_better=True)
+            yield Row(case, "waiting", "% of the time", 100 * waiting)
         yield from _mixing(images, chosen)
 
     sizes: Mapping[tuple[int, int], int] = COCO_SIZES
@@ -65,7 +66,7 @@ def run(*, folder: Path | None = None, annotations: Path | None = None) -> Itera
             for grouped, aspects in (("as drawn", None), ("grouped", [width / height for width, height in drawn]))
         }
         for grouped, share in waste.items():
-            yield Row(f"padding in batches of {batch_size}, {grouped}", "% of the pixels", share)
+            yield Row(f"batches of {batch_size}", f"padding, {grouped}", "% of the pixels", share)
 
 
 def _mixing(images: Path, annotations: Path) -> Iterator[Row]:
@@ -79,8 +80,8 @@ def _mixing(images: Path, annotations: Path) -> Iterator[Row]:
         calls[name] = reader(dataset)
     seconds = medians(calls, REPEATS)
     for name, taken in seconds.items():
-        yield Row(f"one process, {name}", "samples/s", len(dataset) / taken, more_is_better=True)
-        yield Row(f"one process, {name}", "times as long as single images", taken / seconds["single images"])
+        yield Row(name, "speed of one process", "samples/s", len(dataset) / taken, more_is_better=True)
+        yield Row(name, "time", "of single images", taken / seconds["single images"])
 
 
 def _train(loader: TrainLoader) -> tuple[float, float]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import Row, in_new_process
+from benchmarks.measure import in_new_process
+from benchmarks.results import Row
 from detr.evaluation import CocoResults
 from detr.memory import peak_memory
 from detr.postprocess import postprocess
@@ -19,11 +20,11 @@ SIZE, ORIGINAL = (800, 1333), (480, 800)
 def run(*, images: int = IMAGES) -> Iterator[Row]:
     before, peak, seconds, encoded = in_new_process(_evaluated, images)
     dense = images * QUERIES * ORIGINAL[0] * ORIGINAL[1] / 2**30
-    name = f"{images} images of 1333 x 800, {QUERIES} masks each"
-    yield Row(f"{name}, before the first one", "GiB at most", before)
-    yield Row(f"{name}, masks as pixels would add {dense:.0f}", "GiB at most", peak)
-    yield Row(f"{name}, of these all encoded masks", "GiB", encoded)
-    yield Row(f"{name}, from logits to results", "s an image", seconds)
+    case = f"{images} images of 1333 x 800, {QUERIES} masks each"
+    yield Row(case, "before the first one", "GiB at most", before)
+    yield Row(case, f"masks as pixels would add {dense:.0f}", "GiB at most", peak)
+    yield Row(case, "of these all encoded masks", "GiB", encoded)
+    yield Row(case, "from logits to results", "s an image", seconds)
 
 
 def _evaluated(images: int) -> tuple[float, float, float, float]:

@@ -1,11 +1,10 @@
-"""Processes, memory, threads, and the table of results."""
+"""Processes, memory and threads."""
 
 import ctypes
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -13,42 +12,6 @@ import torch
 from detr.memory import forget_peak_memory, peak_memory
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement.
-
-    target: the largest value wanted of ours, or the smallest where `more_is_better`.
-    published: the published code's value in the same run. elsewhere: the same, measured on another machine.
-    """
-
-    name: str
-    unit: str
-    ours: float
-    target: float | None = None
-    published: float | None = None
-    elsewhere: float | None = None
-    more_is_better: bool = False
-
-    def cells(self) -> list[str]:
-        target = "" if self.target is None else f"{'≥' if self.more_is_better else '≤'} {_number(self.target)}"
-        better, worse = (self.ours, self.target) if self.more_is_better else (self.target, self.ours)
-        met = "" if better is None or worse is None else "yes" if better >= worse else "no"
-        ratio = ""
-        if self.published is not None:
-            gain = self.ours / self.published if self.more_is_better else self.published / self.ours
-            ratio = f"{_number(gain)}x"
-        published, elsewhere = _number(self.published), _number(self.elsewhere)
-        return [self.name, self.unit, _number(self.ours), target, met, published, ratio, elsewhere]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """All rows in markdown."""
-    head = ["benchmark", "unit", "ours", "target", "met", "published, this run", "gain"]
-    head.append("published, as measured on another 2-core machine")
-    lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @contextmanager
@@ -76,7 +39,3 @@ def extra_memory(call: Callable[[], object]) -> float:
     before = peak_memory()
     call()
     return (peak_memory() - before) / 2**20
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

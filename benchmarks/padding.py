@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measure import Row
+from benchmarks.results import Row
 from benchmarks.transforms import photographs
 from detr.images import find_images, read_image, resize
 from detr.models.backbones.base import Backbone
@@ -42,10 +42,10 @@ def run(*, folder: Path | None = None, annotations: Path | None = None) -> Itera
             change = _change(backbone.eval(), pixels[:1])
         height, width = (side // 2 for side in change.shape)
         millions = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
-        yield Row(f"{name}, parameters", "M", millions)
-        yield Row(f"{name}, sides are multiples of", "pixels", backbone.size_divisor)
-        yield Row(f"{name}, change by padding, farthest quarter", "deviations", change[:height, :width].mean().item())
-        yield Row(f"{name}, change by padding, all cells", "deviations", change.mean().item())
+        yield Row(name, "parameters", "M", millions)
+        yield Row(name, "sides are multiples of", "pixels", backbone.size_divisor)
+        yield Row(name, "change by padding, farthest quarter", "deviations", change[:height, :width].mean().item())
+        yield Row(name, "change by padding, all cells", "deviations", change.mean().item())
 
 
 def _draw(module: nn.Module) -> None:

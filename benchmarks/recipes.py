@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.measure import Row, in_new_process
+from benchmarks.measure import in_new_process
+from benchmarks.results import Row
 from benchmarks.step import training_step
 from detr.memory import peak_memory
 from tools.timing import medians
@@ -15,8 +16,8 @@ RECIPES = ("detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr",
 def run(*, device: str, threads: int, repeats: int) -> Iterator[Row]:
     for name in RECIPES:
         seconds, memory = in_new_process(_measure, name, device, threads, repeats)
-        yield Row(f"training step, model={name}", "s", seconds)
-        yield Row(f"training step, model={name}, peak memory", "GiB", memory)
+        yield Row(name, "training step", "s", seconds)
+        yield Row(name, "peak memory", "GiB", memory)
 
 
 def _measure(name: str, device: str, threads: int, repeats: int) -> tuple[float, float]:

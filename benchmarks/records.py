@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measure import Row, in_new_process
+from benchmarks.measure import in_new_process
+from benchmarks.results import Row
 from datasets import DetectionDataset
 from datasets.formats.coco import read_coco
 from detr.memory import peak_memory
@@ -26,12 +27,12 @@ def run(*, images: int = IMAGES, boxes: int = BOXES) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         generate(root, images, boxes)
-        name = f"{images:,} images with {boxes:,} boxes"
+        case = f"{images:,} images with {boxes:,} boxes"
         seconds, held, peak, own = in_new_process(_loaded, root)
-        yield Row(f"{name}, read and checked", "s", seconds)
-        yield Row(f"{name}, read and checked", "GiB held", held)
-        yield Row(f"{name}, read and checked", "GiB at most", peak)
-        yield Row(f"{name}, after every record was used: each worker", "MiB of its own", own)
+        yield Row(case, "read and checked", "s", seconds)
+        yield Row(case, "read and checked", "GiB held", held)
+        yield Row(case, "read and checked", "GiB at most", peak)
+        yield Row(case, "after every record was used: each worker", "MiB of its own", own)
 
 
 def generate(root: Path, images: int, boxes: int, seed: int = 0) -> None:

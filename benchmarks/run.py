@@ -23,12 +23,13 @@ from benchmarks import (
     padding,
     recipes,
     records,
+    results,
     saving,
     serving,
     step,
     transforms,
 )
-from benchmarks.measure import Row, table
+from benchmarks.results import Row, table
 
 
 def main() -> None:
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--modes", default="fp32", metavar="MODE[,MODE]", help=about_modes)
     parser.add_argument("--size", type=int, nargs=2, default=step.SIZE, metavar=("HEIGHT", "WIDTH"), help="for step")
     parser.add_argument("--batch", type=int, default=step.BATCH, help="images in a batch, for step")
+    parser.add_argument("--save", action="store_true", help=f"keep the results, in {results.FILE.name}")
     options = parser.parse_args()
     if (options.images is None) != (options.annotations is None):
         parser.error("--images and --annotations go together")
@@ -94,7 +96,12 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     before = os.getloadavg()[0]
-    rows = [row for name in names for row in benchmarks[name]()]
+    rows = []
+    for name in names:
+        of_one = list(benchmarks[name]())
+        rows += of_one
+        if options.save:
+            results.save(name, of_one, command=results.this_command(), threads=options.threads, device=options.device)
     print(f"torch {torch.__version__}, {options.device}, {options.threads} threads of {os.cpu_count()} cores.")
     # One more job on a core that torch uses keeps all its threads waiting: the times grow several fold.
     print(

@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.measure import Row
+from benchmarks.results import Row
 from detr.config import build, build_model, compose
 from detr.engine.state import TrainingState
 
@@ -27,9 +27,10 @@ def run(*, repeats: int = 7) -> Iterator[Row]:
             state.wait()
             written.append(time.perf_counter() - begun)
         size = state.path().stat().st_size / 2**20
-    name = f"checkpoint of detr with a moving average, {size:.0f} MiB"
-    yield Row(f"{name}, until training goes on", "s", median(copied))
-    yield Row(f"{name}, until it is on the disk", "s", median(written))
+    case = "checkpoint of detr with a moving average"
+    yield Row(case, "size", "MiB", size)
+    yield Row(case, "until training goes on", "s", median(copied))
+    yield Row(case, "until it is on the disk", "s", median(written))
 
 
 def _state(folder: Path) -> TrainingState:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measure import Row
+from benchmarks.results import Row
 from tools.benchmarking.sources import random_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,9 +34,9 @@ def run(*, threads: int, requests: int = REQUESTS, clients: int = CLIENTS) -> It
         sizes = (f"data.size={SIDE}", f"data.max_size={SIDE * 5 // 3}")
         checkpoint = random_checkpoint("small", Path(temporary), *sizes)
         for batch_size in BATCH_SIZES:
-            name = f"serving model=small at {SIDE} pixels, {clients} clients, batches of {batch_size}"
+            case = f"batches of {batch_size}"
             with server(checkpoint, batch_size, threads) as (port, process):
-                yield from measure(name, port, process, requests, clients)
+                yield from measure(case, port, process, requests, clients)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def server(checkpoint: Path, batch_size: int, threads: int) -> Iterator[tuple[in
             process.terminate()
 
 
-def measure(name: str, port: int, process: int, requests: int, clients: int) -> Iterator[Row]:
+def measure(case: str, port: int, process: int, requests: int, clients: int) -> Iterator[Row]:
     seconds: list[float] = []
     send(port, photographs(), min(FIRST, requests), clients)
     early = held(process)
@@ -67,12 +67,12 @@ def measure(name: str, port: int, process: int, requests: int, clients: int) -> 
     lost = send(port, photographs(), requests, clients, seconds)
     took = time.perf_counter() - began
     median, high = np.quantile(seconds, (0.5, 0.99)) * 1000
-    yield Row(name, "images/s", (requests - lost) / took, more_is_better=True)
-    yield Row(f"{name}, half of the answers within", "ms", median)
-    yield Row(f"{name}, 99 % of the answers within", "ms", high)
-    yield Row(f"{name}, answers lost of {requests:,}", "", lost, target=0)
-    yield Row(f"{name}, memory after {min(FIRST, requests)} requests", "MiB", early)
-    yield Row(f"{name}, memory after {requests:,} more", "MiB", held(process))
+    yield Row(case, "speed", "images/s", (requests - lost) / took, more_is_better=True)
+    yield Row(case, "half of the answers within", "ms", median)
+    yield Row(case, "99 % of the answers within", "ms", high)
+    yield Row(case, f"answers lost of {requests:,}", "", lost, target=0)
+    yield Row(case, f"memory after {min(FIRST, requests)} requests", "MiB", early)
+    yield Row(case, f"memory after {requests:,} more", "MiB", held(process))
 
 
 def photographs() -> list[bytes]:

@@ -12,8 +12,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from benchmarks.measure import Row, in_new_process
+from benchmarks.measure import in_new_process
 from benchmarks.published import load
+from benchmarks.results import Row
 from detr.config import build, build_criterion, build_model, compose
 from detr.engine import TrainerConfig, TrainingStep, accelerated
 from detr.images import pad_to_batch
@@ -51,12 +52,12 @@ def run(
     speed = {name: batch / value for name, value in seconds.items()}
     operations = count_flops(training_step("detr", device, "fp32", size, batch))
     for mode in modes:
-        name = f"training step, {batch} images of {size[0]}x{size[1]}, {mode}"
+        case = f"{batch} images of {size[0]}x{size[1]}, {mode}"
         other = speed.get("published")
-        yield Row(name, "images/s", speed[mode], other, other, more_is_better=True)
-        yield Row(f"{name}, peak memory", "GiB", memory[mode], published=memory.get("published"))
+        yield Row(case, "speed", "images/s", speed[mode], other, other, more_is_better=True)
+        yield Row(case, "peak memory", "GiB", memory[mode], published=memory.get("published"))
         share = operations / seconds[mode] / _matrix_rate(device, DTYPES[mode.partition("+")[0]])
-        yield Row(f"{name}, operations a second", "% of those of one large product", 100 * share)
+        yield Row(case, "operations a second", "% of those of one large product", 100 * share)
 
 
 def _memory(make: Callable[[], Step], threads: int) -> float:

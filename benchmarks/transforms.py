@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.measure import Row, threads
+from benchmarks.measure import threads
 from benchmarks.published import load
+from benchmarks.results import Row
 from datasets import DetectionDataset
 from datasets.formats.coco import read_coco
 from datasets.transforms import evaluation
@@ -45,13 +46,14 @@ def run(
             ),
         }
         published = {} if checkout is None else _published_sets(checkout, folder, chosen)
-        for split, name in (("train", "train"), ("val", "evaluation")):
+        for split, name in (("train", "training images"), ("val", "evaluation images")):
             calls = {"ours": reader(ours[split])}
             if published:
                 calls["published"] = reader(published[split])
             rate = {side: len(ours[split]) / seconds for side, seconds in medians(calls, repeats).items()}
             yield Row(
-                f"{name} transforms with decoding",
+                name,
+                "reading and transforming",
                 "images/s",
                 rate["ours"],
                 target=TARGET,
@@ -59,7 +61,7 @@ def run(
                 elsewhere=ELSEWHERE[split],
                 more_is_better=True,
             )
-        yield Row("evaluation image, mean difference to Pillow's", "gray levels", _difference(ours["val"]), target=1.0)
+        yield Row(name, "mean difference to Pillow's", "gray levels", _difference(ours["val"]), target=1.0)
 
 
 def reader(dataset: Any) -> Callable[[], None]:

@@ -98,8 +98,8 @@ class DeformableAttention(nn.Module):
         if self.sampling != "bilinear":  # the centers of cells, between which there is nothing
             cells = cells_at(locations, memory.shapes, self._last_cells(memory))
             locations = [(cell + 0.5) / size for cell, size in zip(cells, memory.sizes, strict=True)]
-        spreaded = spread(memory.shapes, locations, weights) / self.nhead
-        return spreaded if memory.mask is None else spreaded.masked_fill(memory.mask[:, None], 0.0)
+        on_tokens = spread(memory.shapes, locations, weights) / self.nhead
+        return on_tokens if memory.mask is None else on_tokens.masked_fill(memory.mask[:, None], 0.0)
 
     def _points(self, query: Tensor, anchors: Tensor, memory: Memory) -> tuple[list[Tensor], list[Tensor]]:
         """Locations and weights of each level, as `sample` takes them."""
