@@ -4,6 +4,11 @@ python evaluate.py checkpoint=PATH data=coco data.root=DIR
 python evaluate.py results=FILE data=coco data.root=DIR
 """
 
+from detr.cli.help import answer_help
+
+if __name__ == "__main__":
+    answer_help("evaluate")
+
 import hashlib
 import json
 import logging
@@ -17,7 +22,9 @@ from omegaconf import DictConfig
 from datasets import DetectionDataset, evaluation_loader, hold_out, transforms
 from datasets.formats import Annotations
 from detr import distributed
-from detr.cli import command, pick_device, run_directory
+from detr.cli.command import command
+from detr.cli.devices import pick_device
+from detr.cli.run_folder import run_directory
 from detr.config import as_yaml, build, build_reader, evaluation_data
 from detr.detector import Detector
 from detr.errors import UserError

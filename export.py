@@ -3,6 +3,11 @@
 python export.py checkpoint=PATH format=onnx output=DIR
 """
 
+from detr.cli.help import answer_help
+
+if __name__ == "__main__":
+    answer_help("export")
+
 import logging
 import math
 import shutil
@@ -18,7 +23,9 @@ from torch import Tensor
 
 from datasets.shapes import generate
 from detr import Detections, Detector, UserError, __version__
-from detr.cli import command, pick_device, run_directory
+from detr.cli.command import command
+from detr.cli.devices import pick_device
+from detr.cli.run_folder import run_directory
 from detr.config import as_yaml
 from detr.errors import NonFiniteOutputsError
 from detr.evaluation import CocoEvaluator

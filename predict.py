@@ -1,5 +1,10 @@
 """Detect on images and videos: python predict.py checkpoint=PATH source=FILE|DIR|GLOB output=DIR"""
 
+from detr.cli.help import answer_help
+
+if __name__ == "__main__":
+    answer_help("predict")
+
 import itertools
 import logging
 import re
@@ -17,7 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detr import Detections, Detector, UserError
-from detr.cli import command, pick_device, run_directory
+from detr.cli.command import command
+from detr.cli.devices import pick_device
+from detr.cli.run_folder import run_directory
 from detr.config import as_yaml
 from detr.detector import Outputs
 from detr.drawing import draw_detections

@@ -1,5 +1,10 @@
 """Train a detector: python train.py experiment=NAME key=value ..."""
 
+from detr.cli.help import answer_help
+
+if __name__ == "__main__":
+    answer_help("train")
+
 import logging
 from dataclasses import asdict
 from functools import partial
@@ -21,13 +26,16 @@ from datasets import (
 )
 from datasets.formats import Annotations
 from detr import distributed
-from detr.cli import command, pick_device, run_directory
+from detr.cli.command import command
+from detr.cli.devices import pick_device
+from detr.cli.run_folder import run_directory
 from detr.config import build, build_criterion, build_model, build_reader, plain
 from detr.engine import Trainer, TrainerConfig, accelerated, elastic, make_deterministic, standard_callbacks
 from detr.errors import UserError
 from detr.evaluation import CocoEvaluator, CocoResults, MatchingDiagnostics
+from detr.published import PUBLISHED
 from detr.reporting import Reporter, describe_model
-from detr.weights import PUBLISHED, load_weights, weights_file
+from detr.weights import load_weights, weights_file
 
 logger = logging.getLogger(__name__)
 TENSORS = "weights.txt"  # what became of each tensor of weights=...

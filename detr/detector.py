@@ -22,10 +22,11 @@ from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
 from detr.panoptic import PUBLISHED_THRESHOLD, panoptic_segmentations
 from detr.postprocess import PUBLISHED_PAIRS, Ranked, non_finite, postprocess, ranked
+from detr.published import PUBLISHED
 from detr.segments import Panoptic
 from detr.text import printable
 from detr.types import Category, Detections, Predictions
-from detr.weights import PUBLISHED, Published, as_checkpoint, load_state, read_weights, weights_file
+from detr.weights import Published, as_checkpoint, load_state, read_weights, weights_file
 
 logger = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from detr.config import build_model, compose
-from detr.config.compose import CONFIGS
 from detr.config.overrides import as_hydra_reads
 from detr.errors import UserError
+from detr.folders import CONFIGS
 from tests.helpers.commands import REPOSITORY, TINY_MODEL, save_untrained
 
 DOCS = REPOSITORY / "docs"

@@ -26,6 +26,8 @@ FLOORS = (
     ("detr.text", 0),
     ("detr.videos", 0),
     ("detr.files", 0),
+    ("detr.folders", 0),
+    ("detr.published", 0),
     ("detr.ranges", 0),
     ("detr.notebook", 0),
     ("detr.renaming", 0),

@@ -63,6 +63,13 @@ def test_the_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
     assert wheel.stat().st_size < 2**20
 
 
+def test_the_package_has_its_names() -> None:
+    assert all(getattr(detr, name) is not None for name in detr.__all__)
+    assert set(detr.__all__) <= set(dir(detr)) and detr.Detector.__module__ == "detr.detector"
+    with pytest.raises(AttributeError, match="'detr' has no attribute 'Detecter'"):
+        detr.Detecter  # noqa: B018 - to look it up is the test
+
+
 def test_each_command_has_its_script() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     for command, target in project["scripts"].items():

@@ -20,7 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `export` and `tools` are used from the checkout
 
-from detr.cli import exit_codes, pick_device
+from detr.cli.devices import pick_device
+from detr.cli.exit_codes import exit_codes
 from detr.errors import UserError
 from detr.reporting import OutputFolder
 from tools.benchmarking import report

@@ -33,7 +33,7 @@ from datasets.image_checks import (
     repeated_images,
     unusable_images,
 )
-from detr.cli import exit_codes
+from detr.cli.exit_codes import exit_codes
 from detr.config import build, check_config, compose, explained, plain
 from detr.engine import TrainerConfig
 from detr.errors import UserError

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` and `tools` are used from the checkout
 
-from detr.cli import exit_codes
+from detr.cli.exit_codes import exit_codes
 from detr.reporting import OutputFolder
 from detr.reporting.pages import page_template
 from tools.comparison import charts, cost, judge

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # train.py is used from the checkout
 
 from datasets import DetectionDataset
-from detr.cli import exit_codes
+from detr.cli.exit_codes import exit_codes
 from detr.config import check_config, compose, explained
 from detr.reporting import OutputFolder
 from train import read_annotations

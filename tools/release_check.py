@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detr.cli import exit_codes
+from detr.cli.exit_codes import exit_codes
 from detr.errors import UserError
 
 HEADING = "### Changes training"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, whose code made the file
 
-from detr.cli import exit_codes, pick_device
+from detr.cli.devices import pick_device
+from detr.cli.exit_codes import exit_codes
 from detr.config import build_stored_criterion, build_stored_model
 from detr.engine import TrainerConfig, TrainingStep, failures
 from detr.engine.batches import Batch

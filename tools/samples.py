@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # train.py is used from the checkout
 
 from datasets.workers import Batch
-from detr.cli import exit_codes
+from detr.cli.exit_codes import exit_codes
 from detr.config import compose, plain
 from detr.engine import TrainerConfig
 from detr.evaluation.samples import Sample

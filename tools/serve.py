@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `tools` is used from the checkout
 
 from detr import Detector, UserError
-from detr.cli import exit_codes, pick_device
+from detr.cli.devices import pick_device
+from detr.cli.exit_codes import exit_codes
 from detr.text import printable
 from tools.serving.options import Options
 from tools.stored import add_allow_targets

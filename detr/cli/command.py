@@ -5,7 +5,6 @@ from functools import wraps
 from typing import Any
 
 from detr.cli.exit_codes import exit_codes
-from detr.cli.help import asked_for, help_page
 from detr.cli.run_folder import removed_unless_used
 from detr.config import check_config, command_line, explained, in_sweep
 from detr.engine.signals import interruptible
@@ -33,16 +32,6 @@ def command(
                 check_config(config)
                 run(config)
 
-        start = command_line(name)(job)
-
-        @wraps(run)
-        @exit_codes()
-        def main() -> None:
-            if asked_for():
-                print(help_page(name))
-            else:
-                start()
-
-        return main
+        return exit_codes()(command_line(name)(job))
 
     return decorate

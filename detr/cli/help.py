@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import TextWrapper
 
-from detr.config import CONFIGS
-from detr.weights import PUBLISHED
+from detr.cli import terminal
+from detr.folders import CONFIGS
+from detr.published import PUBLISHED
 
 _WIDTH = 100
 _LEFT = 22  # columns of the names of options and recipes
@@ -122,9 +123,15 @@ PAGES = {
 }
 
 
-def asked_for() -> bool:
-    """Whether the command line asks for help."""
-    return not {"-h", "--help"}.isdisjoint(sys.argv[1:])
+def answer_help(name: str) -> None:
+    """Where the command line asks for help, print the page of the command, and end.
+
+    A command calls this before its imports, which take seconds; this module imports nothing that does.
+    """
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        terminal.prepare()
+        print(help_page(name))
+        sys.exit()
 
 
 def help_page(name: str) -> str:

@@ -5,7 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from detr.config import ROOT
+from detr.folders import ROOT
 
 
 def main() -> None:

@@ -3,14 +3,12 @@
 from detr.config.build import build, build_block, build_criterion, build_model, build_reader
 from detr.config.check import check_config, plain
 from detr.config.command_line import JobCallback, command_line, in_sweep, job, take_failure
-from detr.config.compose import CONFIGS, ROOT, as_yaml, compose, evaluation_data, explained, save, written_by_us
+from detr.config.compose import as_yaml, compose, evaluation_data, explained, save, written_by_us
 from detr.config.stored import build_stored_criterion, build_stored_model
 from detr.config.targets import MODELS
 
 __all__ = [
-    "CONFIGS",
     "MODELS",
-    "ROOT",
     "JobCallback",
     "as_yaml",
     "build",

@@ -14,8 +14,9 @@ from hydra.experimental.callback import Callback as JobCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from detr.config.compose import CONFIGS, explained
+from detr.config.compose import explained
 from detr.config.overrides import as_hydra_reads, with_model_of_weights
+from detr.folders import CONFIGS
 
 __all__ = ["Job", "JobCallback", "command_line", "in_sweep", "job", "take_failure"]
 

@@ -22,11 +22,8 @@ from detr.config.messages import message
 from detr.config.overrides import as_hydra_reads, with_model_of_weights
 from detr.contents import flat
 from detr.errors import UserError
+from detr.folders import CONFIGS, ROOT
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# The folder of the commands, configs/ and datasets/: inside of an installed package, beside the package in a checkout.
-ROOT = _PACKAGE / "commands" if (_PACKAGE / "commands").is_dir() else _PACKAGE.parent
-CONFIGS = ROOT / "configs"
 # The reader of checkpoints that were written when there was no other format.
 _COCO = "datasets.formats.coco.read_coco"
 _HEADER = "# What this command ran with. It is not read again: options come from configs/ and the command line.\n"

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from detr.errors import UserError
-from detr.weights import PUBLISHED
+from detr.published import PUBLISHED
 
 _CONTAINERS = ("[", "{", "'", '"')  # with which lists, mappings and quoted texts begin
 

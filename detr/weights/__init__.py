@@ -4,12 +4,10 @@ from detr.weights.checkpoints import newest, save
 from detr.weights.families import from_published, to_published
 from detr.weights.fetching import weights_file
 from detr.weights.loading import check_state, load_state, load_weights
-from detr.weights.published import PUBLISHED, published_table
 from detr.weights.reading import Checkpoint, Published, Weights, as_checkpoint, read_checkpoint, read_weights
 from detr.weights.report import LoadReport
 
 __all__ = [
-    "PUBLISHED",
     "Checkpoint",
     "LoadReport",
     "Published",
@@ -20,7 +18,6 @@ __all__ = [
     "load_state",
     "load_weights",
     "newest",
-    "published_table",
     "read_checkpoint",
     "read_weights",
     "save",

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from detr.errors import UserError
 from detr.files import FULL, read_tensors
-from detr.weights.published import PUBLISHED, PublishedCheckpoint, file_name
+from detr.published import PUBLISHED, PublishedCheckpoint, file_name
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from detr.contents import (
     Check,
@@ -29,10 +30,10 @@ from detr.types import Category
 from detr.weights import version1
 from detr.weights.families import Converted, convert, recognize
 from detr.weights.fetching import weights_file
-from detr.weights.published import coco_categories
 
 FORMAT = "detr-checkpoint-3"
 _READ = (FORMAT, "detr-checkpoint-2", version1.FORMAT)
+_PANOPTIC = 250  # outputs of DETR's panoptic heads, for ids of COCO's panoptic categories, 1 to 200
 
 
 def _categories(value: Any, place: str) -> None:
@@ -210,3 +211,15 @@ def _version(content: Mapping[str, Any]) -> str:
 def _category(row: Mapping[str, Any]) -> Category:
     """Earlier checkpoints do not say what is stuff, since there was none."""
     return Category(id=row["id"], name=row["name"], is_thing=row.get("is_thing", True))
+
+
+def coco_categories(num_classes: int) -> list[Category] | None:
+    """The classes of a published head: COCO's 91 ids, which are its labels as they are, or the 80 that have a name.
+
+    Those of panoptic heads are 250, ids too: the 91, and stuff without names. None for any other number.
+    """
+    names = enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+    ids = [Category(id=number, name=name) for number, name in names]
+    classes = [category for category in ids if category.name not in ("__background__", "N/A")]
+    stuff = [Category(id=number, name=str(number), is_thing=False) for number in range(len(ids), _PANOPTIC)]
+    return next((found for found in (ids, classes, [*ids, *stuff]) if len(found) == num_classes), None)

@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from detr import distributed
-from detr.cli import command, run_directory
+from detr.cli.command import command
+from detr.cli.run_folder import run_directory
 from detr.config.command_line import Job
 from detr.config.moved import MOVED
 from detr.errors import UserError

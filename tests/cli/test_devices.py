@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detr import distributed
-from detr.cli import pick_device
+from detr.cli.devices import pick_device
 from detr.errors import UserError
 
 

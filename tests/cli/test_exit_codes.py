@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr.cli import exit_codes
+from detr.cli.exit_codes import exit_codes
 from detr.errors import Interrupted, UserError
 
 

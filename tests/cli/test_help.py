@@ -1,15 +1,19 @@
 """--help says what is true."""
 
+import os
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from detr.cli import help as pages
-from detr.config import CONFIGS, compose
-from tests.helpers.commands import run, run_process
+from detr.config import compose
+from detr.folders import CONFIGS
+from tests.helpers.commands import REPOSITORY, run, run_process
 
 EXAMPLES = [(name, example) for name, page in pages.PAGES.items() for example in page.examples]
 
@@ -53,6 +57,29 @@ def test_the_page_shows_options_recipes_and_examples(name: str) -> None:
     recipes = [path.stem for path in (CONFIGS / "experiment").glob("*.yaml")]
     if name == "train":
         assert all(recipe in done.output for recipe in recipes)
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["script", "installed"])
+@pytest.mark.parametrize("name", pages.PAGES)
+def test_it_imports_nothing_that_takes_seconds(name: str, installed: bool, tmp_path: Path) -> None:
+    script = REPOSITORY / f"{name}.py"
+    if installed:
+        script = tmp_path / f"detr-{name}"
+        script.write_text("from detr.cli.launch import main\nmain()\n")  # as pip writes it
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(script), "--help"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert f"Usage: {script.name if installed else f'python {name}.py'} " in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "detr" in imported
+    assert imported.isdisjoint(
+        {"torch", "torchvision", "numpy", "PIL", "pycocotools", "hydra", "omegaconf", "datasets"}
+    )
 
 
 def test_an_installed_command_is_named_as_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:

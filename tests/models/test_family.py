@@ -14,9 +14,9 @@ from torch._dynamo.utils import counters
 
 from detr import boxes as box_ops
 from detr.config import build_criterion, build_model, compose
-from detr.config.compose import CONFIGS
 from detr.edges import bin_distances
 from detr.errors import UserError
+from detr.folders import CONFIGS
 from detr.models.denoising import DenoisingLayout, DenoisingQueries, self_attention_mask
 from detr.models.detr import DETR
 from detr.models.queries import AnchorQueries, LearnedQueries, Queries, TwoStageQueries

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from detr.config import build_criterion, build_model, compose
-from detr.config.compose import CONFIGS
 from detr.errors import UserError
+from detr.folders import CONFIGS
 from detr.losses import SetCriterion
 from detr.models.detr import DETR
 from detr.models.mask_heads import DETRMaskHead, DotProductMaskHead, MaskHead

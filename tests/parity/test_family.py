@@ -16,8 +16,9 @@ from detr.config import build_criterion, build_model, compose
 from detr.models.detr import DETR
 from detr.models.layers.deformable import DeformableAttention
 from detr.models.values import Memory
+from detr.published import PUBLISHED
 from detr.types import Category, Predictions
-from detr.weights import PUBLISHED, families, load_weights, to_published
+from detr.weights import families, load_weights, to_published
 from detr.weights.families import Converted, convert
 from tests.helpers import make_batch, random_targets
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save as as_safetensors
 
 from detr.errors import UserError
+from detr.published import PUBLISHED, PublishedCheckpoint
 from detr.weights import fetching, weights_file
-from detr.weights.published import PUBLISHED, PublishedCheckpoint
 from tests.helpers.commands import REPOSITORY
 
 STATE = {"weight": torch.arange(50_000, dtype=torch.float32)}
@@ -226,7 +226,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, cache: Path, publish, se
 FETCH = """
 import sys
 from detr.weights import weights_file
-from detr.weights.published import PUBLISHED, PublishedCheckpoint
+from detr.published import PUBLISHED, PublishedCheckpoint
 PUBLISHED["tiny"] = PublishedCheckpoint(options="", ap=0.0, url=sys.argv[1], sha256=sys.argv[2])
 print(weights_file("tiny"))
 """

@@ -16,10 +16,11 @@ from detr import Detector
 from detr.config import build_model, compose
 from detr.errors import UserError
 from detr.models.detr import DETR
+from detr.published import PUBLISHED, PublishedCheckpoint, file_name, published_table
 from detr.types import Category
-from detr.weights import check_state, load_weights, published_table, read_weights, to_published
+from detr.weights import check_state, load_weights, read_weights, to_published
 from detr.weights.families import convert
-from detr.weights.published import PUBLISHED, PublishedCheckpoint, coco_categories, file_name
+from detr.weights.reading import coco_categories
 from tests.helpers.commands import REPOSITORY, TINY_MODEL, run
 
 DEFORMABLE = {
@@ -81,8 +82,8 @@ def test_the_documentation_lists_them() -> None:
     ("script", "option"),
     [
         ("train.py", "weights"),
-        pytest.param("evaluate.py", "checkpoint", marks=pytest.mark.slow),
-        pytest.param("predict.py", "checkpoint", marks=pytest.mark.slow),
+        ("evaluate.py", "checkpoint"),
+        ("predict.py", "checkpoint"),
     ],
 )
 def test_help_lists_them(script: str, option: str) -> None:

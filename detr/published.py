@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlparse
 
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
-
-from detr.types import Category
-
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCheckpoint:
@@ -29,7 +25,6 @@ class PublishedCheckpoint:
     sha256: str | None = None
 
 
-_PANOPTIC = 250  # outputs of DETR's panoptic heads, for ids of COCO's panoptic categories, 1 to 200
 _DETR = "https://dl.fbaipublicfiles.com/detr"
 _CONDITIONAL = "https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0"
 _HUB = "https://huggingface.co"
@@ -280,15 +275,3 @@ def _rows() -> Iterator[tuple[str, ...]]:
     for name, one in PUBLISHED.items():
         size = "not known" if one.size is None else f"{one.size / 1e6:.0f} MB"
         yield f"`{name}`", f"`{one.options}`", f"{one.ap:.1f}", size
-
-
-def coco_categories(num_classes: int) -> list[Category] | None:
-    """The classes of a published head: COCO's 91 ids, which are its labels as they are, or the 80 that have a name.
-
-    Those of panoptic heads are 250, ids too: the 91, and stuff without names. None for any other number.
-    """
-    names = enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
-    ids = [Category(id=number, name=name) for number, name in names]
-    classes = [category for category in ids if category.name not in ("__background__", "N/A")]
-    stuff = [Category(id=number, name=str(number), is_thing=False) for number in range(len(ids), _PANOPTIC)]
-    return next((found for found in (ids, classes, [*ids, *stuff]) if len(found) == num_classes), None)
