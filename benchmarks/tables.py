@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from textwrap import fill
 
 from benchmarks.results import Record, load, markdown
-from detr.weights import PUBLISHED
+from detr.published import PUBLISHED
 
 # AP on COCO val of those whose files have no name here: Zhang et al., ICLR 2023; Huang et al., CVPR 2025.
 AP_OF_PAPERS = {"dino": 49.0, "deim_s": 49.0}

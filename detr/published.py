@@ -3,7 +3,6 @@
 A further checkpoint is one entry in PUBLISHED. Its options must make the model that its tensors fit.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlparse
@@ -262,16 +261,3 @@ def file_name(name: str) -> str:
     """What the file of a published checkpoint is called in torch's cache: as torch.hub calls it."""
     path = PurePosixPath(urlparse(PUBLISHED[name].url).path)
     return f"{name}{path.suffix}" if path.stem == "model" else path.name  # transformers has one name for all
-
-
-def published_table() -> str:
-    """All published checkpoints as the lines of the table in docs/models.md."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in _rows())
-
-
-def _rows() -> Iterator[tuple[str, ...]]:
-    yield "name", "options that it brings", "published AP", "size"
-    yield ("---",) * 4
-    for name, one in PUBLISHED.items():
-        size = "not known" if one.size is None else f"{one.size / 1e6:.0f} MB"
-        yield f"`{name}`", f"`{one.options}`", f"{one.ap:.1f}", size

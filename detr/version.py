@@ -1,3 +1,3 @@
 """The version of the project, which checkpoints and exported files name."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -319,6 +319,24 @@ def test_paths_within_the_text_are_there(page: Path) -> None:
         assert any(f"def {name}(" in file.read_text() for file in (REPOSITORY / "tests").rglob("*.py")), name
 
 
+def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    cog = pytest.importorskip("cogapp", reason="cogapp, of the extra dev, makes the tables")
+    monkeypatch.chdir(REPOSITORY)
+    pages = [page for page in PAGES if "[[[cog" in page.read_text()]
+    assert len(pages) == 5
+    options = ["cog", "--check", "--diff", "-P", "-p", "from benchmarks.tables import show"]
+    assert cog.Cog().main([*options, *map(str, pages)]) == 0, "run make tables"
+
+
+@pytest.mark.parametrize("page", [PAGES[0], DOCS / "results.md"], ids=lambda page: page.name)
+def test_figures_come_from_the_results(page: Path) -> None:
+    """What was measured stands in tables that are made of the file of results, and is not typed between them."""
+    text = re.sub(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", "", without_blocks(page), flags=re.S)
+    text = re.sub(r"`[^`]*`", "", text)
+    measured = r"\b0\.\d\d|\d ?(?:MiB|GiB|images/s)\b|\d times (?:as|less|more)"
+    assert not re.findall(measured, text)
+
+
 def test_messages_are_quoted_as_they_are() -> None:
     known = messages()
     text = (DOCS / "troubleshooting.md").read_text()

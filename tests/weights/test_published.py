@@ -16,12 +16,12 @@ from detr import Detector
 from detr.config import build_model, compose
 from detr.errors import UserError
 from detr.models.detr import DETR
-from detr.published import PUBLISHED, PublishedCheckpoint, file_name, published_table
+from detr.published import PUBLISHED, PublishedCheckpoint, file_name
 from detr.types import Category
 from detr.weights import check_state, load_weights, read_weights, to_published
 from detr.weights.families import convert
 from detr.weights.reading import coco_categories
-from tests.helpers.commands import REPOSITORY, TINY_MODEL, run
+from tests.helpers.commands import TINY_MODEL, run
 
 DEFORMABLE = {
     "deformable_detr_r50_single_scale": {"num_feature_levels": 1},
@@ -72,10 +72,6 @@ def test_the_table_is_well_formed() -> None:
         assert one.sha256 is None or re.fullmatch("[0-9a-f]{8,64}", one.sha256), name
         if prefix := re.search(r"-([0-9a-f]{8})\.pth$", file_name(name)):  # torch.hub's convention
             assert one.sha256 is not None and one.sha256.startswith(prefix[1]), name
-
-
-def test_the_documentation_lists_them() -> None:
-    assert published_table() in (REPOSITORY / "docs" / "models.md").read_text()
 
 
 @pytest.mark.parametrize(
