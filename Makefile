@@ -31,7 +31,7 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/run.py
 
 tables: .venv/installed ## of README and docs, from benchmarks/results.json
-	$(BIN)/python -m cogapp -r -P -p "from benchmarks.tables import show" README.md docs/*.md
+	$(BIN)/python -m cogapp -r -P -p "from docs.tables import show" README.md docs/*.md
 
 docs: .venv/installed ## the site, in site/
 	$(BIN)/python -m pip install --quiet -e '.[docs]'

@@ -324,7 +324,7 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(REPOSITORY)
     pages = [page for page in PAGES if "[[[cog" in page.read_text()]
     assert len(pages) == 5
-    options = ["cog", "--check", "--diff", "-P", "-p", "from benchmarks.tables import show"]
+    options = ["cog", "--check", "--diff", "-P", "-p", "from docs.tables import show"]
     assert cog.Cog().main([*options, *map(str, pages)]) == 0, "run make tables"
 
 

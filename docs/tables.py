@@ -1,9 +1,12 @@
-"""The tables of README.md and docs/, made of benchmarks/results.json and of the published checkpoints.
+"""What README.md and the pages show of benchmarks/results.json and of the code.
 
 A comment in a page, show("NAME"), calls one of these functions. `make tables` puts what it returns below the comment.
 """
 
+import ast
+import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from textwrap import fill
 
 from benchmarks.results import Record, load, markdown
@@ -38,6 +41,22 @@ MASKS = {
     "dot_product": "`experiment=quickstart model/masks=dot_product trainer.epochs=3`",
     "overfit": "`experiment=overfit model=small model/masks=dot_product data.size=160 trainer.max_steps=200`: on the 8",
 }
+# Where the code of each topic is; a message belongs to the first that its file begins with.
+TOPICS = {
+    "Annotations": ("datasets/formats", "detr/annotations.py", "detr/contents.py"),
+    "Images and augmentation": ("datasets", "detr/images.py", "detr/depth.py", "detr/types.py", "detr/masks.py"),
+    "Options": ("detr/config", "detr/ranges.py", "detr/cli/agreement.py"),
+    "Models and losses": ("detr/models", "detr/losses", "detr/postprocess.py", "detr/panoptic.py"),
+    "Weights and checkpoints": ("detr/weights", "detr/archive.py", "detr/files.py"),
+    "Training": ("detr/engine", "train.py"),
+    "Machines and processes": ("detr/cli/devices.py", "detr/distributed.py"),
+    "Folders and logs": ("detr/cli", "detr/reporting"),
+    "Evaluation": ("detr/evaluation", "evaluate.py"),
+    "Prediction": ("detr/detector.py", "predict.py", "detr/videos.py", "detr/drawing.py", "detr/classes.py"),
+    "Export": ("detr/export", "export.py"),
+    "Tools": ("tools",),
+}
+REPOSITORY = Path(__file__).resolve().parents[1]
 Cell = Callable[[Record], str]
 
 
@@ -49,6 +68,14 @@ def number(quantity: str, form: str = "#.3g", unit: str = "") -> Cell:
     def cell(record: Record) -> str:
         found = record.find(quantity)
         return "" if found is None else f"{_plain(found.ours, form)}{unit}"
+
+    return cell
+
+
+def fastest_and_median(quantity: str) -> Cell:
+    def cell(record: Record) -> str:
+        found = [record.find(f"{quantity}, {which}") for which in ("fastest", "median")]
+        return ", ".join(f"{row.ours:.0f}" for row in found if row is not None)
 
     return cell
 
@@ -84,6 +111,36 @@ def in_short() -> str:
         f"{coco.rows[0].gain:.0f} times less. [What else was measured](docs/results.md)."
     )
     return fill(text, 130, break_on_hyphens=False)
+
+
+def messages() -> str:
+    """Every message of exit code 2, by topic, with … for what it fills in."""
+    folders = [REPOSITORY / name for name in ("datasets", "detr", "tools")]
+    files = [*REPOSITORY.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    found: dict[str, set[str]] = {topic: set() for topic in TOPICS}
+    for file in files:
+        said = {_message(node) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))}
+        if said := {text for text in said if len(text) > 20}:  # else all is filled in
+            path = file.relative_to(REPOSITORY).as_posix()
+            found[next(topic for topic, starts in TOPICS.items() if path.startswith(starts))] |= said
+    lines: list[str] = []
+    for topic, said in found.items():
+        lines += [
+            f"## {topic}",
+            "",
+            *(f"- `{text}`" for text in sorted(said, key=lambda text: text.lstrip("…: '"))),
+            "",
+        ]
+    return "\n".join(lines).strip()
+
+
+def _message(node: ast.AST) -> str:
+    """The text of UserError(...), empty for any other code."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError"):
+        return ""
+    parts = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
+    text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+    return re.sub("…+", "…", " ".join(text.replace("`", "'").split()))
 
 
 def published() -> str:
@@ -227,19 +284,18 @@ def exported_files() -> str:
 
 
 def runtimes() -> str:
-    def both(runtime: str) -> Cell:
-        def cell(record: Record) -> str:
-            return ", ".join(f"{record.value(f'{runtime}, {which}'):.0f}" for which in ("fastest", "median"))
-
-        return cell
-
     columns = {
         "parameters": number("parameters", unit=" M"),
         "GFLOPs": number("operations"),
-        **{name: both(name) for name in ("eager", "torch.compile", "ONNX Runtime", "OpenVINO")},
+        **{name: fastest_and_median(name) for name in ("eager", "torch.compile", "ONNX Runtime", "OpenVINO")},
         "file: MiB": number("file", ".0f"),
     }
     return _table("runtimes", columns, first="`model=`", code=True)
+
+
+def runtimes_of_small() -> str:
+    columns = {f"{precision}: ms": fastest_and_median(precision) for precision in ("fp32", "int8")}
+    return _table("runtimes of small", columns)
 
 
 def serving() -> str:
