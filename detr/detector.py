@@ -17,6 +17,7 @@ from detr.contents import check_content, flag, record, whole
 from detr.errors import NonFiniteOutputsError, UserError
 from detr.evaluation import Thresholds, read_thresholds
 from detr.export import ENDINGS, open_exported
+from detr.folders import command
 from detr.images import model_size, pad_to_batch, read_image, resize, upright_tensor
 from detr.models.attention_maps import AttentionMaps, watch
 from detr.models.detr import DETR
@@ -242,8 +243,8 @@ class Detector:
         if thresholds is None:
             raise UserError(
                 "threshold=best needs the thresholds of an evaluation, and these weights hold none. Evaluate them with "
-                "python evaluate.py checkpoint=PATH data=..., and give the evaluation/metrics.json that it writes, as "
-                "threshold=PATH. Or give a number."
+                f"{command('evaluate')} checkpoint=PATH data=..., and give the evaluation/metrics.json that it writes, "
+                "as threshold=PATH. Or give a number."
             )
         return torch.tensor(thresholds.scores(self.categories), dtype=torch.float64)
 

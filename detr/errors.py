@@ -5,6 +5,8 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from detr.folders import command
+
 _repr = reprlib.Repr()
 _repr.maxstring = 200
 brief = _repr.repr  # for values in messages, which may be of any length
@@ -36,7 +38,7 @@ class NonFiniteError(UserError):
 
     def __str__(self) -> str:
         where = "" if self.step is None else f" at step {self.step}"
-        replay = f" Look into it with python tools/replay.py {self.captured}" if self.captured else ""
+        replay = f" Look into it with {command('replay')} {self.captured}" if self.captured else ""
         return (
             f"{self.what} became NaN or infinite{where}, for image ids {self.image_ids}. Likely causes: a learning "
             "rate that is too high (lower optimizer.lr, or set scheduler.warmup), gradients that are not clipped "

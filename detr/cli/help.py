@@ -3,11 +3,10 @@
 import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import TextWrapper
 
 from detr.cli import terminal
-from detr.folders import CONFIGS
+from detr.folders import CONFIGS, command
 from detr.published import PUBLISHED
 
 _WIDTH = 100
@@ -136,21 +135,21 @@ def answer_help(name: str) -> None:
 
 def help_page(name: str) -> str:
     """The page of the command that configs/NAME.yaml configures."""
-    page, command = PAGES[name], _command(name)
+    page, started = PAGES[name], command(name)
     options = [(option, f"{text} [{default}]") for option, (default, text) in page.options.items()]
     parts = [
         page.about,
-        f"Usage: {command} {page.usage}",
+        f"Usage: {started} {page.usage}",
         _section("What is changed most, with its default", options),
         *([_section("Recipes, for experiment=NAME", _recipes())] if name == "train" else []),
         _section(f"Published checkpoints, for {page.weights}=NAME", [("", ", ".join(PUBLISHED))]),
-        _lines("Examples", *(f"{command} {example}" for example in page.examples)),
-        *([_lines("On several GPUs", _launched(command))] if name == "train" else []),
+        _lines("Examples", *(f"{started} {example}" for example in page.examples)),
+        *([_lines("On several GPUs", _launched(started))] if name == "train" else []),
         _lines(
             "All options",
-            f"{command} --cfg job prints them, with what other arguments set.",
+            f"{started} --cfg job prints them, with what other arguments set.",
             f"{CONFIGS} describes them.",
-            f"{command} --hydra-help describes flags, such as -m for sweeps.",
+            f"{started} --hydra-help describes flags, such as -m for sweeps.",
         ),
     ]
     return "\n\n".join(parts)
@@ -168,9 +167,9 @@ def _recipes() -> list[tuple[str, str]]:
     return [*rows, ("as published", ", ".join(published))]
 
 
-def _launched(command: str) -> str:
-    script = command.removeprefix("python ")
-    program = script if script != command else f"--no-python {command}"
+def _launched(started: str) -> str:
+    script = started.removeprefix("python ")
+    program = script if script != started else f"--no-python {started}"
     return f"torchrun --nproc_per_node=8 {program} run_dir=RUN ..."
 
 
@@ -186,9 +185,3 @@ def _section(title: str, rows: list[tuple[str, str]]) -> str:
         wrapper = TextWrapper(_WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
         lines += wrapper.wrap(text)
     return "\n".join(lines)
-
-
-def _command(name: str) -> str:
-    """How the user started this command; `sys.argv` has the script that an installed command runs."""
-    installed = f"detr-{name}"
-    return installed if installed in [Path(word).name for word in sys.orig_argv] else f"python {name}.py"

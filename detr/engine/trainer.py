@@ -22,6 +22,7 @@ from detr.engine.signals import StopRequest
 from detr.engine.state import TrainingState
 from detr.engine.step import TrainingStep
 from detr.errors import Interrupted, NonFiniteError, UserError
+from detr.folders import command
 from detr.losses import SetCriterion
 from detr.reporting import Reporter
 
@@ -224,7 +225,7 @@ class Trainer:
             raise NonFiniteError(error.what, error.image_ids, state.step, path) from None
         state.skipped += 1
         text = "Step %d skipped, %d of at most %d: %s became NaN or infinite.%s"
-        advice = f" Look into it with python tools/replay.py {path}" if path else ""
+        advice = f" Look into it with {command('replay')} {path}" if path else ""
         logger.warning(text, state.step, state.skipped, self.config.max_skips, error.what, advice)
 
     def _keep_failure(self, batches: Sequence[Batch]) -> Path | None:

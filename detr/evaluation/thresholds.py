@@ -12,6 +12,7 @@ from detr.contents import check_content, mapping, number, record, whole
 from detr.errors import UserError
 from detr.evaluation.comparison import Comparison, loaded
 from detr.evaluation.matching import Matching, match
+from detr.folders import command
 from detr.types import Category
 
 # Of a class, for a threshold of its own: a compromise. With 5 to 19 objects, on held-out photographs of blood cells, it
@@ -73,7 +74,7 @@ def read_thresholds(path: str | Path) -> Thresholds:
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         raise UserError(
             f"threshold={path}: wanted a number, best, or a metrics.json of evaluate.py with thresholds, which this is "
-            "not. Write one with python evaluate.py checkpoint=PATH data=..."
+            f"not. Write one with {command('evaluate')} checkpoint=PATH data=..."
         ) from None
     return Thresholds.from_content(found, f"threshold={path}")
 

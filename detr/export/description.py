@@ -7,6 +7,7 @@ from typing import Any
 
 from detr.contents import Check, check_content, flag, items, maybe, number, plain, record, text, whole
 from detr.errors import UserError
+from detr.folders import command
 from detr.types import Category
 
 KEY = "detr"  # of the file's metadata
@@ -105,7 +106,7 @@ class Description:
         if not isinstance(found, dict) or "format" not in found:
             raise UserError(
                 f"{source} does not say what its inputs and outputs are. Wanted a file of export.py: make one with "
-                "python export.py checkpoint=PATH."
+                f"{command('export')} checkpoint=PATH."
             )
         if found["format"] != _FORMAT:
             raise UserError(f"{source} is of a newer version of this framework. Update it, or export the model again.")

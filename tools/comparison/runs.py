@@ -13,6 +13,7 @@ from yaml import YAMLError
 from detr.contents import Check, flat, items, number, record, text, whole
 from detr.errors import UserError
 from detr.files import read_regular
+from detr.folders import command
 from tools.stored import read_config
 
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
@@ -28,7 +29,7 @@ _CONFIG = record(trainer=record(), data=record(size=whole(1, 2**14)), model=reco
 _ATTENTION = "model.attention"
 _MOST = 2**28  # bytes of a run's records: about a million lines
 _OF_A_START = ("seed", "run_dir", "debug", "trainer.resume")  # options that make no configuration another one
-_HOW_TO = "Train some with: python train.py -m model/attention=none,se seed=1,2,3 run_dir=DIR"
+_HOW_TO = f"Train some with: {command('train')} -m model/attention=none,se seed=1,2,3 run_dir=DIR"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torchvision.models import ResNet18_Weights
 
+from detr import folders
 from tools.data_check.facts import CELL, Part
 
 LARGE = 5000  # images from which on a published recipe has enough to learn from
@@ -78,7 +79,7 @@ def command(choices: Sequence[Choice], overrides: Sequence[str]) -> str:
     options = [*(one.option for one in choices), *own]
     first = [one for one in options if one.startswith(("experiment=", "model=", "data="))]
     rest = [one for one in options if one not in first]
-    return shlex.join(["python", "train.py", *first, *rest])
+    return f"{folders.command('train')} {shlex.join([*first, *rest])}"
 
 
 def _model(images: int) -> _Model:
