@@ -50,7 +50,7 @@ def run(*, folder: Path | None = None, annotations: Path | None = None) -> Itera
         for workers in (0, 1, 2):
             dataset = DetectionDataset(read_coco(images=images, annotations=chosen), recipe)
             speed, waiting = _train(TrainLoader(dataset, batch_size=BATCH, workers=workers, seed=0))
-            case = f"{workers} workers, {STEP * 1000:.0f} ms a step of {BATCH} images"
+            case = f"{workers} worker{'s' * (workers != 1)}, {STEP * 1000:.0f} ms a step of {BATCH} images"
             yield Row(case, "speed", "images/s", speed, more_is_better=True)
             yield Row(case, "waiting", "% of the time", 100 * waiting)
         yield from _mixing(images, chosen)

@@ -133,7 +133,8 @@ def machine(threads: int, device: str) -> str:
     named = re.search(r"^model name\s*: (.+)$", about.read_text(), re.M) if about.exists() else None
     processor = named[1] if named else platform.processor()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{processor} ({capability}, {os.cpu_count()} cores), {threads} threads, torch {torch_version}"
+    counted = f"{threads} thread{'s' * (threads != 1)}"
+    return f"{processor} ({capability}, {os.cpu_count()} cores), {counted}, torch {torch_version}"
 
 
 def _read() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from detr.published import PUBLISHED
 
 # AP on COCO val of those whose files have no name here: Zhang et al., ICLR 2023; Huang et al., CVPR 2025.
 AP_OF_PAPERS = {"dino": 49.0, "deim_s": 49.0}
-README_MODELS = {
+FAST_FIRST = {
     "d_fine_n": "d_fine_n",
     "d_fine_s": "d_fine_s",
     "deim_s": None,
@@ -94,7 +94,7 @@ def models() -> str:
     measured = load("latency")
     columns = {"parameters, million": number("parameters", ".2f"), "latency, ms": number("deployed", ".0f")}
     lines = [["`model=`", "published AP on COCO val", *columns]]
-    for name, file in README_MODELS.items():
+    for name, file in FAST_FIRST.items():
         ap = AP_OF_PAPERS[name] if file is None else PUBLISHED[file].ap
         lines.append([f"`{name}`", f"{ap:.1f}", *(cell(measured[name]) for cell in columns.values())])
     return markdown(lines)
@@ -208,7 +208,7 @@ def latency() -> str:
         "parameters, million": number("parameters", ".2f"),
         "GFLOPs": number("operations", ".1f"),
     }
-    return _table("latency", columns, first="`model=`", code=True)
+    return _table("latency", columns, first="`model=`", labels={name: f"`{name}`" for name in FAST_FIRST})
 
 
 def loading() -> str:
@@ -217,7 +217,10 @@ def loading() -> str:
 
 
 def mixing() -> str:
-    columns = {"samples/s of one process": number("speed of one process"), "time": number("time", ".1f", "x")}
+    columns = {
+        "samples/s of one process": number("speed of one process"),
+        "time of a sample": number("time", ".1f", "x"),
+    }
     return _table("loading", columns, first="augmentation")
 
 
