@@ -45,7 +45,8 @@ BATCHES = ("batch_size", "workers", "pad_to")  # options of both loaders
 @command("train", unread=lambda data: None if data.split is None else "val")
 def main(config: DictConfig) -> None:
     device, options = pick_device(config.device), TrainerConfig(**plain(config.trainer))
-    with distributed.process_group(device, options.timeout), run_directory(config) as run_dir:
+    group = distributed.process_group(device, options.timeout)
+    with group, elastic.alike(options), run_directory(config) as run_dir:
         train(config, run_dir, device, options)
 
 
@@ -55,8 +56,6 @@ def train(config: DictConfig, run_dir: Path, device: torch.device, options: Trai
     logger.info("Device: %s; threads of the CPU: %d. Reading the data.", device, torch.get_num_threads())
     torch.manual_seed(config.seed)
     make_deterministic(options)
-    if options.elastic:
-        elastic.begin(options)
     weights = None if config.weights is None else fetch(config.weights)
 
     augmentation = build_augmentation(config.data)

@@ -1,6 +1,7 @@
 """Steps whose bits do not depend on the number of processes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -17,21 +18,30 @@ from detr.errors import NonFiniteError, UserError
 Node = tuple[int, int]  # the batches of a step from the first number up to the second
 
 
-def begin(config: TrainerConfig) -> None:
-    """Take away what differs between processes, before anything is computed.
+@contextmanager
+def alike(config: TrainerConfig) -> Iterator[None]:
+    """Meanwhile, take away what differs between processes, where the training is to be elastic.
 
     The CPU adds in another order with another number of threads, and launchers give processes fewer of them than a
     single one has. So it is one thread in each. On GPUs too: the CPU augments images there.
 
     Raises UserError where there are more processes than batches of a step.
     """
+    if not config.elastic:
+        yield
+        return
     if distributed.world_size() > config.accumulate:
         raise UserError(
             f"trainer.elastic=true: a step has {config.accumulate} batches (trainer.accumulate), wanted one at least "
             f"for each of {distributed.world_size()} processes. Start fewer of them. Another trainer.accumulate with "
             "another data.batch_size makes another training."
         )
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:  # the next training of a sweep may be another kind
+        torch.set_num_threads(before)
 
 
 class ElasticStep(TrainingStep):

@@ -133,8 +133,23 @@ def test_what_cannot_be_elastic_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(UserError, match=f"trainer.elastic: wanted trainer.{name}=false"):
             TrainerConfig(elastic=True, **{name: True})
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(UserError, match=r"a step has 2 batches .* for each of 3 processes"):
-        elastic.begin(TrainerConfig(elastic=True, accumulate=2))
+    with (
+        pytest.raises(UserError, match=r"a step has 2 batches .* for each of 3 processes"),
+        elastic.alike(TrainerConfig(elastic=True, accumulate=2)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_threads_of_the_process_come_back(wanted: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with elastic.alike(TrainerConfig(elastic=wanted)):
+            assert torch.get_num_threads() == (1 if wanted else 3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_operation_that_cannot_repeat_itself_names_the_option_that_forbids_it() -> None:
