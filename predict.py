@@ -184,7 +184,7 @@ def detect(
         whole = f"{done} of {len(items)} images"
         if any(is_video(item.path) for item in items):
             whole = f"{done} images and frames of {len(items)} files"
-        logger.info("%d detections in %s; what was drawn and written is in %s.", count, whole, output.folder)
+        logger.info("Read %s. Detections: %d. What was drawn and written is in %s.", whole, count, output.folder)
     if count == 0:
         text = "No score reaches threshold=%s; the highest is %.3f. A lower threshold shows more."
         logger.warning(text, config.threshold, highest)

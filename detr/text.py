@@ -13,5 +13,5 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Likewise of a text whose lines are meant."""
-    return "\n".join(map(printable, text.split("\n")))
+    """Likewise of a text whose lines and tabs are meant."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))

@@ -675,6 +675,8 @@ CASES = [
         ("data.transforms._target_", "datasets.transforms.trian", "does not exist"),
     ),
     Case("size of 0", TRAIN, ("data.size=0",), ("data.size", "0")),
+    Case("option with dashes", TRAIN, ("--trainer.epochs", "3"), ("--trainer.epochs: options have no dashes",)),
+    Case("sweep that starts nothing", TRAIN, ("-m", "--cfg", "job"), ("-m starts a sweep", "Leave one")),
     Case("negative steps", TRAIN, ("trainer.max_steps=-1",), ("trainer.max_steps", "-1")),
     Case(
         "evaluate_every of 0",

@@ -21,6 +21,7 @@ from detr.types import Target
 from detr.weights import read_checkpoint
 from tests.helpers.commands import REPOSITORY, TINY_MODEL, Outcome, checksum, save_untrained
 from tests.helpers.commands import run as run_inside
+from tests.helpers.exports import write_yolo
 
 
 def run(*command: str, expect: int = 0) -> str:
@@ -310,6 +311,14 @@ def test_eight_photographs_are_learned_by_heart(shared: Path, tmp_path: Path) ->
     run("train.py", "experiment=overfit", *data, f"run_dir={tmp_path / 'run'}", "device=cpu")
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     assert metrics["bbox"]["AP"] >= 0.9
+
+
+def test_overfitting_takes_data_in_any_format(shapes_root: Path, tmp_path: Path) -> None:
+    content = json.loads((shapes_root / "instances_train.json").read_text())
+    write_yolo(content, shapes_root / "train", tmp_path / "yolo", "train")
+    options = ["data=yolo", f"data.root={tmp_path / 'yolo'}", *TINY_MODEL, "data.size=48", "data.batch_size=4"]
+    run("train.py", "experiment=overfit", *options, "trainer.max_steps=1", f"run_dir={tmp_path / 'run'}", "device=cpu")
+    assert (tmp_path / "run" / "evaluation" / "metrics.json").exists()
 
 
 @pytest.mark.slow

@@ -151,7 +151,8 @@ def check(config: DictConfig, overrides: Sequence[str] = ()) -> Report:
     if len(train):
         queries = int(config.model.get("num_queries") or 0)
         report.choices = recommend(report.parts[0], report.parts[1] if val is not None else None, overrides, queries)
-        report.command = command(report.choices, overrides)
+        split = [] if val is not None or data.split is not None else ["data.split=0.2"]  # what the finding advises
+        report.command = command(report.choices, [*overrides, *split])
     return report
 
 

@@ -180,7 +180,8 @@ def _places(found: _Description, part: Part, bases: Sequence[Path]) -> list[Path
         if folder is None and part == "train":
             folder = home / "images" if (home / "images").is_dir() else home
         if folder is None:
-            raise no_part(found.source, part, f"'{part}:' in it, and no folder of that name")
+            listed = "" if found.source.suffix == ".txt" else f"'{part}:' in it, and no "
+            raise no_part(found.source, part, f"{listed}folder of that name")
         return [folder]
     places = []
     for entry in entries if isinstance(entries, list) else [entries]:

@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback as JobCallback
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 
 from detr.config.compose import explained
 from detr.config.overrides import as_hydra_reads, with_model_of_weights
+from detr.errors import UserError
 from detr.folders import CONFIGS
 
 __all__ = ["Job", "JobCallback", "command_line", "in_sweep", "job", "take_failure"]
@@ -33,6 +35,7 @@ def command_line(name: str) -> Callable[[Callable[[DictConfig], None]], Callable
         @wraps(run)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them its own way
+            _check_flags(sys.argv[1:])
             parts = [part if part.startswith("-") else as_hydra_reads(part) for part in sys.argv[1:]]
             sys.argv[1:] = with_model_of_weights(parts) if name == "train" else parts
             with explained(name):
@@ -41,6 +44,16 @@ def command_line(name: str) -> Callable[[Callable[[DictConfig], None]], Callable
         return main
 
     return decorate
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would answer with its usage or a traceback."""
+    given, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        raise UserError(f"{flag}: options have no dashes. Write {flag.lstrip('-')}=VALUE.")
+    if given.multirun and (given.cfg or given.info):
+        raise UserError("-m starts a sweep, --cfg and --info start nothing. Leave one of them out.")
 
 
 @dataclass(frozen=True)

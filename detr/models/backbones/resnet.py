@@ -214,6 +214,7 @@ def downloaded(address: str, download: Callable[[], Any]) -> dict[str, Tensor]:
         return download()
     except (URLError, OSError) as error:
         raise UserError(
-            f"ResNet: could not download {address}: {error}. Without network access, put the file there "
-            "yourself and set weights=PATH, or train from random weights with weights=null norm=batch freeze=[]."
+            f"ResNet: could not download {address}: {error}. Without network access, put the file there yourself, "
+            "or set model.backbone.weights=PATH. From random weights: model.backbone.weights=null "
+            "model.backbone.norm=batch model.backbone.freeze=[]."
         ) from None

@@ -161,8 +161,9 @@ class Source:
             loaded = self.network(indices, "batch", pretrained=True, pretrained_cfg=tag, pretrained_cfg_overlay=overlay)
         except (URLError, OSError) as error:
             raise UserError(
-                f"Timm: could not download {address}: {error}. Without network access, put the file there yourself and "
-                "set weights=PATH, or train from random weights with weights=null norm=batch freeze=[]."
+                f"Timm: could not download {address}: {error}. Without network access, put the file there yourself, "
+                "or set model.backbone.weights=PATH. From random weights: model.backbone.weights=null "
+                "model.backbone.norm=batch model.backbone.freeze=[]."
             ) from None
         network.load_state_dict(loaded.state_dict())
 
