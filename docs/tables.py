@@ -5,7 +5,7 @@ A comment in a page, show("NAME"), calls one of these functions. `make tables` p
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -92,7 +92,7 @@ AP, AP50 = number("AP", ".3f"), number("AP50", ".3f")
 
 def models() -> str:
     measured = load("latency")
-    columns = {"parameters, million": number("parameters", ".2f"), "latency, ms": number("deployed", ".0f")}
+    columns = {"parameters, million": number("parameters", ".2f"), "CPU latency, ms": number("deployed", ".0f")}
     lines = [["`model=`", "published AP on COCO val", *columns]]
     for name, file in FAST_FIRST.items():
         ap = AP_OF_PAPERS[name] if file is None else PUBLISHED[file].ap
@@ -102,13 +102,14 @@ def models() -> str:
 
 def in_short() -> str:
     cells = load("random weights")["bccd"]
-    matching = [record.row("forward").gain or 0 for record in load("criterion").values()]
-    [coco] = load("evaluation").values()
+    matching = [record.row("forward and backward").gain or 0 for record in load("criterion").values()]
+    [coco], [step] = load("evaluation").values(), load("step").values()
     text = (
-        f"From random weights on a CPU, `model=small` reaches AP {AP(cells)} (AP50 {AP50(cells)}) on 292 photographs "
-        f"of blood cells in {cells.value('time'):.0f} minutes of one core. Matching with its losses takes "
+        f"From random weights on a CPU, `experiment=bccd` reaches AP {AP(cells)} (AP50 {AP50(cells)}) on 292 "
+        f"photographs of blood cells in {cells.value('time'):.0f} minutes of one core. Matching with its losses takes "
         f"{min(matching):.0f} to {max(matching):.0f} times less time than in the published code, and COCO's metrics "
-        f"{coco.rows[0].gain:.0f} times less. [What else was measured](docs/results.md)."
+        f"{coco.rows[0].gain:.0f} times less; a whole training step on a CPU is as fast as the published one "
+        f"({_plain(step.row('speed').gain, '.2f')}x). [What else was measured](docs/results.md)."
     )
     return fill(text, 130, break_on_hyphens=False)
 
@@ -164,12 +165,12 @@ def masks() -> str:
 
 def recipes_compared() -> str:
     columns = {"AP": AP, "AP50": AP50, "images/s": number("speed", ".1f"), "GiB": number("peak memory", ".2f")}
-    return _side_by_side({"recipes on shapes": "shapes", "recipes on bccd": "blood cells"}, columns)
+    return _side_by_side("`model=`", {"recipes on shapes": "shapes", "recipes on bccd": "blood cells"}, columns)
 
 
 def attention_blocks() -> str:
     groups = {"attention on shapes": "shapes", "attention on blood cells": "blood cells"}
-    return _side_by_side(groups, {"AP": spread("AP")})
+    return _side_by_side("`model/attention=`", groups, {"AP": spread("AP")})
 
 
 def little_data() -> str:
@@ -180,20 +181,18 @@ def little_data() -> str:
 def speed() -> str:
     """What the published code was measured beside."""
     kept = {
-        "criterion": ("matching and losses", "forward"),
-        "transforms": ("", "reading and transforming"),
-        "step": ("training step", "speed"),
-        "evaluation": ("COCO metrics, published by pycocotools", "time; published is pycocotools"),
+        "criterion": ("matching and losses, {}: ms", "forward and backward"),
+        "transforms": ("reading and transforming {}: images/s, more is better", "reading and transforming"),
+        "step": ("training step, {}: images/s, more is better", "speed"),
+        "evaluation": ("COCO's metrics beside pycocotools, {}: s", "time; published is pycocotools"),
     }
-    lines = [["", "ours", "published", "gain"]]
-    records: list[Record] = []
+    lines = {}
     for benchmark, (about, quantity) in kept.items():
         for case, record in load(benchmark).items():
             row = record.row(quantity)
-            values = [f"{_plain(value)} {row.unit}" for value in (row.ours, row.published)]
-            lines.append([f"{about}: {case}" if about else case, *values, f"{_plain(row.gain, '#.2g')}x"])
-            records.append(record)
-    return _with_source(markdown(lines), records)
+            cells = [about.format(case), _plain(row.ours), _plain(row.published), _plain(row.gain, "#.2g")]
+            lines[benchmark, case] = (record, cells)
+    return _with_sources(["", "ours", "published", "times faster"], list(lines.values()))
 
 
 def steps() -> str:
@@ -213,13 +212,14 @@ def latency() -> str:
 
 def loading() -> str:
     columns = {"waiting for data, % of the time": number("waiting", ".0f")}
-    return _table("loading", columns, first="loader")
+    labels = {case: case.partition(" ")[0] for case in load("loading") if "worker" in case}
+    return _table("loading", columns, first="`data.workers`", labels=labels)
 
 
 def mixing() -> str:
     columns = {
         "samples/s of one process": number("speed of one process"),
-        "time of a sample": number("time", ".1f", "x"),
+        "time, relative to single images": number("time", ".1f"),
     }
     return _table("loading", columns, first="augmentation")
 
@@ -238,7 +238,7 @@ def saving() -> str:
         "until training goes on: s": number("until training goes on", ".2f"),
         "until it is on the disk: s": number("until it is on the disk", ".2f"),
     }
-    return _table("saving", columns)
+    return _table("saving", columns, first="what is saved")
 
 
 def elastic() -> str:
@@ -247,23 +247,25 @@ def elastic() -> str:
         "elastic: s": number("elastic step"),
         "sent by each: MiB": number("sent by each", ".1f"),
     }
-    return _table("elastic", columns)
+    return _table("elastic", columns, first="processes")
 
 
 def attention() -> str:
     """On the largest map."""
 
-    def beside(quantity: str) -> Cell:
-        def cell(record: Record) -> str:
-            row = record.row(quantity)
-            return f"{_plain(row.ours)} of {_plain(row.published)}, {_plain(row.gain, '#.2g')}x"
+    def of(quantity: str, which: str, form: str = "#.3g") -> Cell:
+        return lambda record: _plain(getattr(record.row(quantity), which), form)
 
-        return cell
-
-    columns = {"extra memory, MiB": beside("extra memory"), "seconds": beside("forward and backward")}
-    records = load("attention")
-    labels = {case: case.removesuffix(", 96x96") for case in records if case.endswith(", 96x96")}
-    return _table("attention", columns, labels=labels)
+    columns = {
+        "extra memory, MiB": of("extra memory", "ours"),
+        "of the other form": of("extra memory", "published"),
+        "times less": of("extra memory", "gain", "#.2g"),
+        "seconds": of("forward and backward", "ours"),
+        "of the other form ": of("forward and backward", "published"),
+        "times faster": of("forward and backward", "gain", "#.2g"),
+    }
+    labels = {case: case.removesuffix(", 96x96") for case in load("attention") if case.endswith(", 96x96")}
+    return _table("attention", columns, first="block", labels=labels)
 
 
 def padding() -> str:
@@ -298,7 +300,7 @@ def runtimes() -> str:
 
 def runtimes_of_small() -> str:
     columns = {f"{precision}: ms": fastest_and_median(precision) for precision in ("fp32", "int8")}
-    return _table("runtimes of small", columns)
+    return _table("runtimes of small", columns, first="runtime")
 
 
 def serving() -> str:
@@ -309,7 +311,7 @@ def serving() -> str:
         "memory after 100 requests, MiB": number("memory after 100 requests", ".0f"),
         "after 1,000 more": number("memory after 1,000 more", ".0f"),
     }
-    return _table("serving", columns)
+    return _table("serving", columns, first="server")
 
 
 def _table(
@@ -327,31 +329,36 @@ def _table(
     """
     records = load(benchmark)
     names = labels or {case: f"`{case}`" if code else case for case in records}
-    lines = {case: [name, *(cell(records[case]) for cell in columns.values())] for case, name in names.items()}
-    lines = {case: line for case, line in lines.items() if any(line[1:])}
-    return _with_source(markdown([[first, *columns], *lines.values()]), [records[case] for case in lines])
+    lines = [
+        (records[case], [name, *(cell(records[case]) for cell in columns.values())]) for case, name in names.items()
+    ]
+    filled = [(record, line) for record, line in lines if any(line[1:])]
+    return _with_sources([first, *columns], filled)
 
 
-def _side_by_side(groups: Mapping[str, str], columns: Mapping[str, Cell]) -> str:
+def _side_by_side(first: str, groups: Mapping[str, str], columns: Mapping[str, Cell]) -> str:
     """The same cases of several benchmarks."""
     records = {group: load(group) for group in groups}
-    head = [f"{name}: {column}" for name in groups.values() for column in columns]
+    head = [first, *(f"{name}: {column}" for name in groups.values() for column in columns)]
     cases = dict.fromkeys(case for group in records.values() for case in group)
     lines = [
         [f"`{case}`", *(cell(of[case]) if case in of else "" for of in records.values() for cell in columns.values())]
         for case in cases
     ]
-    return _with_source(markdown([["", *head], *lines]), [record for of in records.values() for record in of.values()])
+    sources = dict.fromkeys(_source(record) for of in records.values() for record in of.values())
+    return "\n\n".join([markdown([head, *lines]), *(f"*{source}*" for source in sources)])
 
 
-def _with_source(table: str, records: Iterable[Record]) -> str:
-    """The table, and by which commands, when and where its values were measured."""
-    sources = dict.fromkeys((f"`{record.command}`", record.date, record.machine) for record in records)
-    commands: dict[tuple[str, str], list[str]] = {}
-    for command, date, machine in sources:
-        commands.setdefault((date, machine), []).append(command)
-    lines = [f"{', '.join(given)}: {machine}, {date}." for (date, machine), given in commands.items()]
-    return "\n\n".join([table, *(f"*{line}*" for line in lines)])
+def _with_sources(head: list[str], lines: Sequence[tuple[Record, list[str]]]) -> str:
+    """A table, and below it by which commands, when and where its values were measured: by line, if that differs."""
+    sources = list(dict.fromkeys(_source(record) for record, _ in lines))
+    marks = dict(zip(sources, "¹²³⁴⁵⁶", strict=False)) if len(sources) > 1 else dict.fromkeys(sources, "")
+    shown = [[f"{line[0]} {marks[_source(record)]}".rstrip(), *line[1:]] for record, line in lines]
+    return "\n\n".join([markdown([head, *shown]), *(f"{mark} *{source}*".strip() for source, mark in marks.items())])
+
+
+def _source(record: Record) -> str:
+    return f"`{record.command}`: {record.machine}, {record.date}."
 
 
 def _plain(value: float | None, form: str = "#.3g") -> str:

@@ -35,7 +35,10 @@ PAGES = {
         about="Train a detector.",
         usage="[experiment=NAME] [OPTION=VALUE ...]",
         options={
-            "data": ("shapes", "format of the data: coco, custom, roboflow, yolo, voc, cvat, csv"),
+            "data": (
+                "shapes",
+                "format of the data: coco, custom, roboflow, yolo, voc, cvat, csv, coco_panoptic; shapes are generated",
+            ),
             "data.root": ("generated/shapes", "the folder of the data"),
             "model": ("detr", "the model, such as small, dino, rt_detr_r18, d_fine_n"),
             "weights": (
@@ -51,6 +54,7 @@ PAGES = {
         },
         examples=(
             "experiment=quickstart",
+            "model=small data=yolo data.root=DIR data.split=0.2",
             "experiment=finetune data=yolo data.root=DIR run_dir=RUN trainer.resume=auto",
             "experiment=detr_r50_coco data.root=DIR run_dir=RUN",
         ),
@@ -62,12 +66,12 @@ PAGES = {
         options={
             "checkpoint": ("null", _CHECKPOINT[1]),
             "results": ("null", "instead of a checkpoint: detections in COCO's format"),
-            "data": ("from_checkpoint", "format of the data, else that of the training"),
+            "data": ("from_checkpoint", "format of the data; else the data of the training"),
             "data.root": ("null", "the folder of the data"),
             "data.batch_size": ("4", "images in a batch"),
             "evaluation.max_dets": ("100", "the most detections of an image and class that count"),
             "report": ("false", "also write a page that says where the detector fails"),
-            "report_against": ("null", "compare with another evaluation in that page: its run_dir"),
+            "report_against": ("null", "compare with another evaluation in that page: the run_dir of that one"),
             "run_dir": (f"runs/evaluate/{DATE}", "the folder for the results"),
             "overwrite": _OVERWRITE,
         },
@@ -86,7 +90,7 @@ PAGES = {
             "output": ("run_dir", "the folder for drawn images and for detections"),
             "overwrite": _OVERWRITE,
             "formats": ("[json]", "files of detections: json, yolo, csv, panoptic"),
-            "threshold": ("0.5", "the lowest score; best: of each class the one with the best F1"),
+            "threshold": ("0.5", "the lowest score to keep; best: each class's own, with the best F1"),
             "max_dets": ("300", "the most detections of an image"),
             "size": ("null", "short side of images in pixels; null: as in training"),
             "batch_size": ("4", "images that the model gets at once"),
@@ -107,10 +111,10 @@ PAGES = {
             "precision": ("fp32", "fp32, fp16, or int8, which needs images"),
             "output": ("run_dir", "the folder of the file"),
             "overwrite": _OVERWRITE,
-            "fixed_size": ("false", "take images of one size alone"),
+            "fixed_size": ("false", "accept images of one size alone"),
             "batch_size": ("null", "images in a batch; null: any number"),
             "postprocess": ("true", "give scores, labels and boxes; false: the model's outputs"),
-            "images": ("null", "of your own, for the proof; null: generated ones"),
+            "images": ("null", "photographs for the proof, a folder or a pattern; null: generated ones"),
             "evaluate": ("false", "also compare AP on the validation data"),
         },
         examples=(
@@ -140,17 +144,17 @@ def help_page(name: str) -> str:
     parts = [
         page.about,
         f"Usage: {started} {page.usage}",
-        _section("What is changed most, with its default", options),
+        _section("Options that are used most, with their defaults", options),
         *([_section("Recipes, for experiment=NAME", _recipes())] if name == "train" else []),
-        _section(f"Published checkpoints, for {page.weights}=NAME", [("", ", ".join(PUBLISHED))]),
         _lines("Examples", *(f"{started} {example}" for example in page.examples)),
         *([_lines("On several GPUs", _launched(started))] if name == "train" else []),
         _lines(
             "All options",
-            f"{started} --cfg job prints them, with what other arguments set.",
+            f"{started} --cfg job prints them, as the other arguments set them.",
             f"{CONFIGS} describes them.",
             f"{started} --hydra-help describes flags, such as -m for sweeps.",
         ),
+        _section(f"Published checkpoints, for {page.weights}=NAME", [("", ", ".join(PUBLISHED))]),
     ]
     return "\n\n".join(parts)
 

@@ -132,7 +132,9 @@ def test_pretrained_weights_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", refuse)
-    with pytest.raises(UserError, match=r"could not download https://.*no route to host.*set model.backbone.weights=PATH"):
+    with pytest.raises(
+        UserError, match=r"could not download https://.*no route to host.*set model.backbone.weights=PATH"
+    ):
         ResNet(name="resnet18", weights="IMAGENET1K_V1")
     with pytest.raises(UserError, match="neither a file nor one of torchvision's weights for resnet18: IMAGENET1K_V1"):
         ResNet(name="resnet18", weights="IMAGENET22K")

@@ -298,7 +298,8 @@ def test_without_network_the_message_says_where_to_put_the_file(
 
     monkeypatch.setattr(timm_networks, "urlopen", refuse)
     with pytest.raises(
-        UserError, match=r"could not download https://.*timm/test_resnet.*no route to host.*set model.backbone.weights=PATH"
+        UserError,
+        match=r"could not download https://.*timm/test_resnet.*no route to host.*set model.backbone.weights=PATH",
     ):
         made("test_resnet", weights="DEFAULT")
 
