@@ -14,7 +14,7 @@ from detr.published import PUBLISHED
 
 # AP on COCO val of those whose files have no name here: Zhang et al., ICLR 2023; Huang et al., CVPR 2025.
 AP_OF_PAPERS = {"dino": 49.0, "deim_s": 49.0}
-FAST_FIRST = {
+FAST_FIRST = {  # the models of the overview, with the names of their checkpoints
     "d_fine_n": "d_fine_n",
     "d_fine_s": "d_fine_s",
     "deim_s": None,
