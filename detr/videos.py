@@ -145,7 +145,9 @@ def _pyav() -> Any:
         import av
     except ImportError:
         raise UserError("Videos need the package av. Install it with pip install 'detr-framework[video]'.") from None
-    av.logging.set_level(av.logging.PANIC)  # what matters becomes a message of ours
+    # What matters becomes a message of ours. Any other level calls Python from the threads that decode: they wait for
+    # the interpreter's lock while the thread that has it closes the video and waits for them, for ever.
+    av.logging.set_level(None)
     return av
 
 

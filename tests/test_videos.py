@@ -54,6 +54,11 @@ def test_what_is_written_has_the_rate_and_the_times_of_what_was_read(tmp_path: P
         assert (old.image.float() - new.image.float()).abs().mean() < 4
 
 
+def test_threads_that_decode_never_call_python(tmp_path: Path) -> None:
+    next(read_video(make_video(tmp_path / "a.mp4", frames(2))))
+    assert av.logging.get_level() is None
+
+
 def test_frames_at_uneven_times_keep_them(tmp_path: Path) -> None:
     times = [0, 40, 80, 500, 540, 1500]
     made = make_video(tmp_path / "a.mkv", frames(6), times=times)
