@@ -46,8 +46,9 @@ REPORT, NUMBERS = "evaluation/report.html", "evaluation/report.json"
 IMAGES = ("number of images", "names or order of images")  # of a data set's fingerprint
 
 
-def unread(data: DictConfig) -> str | None:
+def unread(config: DictConfig) -> str | None:
     """The split that is not needed: that of training, unless it overrides what the checkpoint held out a part of."""
+    data = config.data
     if data.split is not None:
         return "val"
     return "train" if "_target_" in (data.train or {}) else None

@@ -42,7 +42,12 @@ TENSORS = "weights.txt"  # what became of each tensor of weights=...
 BATCHES = ("batch_size", "workers", "pad_to")  # options of both loaders
 
 
-@command("train", unread=lambda data: None if data.split is None else "val")
+def unread(config: DictConfig) -> str | None:
+    """The split of the data that a training has no use for."""
+    return "val" if config.data.split is not None or config.trainer.overfit_batches else None
+
+
+@command("train", unread=unread)
 def main(config: DictConfig) -> None:
     device, options = pick_device(config.device), TrainerConfig(**plain(config.trainer))
     group = distributed.process_group(device, options.timeout)

@@ -317,7 +317,7 @@ def test_an_end_before_the_last_image_keeps_what_was_found(
 
     with mock.patch.object(Detector, "outputs", fail):
         done = predict(checkpoint, shapes_root / "val", tmp_path / "found", "batch_size=2")
-    assert done.code == code and "in 4 of 7 images" in done.output, done.output
+    assert done.code == code and "Read 4 of 7 images." in done.output, done.output
     assert (
         len(rows_of(tmp_path / "found", "images.json"))
         == 4

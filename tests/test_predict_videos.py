@@ -120,7 +120,7 @@ def test_an_end_within_a_video_keeps_what_was_found(
 
     with mock.patch.object(Detector, "outputs", fail):
         done = predict(checkpoint, made, tmp_path / "found", "batch_size=3")
-    assert done.code == code and "in 6 images and frames of 1 files" in done.output
+    assert done.code == code and "Read 6 images and frames of 1 files." in done.output
     assert len(rows_of(tmp_path / "found", "images.json")) == 6
     assert len(properties(tmp_path / "found" / "a.mp4")["times"]) == 6
     assert predict(checkpoint, made, tmp_path / "found", "overwrite=true").code == 0, "it knows its own files again"

@@ -11,14 +11,14 @@ from detr.engine.signals import interruptible
 
 
 def command(
-    name: str, *, unread: Callable[[Any], str | None] = lambda data: None
+    name: str, *, unread: Callable[[Any], str | None] = lambda config: None
 ) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Decorates the main function of a command, which then takes its checked configuration from the command line.
 
     What a user can cause ends the command as `exit_codes` says.
 
     name: of the configuration, configs/NAME.yaml.
-    unread: names the split of `config.data` that the command has no use for, so that it may be left open.
+    unread: names, of a configuration, the split of its data that the command does not use, so that it may be left open.
     """
 
     def decorate(run: Callable[[Any], None]) -> Callable[[], None]:
@@ -27,7 +27,7 @@ def command(
         def job(config: Any) -> None:
             # Here too, because the jobs of a sweep may run in other processes. `Sweep` reports the errors of these.
             with interruptible() if in_sweep() else exit_codes(), explained(name):
-                if "data" in config and (split := unread(config.data)) is not None:
+                if "data" in config and (split := unread(config)) is not None:
                     config.data[split] = None
                 check_config(config)
                 run(config)
