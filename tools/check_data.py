@@ -44,7 +44,7 @@ from detr.reporting.samples import captioned, grid
 from tools.data_check import charts, facts, pictures
 from tools.data_check.facts import Part
 from tools.data_check.recommendation import Choice, command, recommend
-from train import BATCHES, build_augmentation, read_annotations, train_loader
+from train import BATCHES, build_augmentation, read_annotations, train_loader, unread
 
 PAGE, CONTENT, SHEET = "check.html", "check.json", "sheet.jpg"
 _ORDER = ("error", "warning", "note")
@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     with explained("train"):
         config = compose(["data.check=pixels", *options.overrides, "data.workers=0"])
-        if config.data.split is not None:
-            config.data.val = None
+        if (split := unread(config)) is not None:
+            config.data[split] = None
         check_config(config)
     output = OutputFolder(options.output, [PAGE, CONTENT, SHEET], overwrite=True, option="--output DIR")
     report = check(config, options.overrides)
@@ -108,7 +108,8 @@ def check(config: DictConfig, overrides: Sequence[str] = ()) -> Report:
     """Everything but the writing. overrides: those of the command line, for the command to train."""
     report, data = Report(), config.data
     augmentation, options = build_augmentation(data), TrainerConfig(**plain(config.trainer))
-    read = _read(data, report.findings)
+    own = bool(options.overfit_batches)  # it is evaluated on the images that it trains on
+    read = _read(data, report.findings, own=own)
     sets: dict[str, DetectionDataset] = {}
     for name, annotations in read.items():
         categories = sets["train"].categories if "train" in sets else None
@@ -151,18 +152,23 @@ def check(config: DictConfig, overrides: Sequence[str] = ()) -> Report:
     if len(train):
         queries = int(config.model.get("num_queries") or 0)
         report.choices = recommend(report.parts[0], report.parts[1] if val is not None else None, overrides, queries)
-        split = [] if val is not None or data.split is not None else ["data.split=0.2"]  # what the finding advises
+        split = ["data.split=0.2"] if val is None and data.split is None and not own else []  # as the finding advises
         report.command = command(report.choices, [*overrides, *split])
     return report
 
 
-def _read(data: DictConfig, findings: dict[str, list[Finding]]) -> dict[str, Annotations]:
-    """The parts that can be read, without images whose files are missing."""
+def _read(data: DictConfig, findings: dict[str, list[Finding]], *, own: bool) -> dict[str, Annotations]:
+    """The parts that can be read, without images whose files are missing.
+
+    own: a training is its own validation, so that there is no such part.
+    """
     alone = data.copy()
     alone.split, alone.val = None, None
     read: dict[str, Annotations] = {}
     with _noted(findings["train"], "unreadable annotations"):
         read["train"] = _found(read_annotations(alone)[0], findings["train"])
+    if own:
+        return read
     if data.split is None:
         with _noted(findings["val"], "unreadable annotations"):
             val = build(data.val, path="data.val")

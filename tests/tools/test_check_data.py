@@ -311,6 +311,14 @@ def test_a_part_is_held_out(sound: Path) -> None:
     assert {part.name: len(part.dataset) for part in report.parts} == {"train": 30, "val": 10}
 
 
+def test_a_training_that_is_its_own_validation_needs_no_other(sound: Path, tmp_path: Path) -> None:
+    data = [f"data.train.images={sound / 'train'}", f"data.train.annotations={sound / 'instances_train.json'}"]
+    done = run(
+        "tools/check_data.py", "experiment=overfit", *data, "data.check=headers", "--output", str(tmp_path / "out")
+    )
+    assert done.code == 0 and "data.split" not in done.output, done.output
+
+
 @pytest.mark.parametrize("weights", [True, False])
 def test_the_command_at_the_end_starts(
     weights: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
