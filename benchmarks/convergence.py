@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of processor time in training, for each recipe")
     parser.add_argument("--recipes", default=",".join(RECIPES), help="some of them, with commas")
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
+    parser.add_argument("--save", action="store_true", help="keep the results, in results.json")
     options = parser.parse_args()
     experiment, batch_size = {"shapes": ("quickstart", 8), "bccd": ("bccd", 4)}[options.data]
     print(
@@ -93,7 +94,8 @@ def main() -> None:
             Row(recipe, "peak memory", "GiB", last["memory_gb"]),
             Row(recipe, "steps", "", steps),
         ]
-        save(f"recipes on {options.data}", rows, command=this_command(), threads=1, whole=False)
+        if options.save:
+            save(f"recipes on {options.data}", rows, command=this_command(), threads=1, whole=False)
         print("| " + " | ".join(map(str, [*cells, f"{found['AP']:.3f}", f"{found['AP50']:.3f}"])) + " |", flush=True)
 
 

@@ -100,11 +100,12 @@ def load(benchmark: str) -> dict[str, Record]:
 def save(
     benchmark: str, rows: Sequence[Row], *, command: str, threads: int, device: str = "cpu", whole: bool = True
 ) -> None:
-    """Put rows into the file of results.
+    """Put rows into the file of results, those of a GPU under a name of their own.
 
     whole: they take the place of all results of the benchmark, else of those of the same cases.
     """
     about = {"command": command, "date": date.today().isoformat(), "machine": machine(threads, device)}
+    benchmark = benchmark if device == "cpu" else f"{benchmark} on {device}"
     cases: dict[str, Any] = {row.case: {**about, "rows": []} for row in rows}
     for row in rows:
         given = [part for part in fields(row) if part.name != "case" and getattr(row, part.name) != part.default]
